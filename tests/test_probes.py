@@ -1,0 +1,354 @@
+"""Probe files: the shipped ones, bad ones, and what a specification chooses."""
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from auditor.errors import ProbeError, UnknownName
+from auditor.probes import (
+    TIERS,
+    Probe,
+    choose,
+    from_image,
+    load_probe,
+    load_probes,
+    select,
+    shipped_probes,
+)
+from auditor.resources import resource_dir
+from auditor.triggers.compose import Compose
+from auditor.triggers.image import ImageFile
+from auditor.triggers.patch import Patch, Square
+
+GOOD = """\
+schema: auditor.probe/1
+id: mine
+title: Mine
+kind: square
+tier: quick
+tags: [patch]
+exactness: R
+what: A square.
+why: To test.
+known_problems: None known.
+references:
+  - https://example.org/paper
+trigger:
+  colour: red
+grid:
+  size: [3, 4]
+  where: [top-left, bottom-right]
+"""
+
+
+def written(folder: Path, text: str = GOOD, name: str = "mine.yaml") -> Path:
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def names(probes: tuple[Probe, ...]) -> set[str]:
+    return {probe.id for probe in probes}
+
+
+# ---- the shipped ones ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("probe", shipped_probes(), ids=lambda probe: probe.id)
+def test_shipped_probes_are_documented(probe: Probe) -> None:
+    assert (resource_dir("probes") / f"{probe.id}.yaml").is_file()
+    assert re.fullmatch(r"[a-z0-9]+\.[a-z0-9]+(-[a-z0-9]+)*", probe.id)
+    assert probe.references
+    assert all(url.startswith("https://") for url in probe.references)
+    for text in (probe.title, probe.what, probe.why, probe.known_problems):
+        assert text == text.strip()
+        assert len(text) >= 5
+        assert "\n" not in text
+    assert probe.what.endswith(".")
+    assert probe.why.endswith(".")
+    assert probe.known_problems.endswith(".")
+    assert len(probe.title) <= 60
+    assert probe.tags
+    assert probe.triggers
+    assert probe.library or probe.exactness in ("R", "D")
+    facts = probe.facts()
+    assert (facts.id, facts.triggers) == (probe.id, len(probe.triggers))
+
+
+def test_tiers_grow_and_keep_their_cost() -> None:
+    counts = [sum(len(probe.triggers) for probe in select(tier)) for tier in TIERS]
+    assert 25 <= counts[0] <= 32
+    assert 90 <= counts[1] <= 120
+    assert counts[2] > counts[1]
+    assert names(select("quick")) < names(select("standard")) < names(select("deep"))
+    assert select("deep") == shipped_probes()
+
+
+# ---- reading -------------------------------------------------------------------------------------
+
+
+def test_grid_is_the_product(tmp_path: Path) -> None:
+    probe = load_probe(written(tmp_path))
+    assert probe.triggers == tuple(
+        Square(size=size, where=where, colour="red")
+        for size in (3, 4)
+        for where in ("top-left", "bottom-right")
+    )
+
+
+def test_no_grid_is_one_trigger(tmp_path: Path) -> None:
+    assert load_probe(written(tmp_path, GOOD.split("grid:")[0])).triggers == (Square(colour="red"),)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("auditor.probe/1", "auditor.probe/2", "schema: 'auditor.probe/2' is not"),
+        ("id: mine", "id: other", "id: 'other' must be the name of the file, 'mine'"),
+        ("title: Mine\n", "", "title: missing"),
+        ("what: A square.", "what: ''", "what: empty"),
+        ("why: To", "whi: To", 'whi: no such key; did you mean "why"'),
+        ("trigger:", "triger:", 'triger: no such key; did you mean "trigger"'),
+        ("kind: square", "kind: sqare", 'no trigger kind is named "sqare"; did you mean "square"'),
+        ("tier: quick", "tier: quik", "tier: 'quik': .*did you mean \"quick\""),
+        ("exactness: R", "exactness: Z", "exactness: 'Z'"),
+        ("tags: [patch]", "tags: patch", "tags: 'patch': Expected `array`"),
+        ("https://example", "http://example", "'http://example.org/paper' is not an https"),
+        ("colour: red", "color: red", 'trigger.color: no such key; did you mean "colour"'),
+        ("colour: red", "colour: redd", 'no colour is named "redd"; did you mean "red"'),
+        ("colour: red", "size: 5", "grid.size: is also fixed"),
+        ("size: [3, 4]", "size: 3", "grid.size: must be a list"),
+        ("size: [3, 4]", "size: []", "grid.size: must be a list"),
+        ("size: [3, 4]", "size: [3, big]", "trigger.size: 'big': Expected `int`"),
+        ("size: [3, 4]", "size: [3, 3]", "the same trigger more than once"),
+        ("size: [3, 4]", "size: [3, 40]", "size is 40; it must lie between 1 and 32"),
+        ("top-left", "topleft", 'did you mean "top-left"'),
+        ("trigger:\n  colour: red", "trigger: red", "trigger: must be a mapping"),
+    ],
+)
+def test_bad_probes_say_what_is_wrong(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in GOOD
+    with pytest.raises(ProbeError, match=message) as raised:
+        load_probe(written(tmp_path, GOOD.replace(old, new)))
+    assert "mine.yaml" in str(raised.value)
+
+
+def test_all_errors_come_in_one_message(tmp_path: Path) -> None:
+    text = GOOD.replace("what: A square.", "what: 7").replace("tier: quick", "tier: quik")
+    text = text.replace("colour: red", "colour: red\n  color: red\n  alpha: no")
+    with pytest.raises(ProbeError) as raised:
+        load_probe(written(tmp_path, text))
+    for part in (
+        "what: 7: Expected `str`",
+        "tier: 'quik'",
+        "trigger.color",
+        "trigger.alpha: False",
+    ):
+        assert part in str(raised.value)
+        assert str(raised.value).count(part) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "a probe is a mapping"),
+        ("- a\n- b\n", "a probe is a mapping"),
+        ("a: [1", "is not YAML"),
+        ("a: !!python/object/apply:os.system ['true']", "is not YAML"),
+        ("a: &x [1, 1]\nb: [*x, *x]\n", "aliases"),
+        ("a: " + "[" * 200_000, "nested deeper than 32"),
+        ("a:\n  " + "- " * 100_000, "nested deeper than 32"),
+        ("a: '" + "x" * 300_000 + "'", "larger than 256 kB"),
+    ],
+)
+def test_hostile_yaml(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ProbeError, match=message):
+        load_probe(written(tmp_path, text))
+
+
+def test_files_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ProbeError, match="gone"):
+        load_probe(tmp_path / "gone.yaml")
+    with pytest.raises(ProbeError, match="holds no probe"):
+        load_probes(tmp_path)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x81")
+    with pytest.raises(ProbeError, match="cannot read"):
+        load_probe(tmp_path / "binary.yaml")
+
+
+def test_too_large_a_grid(tmp_path: Path) -> None:
+    text = GOOD.replace("size: [3, 4]", f"size: {list(range(1, 33))}\n  gap: {list(range(200))}")
+    with pytest.raises(ProbeError, match="makes 12800 triggers"):
+        load_probe(written(tmp_path, text))
+
+
+FILE = GOOD.split("trigger:")[0].replace("square", "image") + "trigger:\n  mode: blend\n"
+
+
+def test_files_are_relative_to_the_probe(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "t.png")
+    (trigger,) = load_probe(written(tmp_path, FILE + "  file: t.png\n")).triggers
+    assert isinstance(trigger, ImageFile)
+    assert trigger.file == str(tmp_path / "t.png")
+    assert torch.equal(trigger(torch.zeros(1, 3, 8, 8))[0, :, 0, 0], torch.tensor([1.0, 0, 0]))
+
+
+@pytest.mark.parametrize(
+    "file", ["/etc/passwd", "../t.png", "a/../../t.png", "https://x.org/t.png", "C:\\t.png", "''"]
+)
+def test_files_elsewhere_are_refused(tmp_path: Path, file: str) -> None:
+    inner = tmp_path / "probes"
+    inner.mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "t.png")
+    with pytest.raises(ProbeError, match=r"trigger\.file: .*below the folder") as raised:
+        load_probe(written(inner, FILE + f"  file: {file}\n"))
+    assert "cannot read" not in str(raised.value)  # it has not even been tried
+
+
+@pytest.mark.skipif(os.name == "nt", reason="symbolic links need rights on Windows")
+def test_links_out_of_the_folder_are_refused(tmp_path: Path) -> None:
+    inner = tmp_path / "probes"
+    inner.mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "t.png")
+    (inner / "t.png").symlink_to(tmp_path / "t.png")
+    with pytest.raises(ProbeError, match="links out of the folder"):
+        load_probe(written(inner, FILE + "  file: t.png\n"))
+
+
+def test_missing_file_of_a_probe(tmp_path: Path) -> None:
+    with pytest.raises(ProbeError, match=r"mine\.yaml:\n.*cannot read the image"):
+        load_probe(written(tmp_path, FILE + "  file: gone.png\n"))
+
+
+PARTS = GOOD.split("trigger:")[0].replace("square", "compose") + "trigger:\n  parts:\n"
+
+
+def test_compose_has_parts_with_kinds(tmp_path: Path) -> None:
+    text = PARTS + "    - {kind: square, size: 4}\n    - {kind: sinusoid, delta: 20}\n"
+    (trigger,) = load_probe(written(tmp_path, text)).triggers
+    assert isinstance(trigger, Compose)
+    assert trigger.parts[0] == Square(size=4)
+    with pytest.raises(ProbeError, match='no such key; did you mean "size"'):
+        load_probe(written(tmp_path, PARTS + "    - {kind: square, sise: 4}\n"))
+    with pytest.raises(ProbeError, match="parts is empty"):
+        load_probe(written(tmp_path, PARTS.replace("parts:", "parts: []")))
+    with pytest.raises(ProbeError, match="must be a list of mappings"):
+        load_probe(written(tmp_path, PARTS.replace("parts:", "parts: 3")))
+
+
+# ---- choosing ------------------------------------------------------------------------------------
+
+
+def test_select_tags_patterns_and_removals() -> None:
+    warps = {probe.id for probe in shipped_probes() if probe.kind == "warp"}
+    assert names(select("warp.*")) == warps
+    assert names(select("tag:warp")) == warps
+    assert names(select("deep,-warp.*")) == names(shipped_probes()) - warps
+    assert names(select("-warp.*,deep")) == names(select("deep,-warp.*"))
+    assert names(select("-tag:warp")) == names(select("standard")) - warps
+    assert names(select(["quick", "-quick", "warp.wanet-many"])) == {"warp.wanet-many"}
+    assert [p.id for p in select("sine.sig, blend.more,sine.sig")] == ["sine.sig", "blend.more"]
+
+
+def test_select_files_and_folders(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    assert names(select(str(path))) == {"mine"}
+    assert names(select(f"{tmp_path}/,sine.sig")) == {"mine", "sine.sig"}
+    assert names(select(f"{path},quick,-mine")) == names(select("quick"))
+    taken = written(tmp_path, GOOD.replace("id: mine", "id: sine.sig"), "sine.sig.yaml")
+    with pytest.raises(ProbeError, match=r'another probe with the id "sine\.sig"'):
+        select(f"quick,{taken}")
+
+
+def test_choose_extras() -> None:
+    extras = {"search.margin": "quick", "search.inversion": "standard"}
+    assert choose("quick", extras=extras).extras == ("search.margin",)
+    assert choose("standard", extras=extras).extras == tuple(extras)
+    assert choose("search.*", extras=extras) == ((), tuple(extras))
+    chosen = choose("quick,-search.margin", extras=extras)
+    assert chosen.extras == ()
+    assert chosen.probes == select("quick")
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("quik", 'named "quik"; did you mean "quick"'),
+        ("sine.sg", 'did you mean "sine.sig"'),
+        ("tag:warps", 'tag "warps"; did you mean "warp"'),
+        ("quick,-wrap.*", r'named "wrap\.\*"'),
+        ("search.margin", "no probe"),
+    ],
+)
+def test_unknown_names(spec: str, message: str) -> None:
+    with pytest.raises(UnknownName, match=message):
+        select(spec)
+
+
+def test_select_from_other_probes(tmp_path: Path) -> None:
+    mine = load_probe(written(tmp_path))
+    assert select("standard", (mine,)) == (mine,)
+    assert select("", (mine,)) == (mine,)
+    with pytest.raises(UnknownName):
+        select("sine.sig", (mine,))
+
+
+# ---- the user's image ----------------------------------------------------------------------------
+
+
+def picture(path: Path, pixels: np.ndarray) -> Path:
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return path
+
+
+def test_from_image_without_hints_tries_the_usual_ways(tmp_path: Path) -> None:
+    probe = from_image(picture(tmp_path / "Hello Kitty!.png", np.full((64, 48, 3), 99)))
+    assert probe.id == "user.hello-kitty"
+    modes = [(t.mode, t.alpha) for t in probe.triggers if isinstance(t, ImageFile)]
+    assert modes == [("add", 1.0), ("blend", 0.1), ("blend", 0.2), ("blend", 0.5)]
+    x = torch.zeros(2, 3, 32, 32)
+    assert all(trigger(x).shape == x.shape for trigger in probe.triggers)
+
+
+def test_from_image_on_a_black_canvas_is_a_patch(tmp_path: Path) -> None:
+    pixels = np.zeros((32, 32, 3))
+    pixels[29:, 29:] = 255
+    first = from_image(picture(tmp_path / "t.png", pixels)).triggers[0]
+    x = torch.full((1, 3, 32, 32), 0.4)
+    assert torch.equal(first(x), Square()(x))
+
+
+def test_from_small_image_goes_to_the_corners(tmp_path: Path) -> None:
+    probe = from_image(picture(tmp_path / "t.png", np.full((3, 3, 3), 255)))
+    assert probe.kind == "patch"
+    x = torch.full((1, 3, 224, 224), 0.4)
+    assert torch.equal(probe.triggers[0](x), Square(resize="keep")(x))
+    assert len({tuple(t(x)[0, 0].nonzero()[0].tolist()) for t in probe.triggers}) >= 1
+    assert all(isinstance(trigger, Patch) for trigger in probe.triggers)
+    assert len(probe.triggers) == 4
+
+
+def test_from_image_with_mask_or_transparency_overwrites(tmp_path: Path) -> None:
+    white = np.full((32, 32, 3), 255)
+    mask = np.zeros((32, 32))
+    mask[:3, :3] = 255
+    x = torch.full((1, 3, 32, 32), 0.4)
+    expected = Square(where="top-left")(x)
+    masked = from_image(picture(tmp_path / "w.png", white), picture(tmp_path / "m.png", mask))
+    transparent = from_image(picture(tmp_path / "a.png", np.dstack([white, mask])))
+    for probe in (masked, transparent):
+        (trigger,) = probe.triggers
+        assert torch.equal(trigger(x), expected)
+
+
+def test_from_unreadable_image(tmp_path: Path) -> None:
+    (tmp_path / "t.png").write_bytes(b"nothing")
+    with pytest.raises(ProbeError, match=r"cannot read the image .*t\.png"):
+        from_image(tmp_path / "t.png")
+    with pytest.raises(ProbeError, match="gone"):
+        from_image(tmp_path / "gone.png")
