@@ -1,0 +1,155 @@
+"""Weights without a network: bare or nested checkpoints, put into the network of `--arch`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from auditor.architectures import Architecture
+from auditor.errors import UnsuitableModel
+from auditor.models.base import ModuleHandle
+from auditor.safety.structure import FileFacts
+from auditor.text import clean_text
+
+MAX_DEPTH = 4
+PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.", "backbone.")
+"""What wrappers put before every key (DataParallel, torch.compile, Lightning)."""
+MAX_LISTED = 5
+
+StateDict = dict[str, Tensor]
+
+
+def find_state_dict(checkpoint: Any) -> tuple[str, StateDict]:
+    """The weights in a checkpoint, and the path of keys that leads to them.
+
+    The nested dictionary with the most tensors wins; of two with as many, the first in the file.
+
+    Returns:
+        Path such as `net` (empty for a bare state dict), and name -> tensor; empty where the
+        checkpoint holds no weights.
+    """
+    best: tuple[str, StateDict] = ("", {})
+    stack: list[tuple[str, Any, int]] = [("", checkpoint, 0)]
+    while stack:
+        path, entry, depth = stack.pop(0)
+        if not isinstance(entry, Mapping) or depth > MAX_DEPTH:
+            continue
+        tensors = {
+            key: value
+            for key, value in entry.items()
+            if isinstance(key, str) and isinstance(value, Tensor)
+        }
+        if len(tensors) > len(best[1]):
+            best = (path, tensors)
+        stack += [
+            (f"{path}.{key}" if path else str(key), value, depth + 1)
+            for key, value in entry.items()
+        ]
+    return best
+
+
+def class_count(state: StateDict) -> int | None:
+    """Rows of the last matrix in a state dict: the number of classes of most classifiers."""
+    matrices = [tensor for tensor in state.values() if tensor.ndim == 2]
+    return matrices[-1].shape[0] if matrices else None
+
+
+def unprefixed(state: StateDict, wanted: set[str]) -> StateDict:
+    """`state` without the wrapper's prefix, if that makes more keys fit the network's."""
+    best = state
+    while prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in state)), None):
+        state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+        if len(wanted & state.keys()) > len(wanted & best.keys()):
+            best = state
+    return best
+
+
+def open_state_dict(
+    file: FileFacts, checkpoint: Any, architecture: Architecture | None, device: torch.device
+) -> ModuleHandle:
+    """Put a checkpoint's weights into the network of `architecture`.
+
+    Raises:
+        UnsuitableModel: There are no weights, no architecture was given, or they do not fit.
+    """
+    name = clean_text(file.path.name)
+    path, state = find_state_dict(checkpoint)
+    if not state:
+        raise UnsuitableModel(
+            f"{name} holds no weights (it is a {clean_text(type(checkpoint).__name__)}"
+            f"{_keys_of(checkpoint)}). Save the network or its state_dict."
+        )
+    if architecture is None:
+        raise UnsuitableModel(
+            f"{name} holds only weights ({len(state)} tensors{f' under {clean_text(path)!r}' if path else ''}"
+            f"), not the network: first {_listed(list(state))}. Add --arch with a torchvision name "
+            "(--arch resnet18) or with your own code (--arch my_model.py:build)."
+        )
+    network = architecture.build(class_count(state))
+    fit(network, state, name=name, architecture=architecture.name)
+    extras = {
+        key: value
+        for key, value in (checkpoint.items() if isinstance(checkpoint, Mapping) else ())
+        if isinstance(key, str) and isinstance(value, Tensor) and key not in state
+    }
+    handle = ModuleHandle(
+        file,
+        network,
+        architecture=architecture.name,
+        device=device,
+        input_size=architecture.input_size,
+        extras=extras,
+    )
+    if path:
+        handle.notes.append(f'The weights were found under "{clean_text(path)}".')
+    return handle
+
+
+def fit(network: nn.Module, state: StateDict, *, name: str, architecture: str) -> None:
+    """Load `state` into `network`, all of it.
+
+    Raises:
+        UnsuitableModel: Lists the weights whose shapes differ, that are missing or too many.
+    """
+    own = network.state_dict()
+    state = unprefixed(state, set(own))
+    missing = [
+        key for key in own if key not in state and not key.endswith("num_batches_tracked")
+    ]
+    unexpected = [key for key in state if key not in own]
+    differing = [
+        f"{clean_text(key)} is {_shape(state[key])} in the file, {_shape(own[key])} in the network"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    if missing or unexpected or differing:
+        parts = [
+            f"{len(state)} weights in the file, {len(own)} in the network "
+            f"--arch {architecture}; they do not fit."
+        ]
+        if differing:
+            parts.append(f"Other shape ({len(differing)}): {_listed(differing)}.")
+        if missing:
+            parts.append(f"Missing in the file ({len(missing)}): {_listed(missing)}.")
+        if unexpected:
+            parts.append(f"Not in the network ({len(unexpected)}): {_listed(unexpected)}.")
+        raise UnsuitableModel(f"{name}: {' '.join(parts)}")
+    network.load_state_dict(state, strict=False)
+
+
+def _shape(tensor: Tensor) -> str:
+    return "×".join(map(str, tensor.shape)) or "a single number"
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(clean_text(name, limit=120) for name in names[:MAX_LISTED])
+    return shown + (f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else "")
+
+
+def _keys_of(checkpoint: Any) -> str:
+    if not isinstance(checkpoint, Mapping) or not checkpoint:
+        return ""
+    return f" with the keys {_listed([str(key) for key in checkpoint])}"

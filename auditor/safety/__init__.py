@@ -1,0 +1,1 @@
+"""What can be known about a suspect file before anything in it is used."""

@@ -1,0 +1,176 @@
+"""What would a suspect file run if it were opened? Decided by allow-lists, without running it."""
+
+from __future__ import annotations
+
+import ast
+import enum
+import importlib
+import inspect
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from auditor.errors import UnreadableModel, UnsafeModel
+from auditor.text import clean_text
+
+ALLOWED_MODULES = (
+    "torch.nn.modules.",
+    "torch.nn.parallel.",
+    "torchvision.models.",
+    "torchvision.ops.",
+)
+"""Where the classes of a pickled network may live; only `nn.Module` and `Enum` classes of them."""
+
+FORBIDDEN_OPERATORS = frozenset({"save", "from_file", "load", "_print"})
+"""TorchScript operators that read or write anything but the tensors they are given."""
+
+OPERATOR_LIBRARIES = frozenset({"prim", "aten", "torchvision", "quantized"})
+"""Operator namespaces that come with torch and torchvision."""
+
+MAX_LISTED = 8
+
+
+class InertPartial:
+    """What `functools.partial` becomes: torchvision's transformers keep one, and never call it."""
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        """Keeps nothing."""
+
+    def __setstate__(self, state: object) -> None:
+        """Ignores what the pickle says."""
+
+
+HARMLESS: dict[str, type[Any]] = {
+    "builtins.set": set,
+    "__builtin__.set": set,
+    "functools.partial": InertPartial,
+}
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+
+
+def allowed_global(name: str) -> type[Any] | None:
+    """The class that a pickle's global may become, or None where it is not on the allow-list.
+
+    Args:
+        name: Full dotted name as the pickle spells it, such as `torch.nn.modules.conv.Conv2d`.
+    """
+    if name in HARMLESS:
+        return HARMLESS[name]
+    if not name.startswith(ALLOWED_MODULES):
+        return None
+    module, _, attribute = name.rpartition(".")
+    try:
+        entry = getattr(importlib.import_module(module), attribute, None)
+    except ImportError:
+        return None
+    if not inspect.isclass(entry) or not f"{entry.__module__}.".startswith(ALLOWED_MODULES):
+        return None
+    return entry if issubclass(entry, nn.Module | enum.Enum) else None
+
+
+def load_pickle(path: Path) -> Any:
+    """Read a file of `torch.save` without executing anything in it.
+
+    torch's weights-only unpickler, with the classes of torch's and torchvision's own networks
+    allowed. Tensors land on the CPU.
+
+    Raises:
+        UnsafeModel: The file needs other code; lists the names it wants and the ways out.
+        UnreadableModel: The pickle is damaged.
+    """
+    allowed: dict[str, type[Any]] = {}
+    while True:
+        entries: list[Any] = [(entry, name) for name, entry in allowed.items()]
+        try:
+            with torch.serialization.safe_globals(entries):
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever a hostile file provokes has one of two answers
+            message = str(error)
+        wanted = [name for name in _wanted_globals(path, message) if name not in allowed]
+        if not wanted and "but got <class 'str'>" in message:
+            raise UnreadableModel(
+                f"{clean_text(path.name)} is a whole network in PyTorch's old file format (before "
+                "1.6), which keeps its source code in the pickle. Save it again with a current "
+                "PyTorch, or save its state_dict and pass --arch."
+            )
+        if not wanted:
+            raise UnreadableModel(
+                f"{clean_text(path.name)} cannot be read as a PyTorch file "
+                f"({clean_text(message.splitlines()[0] if message else 'damaged', limit=160)})."
+            )
+        refused = [name for name in wanted if allowed_global(name) is None]
+        if refused:
+            raise UnsafeModel(_refusal(path, refused))
+        allowed |= {name: entry for name in wanted if (entry := allowed_global(name)) is not None}
+
+
+def _wanted_globals(path: Path, message: str) -> list[str]:
+    """Names outside torch's own allow-list: all of a zip archive, else the one in the message."""
+    named = set(_GLOBAL.findall(message))
+    if zipfile.is_zipfile(path):
+        try:
+            named.update(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+        except Exception:  # the static walk met an opcode that it does not know
+            return sorted(named)
+    return sorted(named)
+
+
+def _refusal(path: Path, refused: list[str]) -> str:
+    shown = ", ".join(clean_text(name, limit=80) for name in refused[:MAX_LISTED])
+    more = f" and {len(refused) - MAX_LISTED} more" if len(refused) > MAX_LISTED else ""
+    return (
+        f"{clean_text(path.name)} is a pickle that needs code which is not part of torch or "
+        f"torchvision; opening it could run anything, so auditor does not. It wants: {shown}{more}. "
+        "Ways out: (1) in the environment it came from, save torch.save(model.state_dict(), ...) "
+        "and pass --arch your_file.py:factory; (2) export it to ONNX (torch.onnx.export); "
+        "(3) export it to TorchScript (torch.jit.trace(...).save)."
+    )
+
+
+def check_torchscript(path: Path) -> None:
+    """Refuse a TorchScript archive whose code does more than compute on tensors.
+
+    TorchScript is code: its interpreter can write files already while loading (`__setstate__`).
+    The archive's code is parsed, never run; operators and namespaces are checked one by one.
+
+    Raises:
+        UnsafeModel: Names what the code would do.
+    """
+    findings: list[str] = []
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.namelist():
+            if not member.endswith(".py"):
+                continue
+            try:
+                tree = ast.parse(archive.read(member).decode("utf-8"))
+            except (SyntaxError, ValueError, RecursionError, MemoryError):
+                findings.append(f"unreadable code in {clean_text(member, limit=80)}")
+                continue
+            findings += _code_findings(tree)
+    if findings:
+        shown = ", ".join(sorted(set(findings))[:MAX_LISTED])
+        raise UnsafeModel(
+            f"{clean_text(path.name)} is a TorchScript file whose code does more than compute on "
+            f"tensors: {shown}. auditor does not open it. Ways out: export the network to ONNX, "
+            "or save its state_dict and pass --arch."
+        )
+
+
+def _code_findings(tree: ast.AST) -> list[str]:
+    findings = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.name in ("__setstate__", "__getstate__"):
+            findings.append(f"it runs {node.name} while loading")
+        if not isinstance(node, ast.Attribute):
+            continue
+        if node.attr in FORBIDDEN_OPERATORS:
+            findings.append(f"it calls {clean_text(ast.unparse(node), limit=60)}")
+        owner = node.value
+        foreign = isinstance(owner, ast.Name) and owner.id == "ops"
+        if foreign and node.attr not in OPERATOR_LIBRARIES:
+            findings.append(f"it uses operators of {clean_text(node.attr, limit=60)!r}")
+    return findings

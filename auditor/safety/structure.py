@@ -1,0 +1,207 @@
+"""Is this file well formed, and what kind of model file is it? Reads bytes, interprets nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import zipfile
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from auditor.errors import UnreadableModel
+from auditor.text import clean_text
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+LEGACY_TORCH_MAGIC = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # torch.serialization.MAGIC_NUMBER
+MAX_MEMBERS = 100_000
+MAX_CODE = 64 << 20
+"""Largest inflated size of a TorchScript archive's compressed members, in bytes."""
+
+
+class Kind(StrEnum):
+    """What a file turned out to be, by its bytes and not by its name."""
+
+    TORCH_ZIP = "PyTorch zip"
+    TORCH_LEGACY = "PyTorch legacy pickle"
+    TORCHSCRIPT = "TorchScript"
+    PT2 = "torch.export archive"
+    ONNX = "ONNX"
+    SAFETENSORS = "safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileFacts:
+    """A suspect file, identified."""
+
+    path: Path
+    kind: Kind
+    bytes: int
+    sha256: str
+
+
+def identify(path: Path) -> FileFacts:
+    """Find out what kind of model file `path` is.
+
+    Raises:
+        UnreadableModel: There is no such file, or it is no model file; says what it is instead.
+    """
+    name = clean_text(path.name)
+    if path.is_dir():
+        raise UnreadableModel(f"{name} is a directory, not a model file. Name the file in it.")
+    if not path.exists():
+        raise UnreadableModel(f"{clean_text(str(path))}: no such file.{_similar(path)}")
+    if not path.is_file():
+        raise UnreadableModel(f"{name} is not a regular file (a device or a pipe).")
+    size = path.stat().st_size
+    if size == 0:
+        raise UnreadableModel(f"{name} is empty (0 bytes). Download it again.")
+    try:
+        with path.open("rb") as file:
+            head = file.read(4096)
+            file.seek(0)
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UnreadableModel(f"{name} cannot be read: {error.strerror}.") from None
+    if head.startswith(LFS_POINTER):
+        raise UnreadableModel(
+            f"{name} is a Git LFS pointer ({size} bytes), not the model. Run: git lfs pull"
+        )
+    return FileFacts(path=path, kind=_kind(path, head, size), bytes=size, sha256=sha256)
+
+
+def _kind(path: Path, head: bytes, size: int) -> Kind:
+    name = clean_text(path.name)
+    if head.startswith(b"PK\x03\x04"):
+        return _kind_of_zip(path)
+    if head[:1] == b"\x80" and LEGACY_TORCH_MAGIC in head[:64]:
+        return Kind.TORCH_LEGACY
+    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        raise UnreadableModel(
+            f"{name} is a plain Python pickle, not a file of torch.save. auditor never unpickles "
+            "such files. Save the weights with torch.save(model.state_dict(), ...) and pass --arch."
+        )
+    if _is_safetensors(head, size):
+        return Kind.SAFETENSORS
+    if _is_onnx(path, head):
+        return Kind.ONNX
+    if _is_text(head):
+        shown = clean_text(head.decode("utf-8", "replace").strip().splitlines()[0], limit=60)
+        raise UnreadableModel(
+            f'{name} is a text file, not a model (it begins with "{shown}"). '
+            "If it is an error page or a pointer, download the model again."
+        )
+    if path.suffix.lower() in (".pt", ".pth", ".ckpt", ".bin", ".onnx"):
+        raise UnreadableModel(
+            f"{name} is not a model file that auditor knows: it begins with "
+            f"{head[:8].hex(' ')}. It may be damaged; download it again."
+        )
+    raise UnreadableModel(
+        f"{name} is not a model file that auditor knows: it begins with {head[:8].hex(' ')}. "
+        "Known: PyTorch (.pt, .pth), TorchScript, ONNX."
+    )
+
+
+def _kind_of_zip(path: Path) -> Kind:
+    """Check a zip archive and tell TorchScript, torch.save and torch.export apart.
+
+    torch's reader takes the first of two members of the same name, Python's the last; it inflates
+    without limit and ignores checksums. A file in which these differ was made to be read in two
+    ways, so such files are refused.
+    """
+    name = clean_text(path.name)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            if len(members) > MAX_MEMBERS:
+                raise UnreadableModel(f"{name}: {len(members)} members in the archive; refused.")
+            names = [member.filename for member in members]
+            if len(set(names)) != len(names):
+                twice = next(n for n in names if names.count(n) > 1)
+                raise UnreadableModel(
+                    f'{name}: the archive holds "{clean_text(twice)}" twice, so that readers '
+                    "disagree about its content; refused."
+                )
+            _refuse_bombs(name, members, path.stat().st_size)
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+        raise UnreadableModel(
+            f"{name} is damaged or ends early ({clean_text(str(error))}). Download it again."
+        ) from None
+    if damaged is not None:
+        raise UnreadableModel(
+            f'{name} is damaged: the checksum of "{clean_text(damaged)}" is wrong. '
+            "Download it again."
+        )
+    inner = {member.partition("/")[2] for member in names}
+    if "constants.pkl" in inner and any(member.startswith("code/") for member in inner):
+        return Kind.TORCHSCRIPT
+    if "archive_format" in inner or any(member.startswith("models/") for member in inner):
+        return Kind.PT2
+    if "data.pkl" in inner:
+        return Kind.TORCH_ZIP
+    raise UnreadableModel(
+        f"{name} is a zip archive, but not one of PyTorch (no data.pkl in it). "
+        "If it contains the model, unpack it and name the model file."
+    )
+
+
+def _refuse_bombs(name: str, members: list[zipfile.ZipInfo], size: int) -> None:
+    inflated = 0
+    for member in members:
+        if member.flag_bits & 0x1:
+            raise UnreadableModel(f"{name}: the archive is encrypted; refused.")
+        if member.compress_type != zipfile.ZIP_STORED:
+            inflated += member.file_size
+    stored = sum(m.file_size for m in members if m.compress_type == zipfile.ZIP_STORED)
+    if stored > size:
+        raise UnreadableModel(
+            f"{name}: the archive claims {stored:,} bytes of content in a file of {size:,}; refused."
+        )
+    if inflated > MAX_CODE:
+        raise UnreadableModel(
+            f"{name}: {inflated:,} bytes of compressed content (PyTorch stores tensors "
+            "uncompressed); refused as a decompression bomb."
+        )
+
+
+def _is_safetensors(head: bytes, size: int) -> bool:
+    if len(head) < 9 or head[8:9] != b"{":
+        return False
+    (length,) = struct.unpack("<Q", head[:8])
+    if length + 8 > size:
+        return False
+    try:
+        json.loads(head[8 : 8 + length])
+    except ValueError:
+        return length > len(head) - 8
+    return True
+
+
+def _is_onnx(path: Path, head: bytes) -> bool:
+    """A ModelProto begins with field 1 (ir_version, a varint) in every exporter's output."""
+    return (head[:1] == b"\x08" and 1 <= head[1] <= 64) or (
+        path.suffix.lower() == ".onnx" and not _is_text(head)
+    )
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        text = head[:1024].decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start < min(len(head), 1024) - 4:
+            return False
+        text = head[: error.start].decode("utf-8")
+    return all(c.isprintable() or c in "\r\n\t" for c in text)
+
+
+def _similar(path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f' The folder "{clean_text(str(folder))}" does not exist either.'
+    from auditor.registry import nearest
+
+    return nearest(path.name, (entry.name for entry in folder.iterdir())).replace(";", "").replace(
+        " did", " Did", 1
+    )
