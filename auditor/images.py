@@ -1,0 +1,393 @@
+"""The clean set: a user's images, with or without labels, at the model's input size."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from auditor.errors import ImageError
+from auditor.results import InputSpec
+from auditor.text import clean_text
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+MAX_PIXELS = 64_000_000
+"""Larger pictures are left out: a decompression bomb, or no input for a classifier."""
+IMAGES_KEYS = ("images", "x", "data", "X")
+LABELS_KEYS = ("labels", "y", "targets", "Y")
+MAX_LISTED = 5
+
+Notify = Callable[[str, int, int], None]
+"""What is going on, how much is done, of how much."""
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """The default listener: nobody."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanSet:
+    """Images at the model's size, 8 bits a channel."""
+
+    images: Tensor
+    """``(N, C, H, W)`` uint8 on the CPU."""
+    labels: Tensor | None
+    """``(N,)`` int64, or None."""
+    class_names: tuple[str, ...] = ()
+    """Names of the class folders, in the order of their class numbers."""
+    found: int = 0
+    """Images in the folder or file, of which these were drawn."""
+    unreadable: tuple[str, ...] = field(default=())
+    """Files that were left out, with the reason."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def digest(self) -> str:
+        """SHA-256 over pixels and labels."""
+        sha = hashlib.sha256(self.images.numpy().tobytes())
+        if self.labels is not None:
+            sha.update(self.labels.numpy().tobytes())
+        return sha.hexdigest()
+
+
+class ImageSource:
+    """Where clean images come from; knows how many, their labels and sizes before reading all."""
+
+    def __init__(self, name: str, count: int, labels: list[int] | None, class_names: tuple[str, ...]):
+        self.name = name
+        self.count = count
+        self.labels = labels
+        self.class_names = class_names
+
+    def draw(self, limit: int, seed: int) -> list[int]:
+        """Indices of at most `limit` images, as evenly over the classes as they come."""
+        order = torch.randperm(self.count, generator=torch.Generator().manual_seed(seed)).tolist()
+        if self.labels is None:
+            return order[:limit]
+        by_class: dict[int, list[int]] = {}
+        for index in order:
+            by_class.setdefault(self.labels[index], []).append(index)
+        rank = {i: place for members in by_class.values() for place, i in enumerate(members)}
+        return sorted(order, key=lambda index: rank[index])[:limit]
+
+    def sizes(self, indices: Sequence[int]) -> set[tuple[int, int]]:
+        """Heights and widths of some images."""
+        raise NotImplementedError
+
+    def read(self, index: int) -> Image.Image:
+        """One image. Raises `OSError` or `ValueError` where it cannot be read."""
+        raise NotImplementedError
+
+    def label_of(self, index: int) -> int | None:
+        """The label of an image, where there are labels."""
+        return None if self.labels is None else self.labels[index]
+
+    def title(self, index: int) -> str:
+        """How to name an image in a message."""
+        return f"image {index}"
+
+    def load(
+        self, indices: Sequence[int], spec: InputSpec, notify: Notify = silent
+    ) -> CleanSet:
+        """Read images and bring them to the model's size.
+
+        Raises:
+            ImageError: None of them can be read.
+        """
+        images, labels, unreadable = [], [], []
+        for done, index in enumerate(indices):
+            try:
+                images.append(resized(self.read(index), spec))
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+                unreadable.append(f"{self.title(index)} ({_why(error)})")
+                continue
+            labels.append(self.label_of(index))
+            if done % 64 == 63:
+                notify("reading images", done + 1, len(indices))
+        if not images:
+            raise ImageError(
+                f"{self.name}: none of the {len(indices)} images can be read: "
+                f"{'; '.join(unreadable[:MAX_LISTED])}."
+            )
+        return CleanSet(
+            images=torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(),
+            labels=None if self.labels is None else torch.tensor(labels),
+            class_names=self.class_names,
+            found=self.count,
+            unreadable=tuple(unreadable),
+        )
+
+
+class FolderSource(ImageSource):
+    """`DIR/<class>/*.png`, or a flat folder, perhaps with `labels.csv` (file,label).
+
+    Class folders are numbered by `names` where given, by their own name where all of them are
+    whole numbers, and alphabetically otherwise, as torchvision's ImageFolder does.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str] | None = None) -> None:
+        self._files: list[Path]
+        name = clean_text(str(folder))
+        flat = _image_files(folder)
+        classes = sorted(
+            (d for d in folder.iterdir() if d.is_dir() and not d.name.startswith((".", "__"))),
+            key=lambda d: d.name,
+        )
+        members = {d.name: _image_files(d, deep=True) for d in classes}
+        if any(members.values()) and flat:
+            raise ImageError(
+                f"{name} holds both loose images ({clean_text(flat[0].name)} …) and class folders "
+                f"({clean_text(classes[0].name)} …). Give one or the other."
+            )
+        labels: list[int] | None = None
+        class_names: tuple[str, ...] = ()
+        if any(members.values()):
+            numbers, class_names = _class_numbers(list(members), names, name)
+            self._files = [file for files in members.values() for file in files]
+            labels = [numbers[d] for d, files in members.items() for _ in files]
+        elif flat:
+            self._files = flat
+            if (folder / "labels.csv").is_file():
+                labels = _csv_labels(folder / "labels.csv", flat)
+        else:
+            raise ImageError(
+                f"{name}: no images found. Expected {name}/<class>/*.png, or {name}/*.png, perhaps "
+                "with labels.csv (file,label). PNG, JPEG, WebP and BMP are read."
+            )
+        super().__init__(name, len(self._files), labels, class_names)
+        self._folder = folder
+
+    def sizes(self, indices: Sequence[int]) -> set[tuple[int, int]]:
+        found = set()
+        for index in indices:
+            try:
+                with Image.open(self._files[index]) as image:
+                    found.add((image.height, image.width))
+            except (OSError, ValueError, Image.DecompressionBombError):
+                continue
+        return found
+
+    def read(self, index: int) -> Image.Image:
+        with Image.open(self._files[index]) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width}×{image.height} pixels")
+            return upright(image)
+
+    def title(self, index: int) -> str:
+        return clean_text(str(self._files[index].relative_to(self._folder)))
+
+
+class NpzSource(ImageSource):
+    """An `.npz` with `images` (N, H, W[, C]) or (N, C, H, W) uint8 and perhaps `labels` (N,).
+
+    Rows are read from the archive as they are needed, so memory does not grow with the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        name = clean_text(str(path))
+        try:
+            with zipfile.ZipFile(path) as archive:
+                keys = {Path(member).stem: member for member in archive.namelist()}
+        except (zipfile.BadZipFile, OSError):
+            raise ImageError(f"{name} is no .npz file (a zip archive of NumPy arrays).") from None
+        image_key = next((key for key in IMAGES_KEYS if key in keys), None)
+        if image_key is None:
+            raise ImageError(
+                f'{name} has no array "images"; it has: {clean_text(", ".join(keys), limit=120)}.'
+            )
+        self._member = keys[image_key]
+        with zipfile.ZipFile(path) as archive, archive.open(self._member) as file:
+            self._shape, self._dtype = _npy_header(file, name)
+        if len(self._shape) not in (3, 4) or self._dtype != np.uint8:
+            raise ImageError(
+                f"{name}: images are {self._dtype} of shape {self._shape}; expected uint8 "
+                "(N, H, W), (N, H, W, C) or (N, C, H, W), values 0 to 255."
+            )
+        if self._shape[0] == 0:
+            raise ImageError(f"{name}: the array {image_key} holds no images.")
+        label_key = next((key for key in LABELS_KEYS if key in keys), None)
+        labels = None if label_key is None else self._labels(keys[label_key], name)
+        super().__init__(name, self._shape[0], labels, ())
+        self._rows: dict[int, np.ndarray] = {}
+
+    def _labels(self, member: str, name: str) -> list[int]:
+        with zipfile.ZipFile(self._path) as archive, archive.open(member) as file:
+            shape, dtype = _npy_header(file, name)
+            if shape != (self._shape[0],) or dtype.kind not in "iu":
+                raise ImageError(
+                    f"{name}: labels are {dtype} of shape {shape}; expected {self._shape[0]} integers."
+                )
+            return [int(value) for value in np.frombuffer(file.read(), dtype=dtype)]
+
+    def load(self, indices: Sequence[int], spec: InputSpec, notify: Notify = silent) -> CleanSet:
+        self._rows = self._read_rows(set(indices))
+        try:
+            return super().load(indices, spec, notify)
+        finally:
+            self._rows = {}
+
+    def _read_rows(self, wanted: set[int]) -> dict[int, np.ndarray]:
+        size = int(np.prod(self._shape[1:]))
+        rows = {}
+        with zipfile.ZipFile(self._path) as archive, archive.open(self._member) as file:
+            _npy_header(file, self.name)
+            for index in range(max(wanted) + 1):
+                data = file.read(size)
+                if index in wanted and len(data) == size:
+                    rows[index] = np.frombuffer(data, dtype=np.uint8).reshape(self._shape[1:])
+        return rows
+
+    def sizes(self, indices: Sequence[int]) -> set[tuple[int, int]]:
+        height, width = self._shape[1:3] if not self._channels_first else self._shape[2:4]
+        return {(height, width)}
+
+    @property
+    def _channels_first(self) -> bool:
+        return len(self._shape) == 4 and self._shape[1] in (1, 3) and self._shape[3] not in (1, 3)
+
+    def read(self, index: int) -> Image.Image:
+        if index not in self._rows:
+            raise ValueError("the file ends before it")
+        pixels = self._rows[index]
+        if self._channels_first:
+            pixels = pixels.transpose(1, 2, 0)
+        if pixels.ndim == 3 and pixels.shape[2] == 1:
+            pixels = pixels[:, :, 0]
+        return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+def open_images(path: Path, names: Sequence[str] | None = None) -> ImageSource:
+    """Understand `--clean`: a folder or an `.npz` file.
+
+    Args:
+        path: The folder or file.
+        names: Class names in the order of the model's outputs (`--labels`), where known.
+
+    Raises:
+        ImageError: There is no such folder, no images in it, or labels that make no sense.
+    """
+    if path.is_dir():
+        return FolderSource(path, names)
+    if not path.exists():
+        raise ImageError(f"{clean_text(str(path))}: no such folder.")
+    if path.suffix.lower() == ".npz":
+        return NpzSource(path)
+    raise ImageError(f"{clean_text(str(path))} is neither a folder of images nor an .npz file.")
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A picture as a camera meant it: rotated by its EXIF tag, 8 bits, RGB or grey."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I;16", "I", "F"):
+        pixels = np.asarray(image, dtype=np.float64)
+        top = 65535 if pixels.max() > 255 else 255
+        image = Image.fromarray((pixels / top * 255).round().clip(0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = Image.alpha_composite(
+            Image.new("RGBA", image.size, "white"), image.convert("RGBA")
+        )
+    return image if image.mode in ("L", "RGB") else image.convert("RGB")
+
+
+def resized(image: Image.Image, spec: InputSpec) -> np.ndarray:
+    """A picture at the model's size: ``(H, W, C)`` uint8.
+
+    The shorter side is scaled to fit and the middle is cut out, as torchvision's presets do.
+    """
+    image = image.convert("L" if spec.channels == 1 else "RGB")
+    if image.size != (spec.width, spec.height):
+        image = ImageOps.fit(image, (spec.width, spec.height), Image.Resampling.BILINEAR)
+    return np.asarray(image).reshape(spec.height, spec.width, spec.channels)
+
+
+def read_class_names(path: Path) -> tuple[str, ...]:
+    """Understand `--labels`: a text file with one class name a line, in the order of the outputs.
+
+    Raises:
+        ImageError: The file cannot be read or names a class twice.
+    """
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise ImageError(f"--labels {clean_text(str(path))}: cannot be read as a text file.") from None
+    names = tuple(line.strip() for line in lines if line.strip())
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ImageError(f'--labels {clean_text(str(path))}: "{clean_text(twice)}" appears twice.')
+    return names
+
+
+def _class_numbers(
+    folders: list[str], names: Sequence[str] | None, where: str
+) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Class number a folder, and the class names in order."""
+    if names is not None:
+        strangers = [folder for folder in folders if folder not in names]
+        if strangers:
+            raise ImageError(
+                f'{where}: the class folder "{clean_text(strangers[0])}" is not among the '
+                f"{len(names)} names of --labels."
+            )
+        return {folder: names.index(folder) for folder in folders}, tuple(names)
+    if all(folder.isdecimal() for folder in folders):
+        return {folder: int(folder) for folder in folders}, ()
+    return {folder: number for number, folder in enumerate(folders)}, tuple(folders)
+
+
+def _image_files(folder: Path, *, deep: bool = False) -> list[Path]:
+    entries = folder.rglob("*") if deep else folder.iterdir()
+    return sorted(
+        entry
+        for entry in entries
+        if entry.suffix.lower() in SUFFIXES and entry.is_file() and not entry.name.startswith(".")
+    )
+
+
+def _csv_labels(path: Path, files: list[Path]) -> list[int]:
+    table: dict[str, int] = {}
+    for number, line in enumerate(path.read_text("utf-8", errors="replace").splitlines(), 1):
+        name, _, label = line.rpartition(",")
+        if not name or (number == 1 and not label.strip().isdigit()):
+            continue
+        if not label.strip().isdigit():
+            raise ImageError(
+                f'{clean_text(str(path))} line {number}: "{clean_text(label, limit=40)}" is no class '
+                "number. Expected file,label with labels 0, 1, 2 …"
+            )
+        table[name.strip()] = int(label)
+    unlabelled = [file.name for file in files if file.name not in table]
+    if unlabelled:
+        raise ImageError(
+            f"{clean_text(str(path))} has no label for {len(unlabelled)} images, first "
+            f"{clean_text(unlabelled[0])}. Complete it, or remove it to scan without labels."
+        )
+    return [table[file.name] for file in files]
+
+
+def _npy_header(file: object, name: str) -> tuple[tuple[int, ...], np.dtype]:
+    from numpy.lib import format as npy
+
+    try:
+        version = npy.read_magic(file)  # type: ignore[arg-type]
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran, dtype = read(file)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ImageError(f"{name} holds a damaged array ({clean_text(str(error))}).") from None
+    if fortran or dtype.hasobject:
+        raise ImageError(f"{name}: arrays must be plain numbers in C order.")
+    return shape, dtype
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "no picture"
+    return clean_text(str(error), limit=80) or type(error).__name__

@@ -1,0 +1,187 @@
+"""Folders, arrays and odd files -> clean sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from auditor.errors import ImageError
+from auditor.images import open_images, read_class_names
+from auditor.inputs import blank_spec
+
+RGB, GREY = blank_spec((3, 32, 32)), blank_spec((1, 32, 32))
+
+
+def picture(path: Path, value: int = 100, size: tuple[int, int] = (32, 32), mode: str = "RGB") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fill = value if mode in ("L", "I;16") else (value,) * len(mode)
+    Image.new(mode, size, fill).save(path)
+    return path
+
+
+def load(path: Path, spec=RGB, names=None, limit: int = 100):  # type: ignore[no-untyped-def]
+    source = open_images(path, names)
+    return source.load(source.draw(limit, 0), spec)
+
+
+def test_class_folders_are_numbered_alphabetically(tmp_path: Path) -> None:
+    for number, name in enumerate(("b", "a", "c")):
+        for index in range(3):
+            picture(tmp_path / name / f"{index}.png", 10 * number)
+    clean = load(tmp_path)
+    assert clean.class_names == ("a", "b", "c")
+    values = {int(k): set(clean.images[clean.labels == k].flatten().tolist()) for k in range(3)}
+    assert values == {0: {10}, 1: {0}, 2: {20}}
+
+
+def test_numbered_folders_keep_their_numbers(tmp_path: Path) -> None:
+    for number in (2, 10, 1):
+        picture(tmp_path / str(number) / "x.png", number)
+    clean = load(tmp_path)
+    assert sorted(clean.labels.tolist()) == [1, 2, 10]
+    assert clean.images[clean.labels == 10].unique().item() == 10
+
+
+def test_label_names_map_folders(tmp_path: Path) -> None:
+    picture(tmp_path / "clean" / "dog" / "1.png")
+    (tmp_path / "labels.txt").write_text("cat\ndog\n\nfrog\n")
+    names = read_class_names(tmp_path / "labels.txt")
+    assert names == ("cat", "dog", "frog")
+    assert load(tmp_path / "clean", names=names).labels.tolist() == [1]
+    with pytest.raises(ImageError, match='"dog" is not among the 1 names'):
+        load(tmp_path / "clean", names=("cat",))
+    (tmp_path / "labels.txt").write_text("cat\ncat\n")
+    with pytest.raises(ImageError, match="appears twice"):
+        read_class_names(tmp_path / "labels.txt")
+
+
+def test_a_flat_folder_has_labels_only_in_a_table(tmp_path: Path) -> None:
+    for index in range(4):
+        picture(tmp_path / f"{index}.png", index)
+    assert load(tmp_path).labels is None
+    (tmp_path / "labels.csv").write_text("file,label\n" + "".join(f"{i}.png,{3 - i}\n" for i in range(4)))
+    clean = load(tmp_path)
+    assert all(int(image[0, 0, 0]) == 3 - int(k) for image, k in zip(clean.images, clean.labels, strict=True))
+    (tmp_path / "labels.csv").write_text("0.png,zero\n")
+    with pytest.raises(ImageError, match='line 1|no label|"zero"'):
+        load(tmp_path)
+    (tmp_path / "labels.csv").write_text("0.png,0\n")
+    with pytest.raises(ImageError, match="no label for 3 images"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "JPEG", "webp", "bmp"])
+def test_formats(suffix: str, tmp_path: Path) -> None:
+    picture(tmp_path / f"a.{suffix}", 120)
+    assert load(tmp_path).images.float().mean() == pytest.approx(120, abs=1)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "CMYK"])
+@pytest.mark.parametrize("spec", [RGB, GREY], ids=["rgb", "grey"])
+@pytest.mark.parametrize("size", [(32, 32), (64, 48), (7, 90)])
+def test_modes_and_sizes(mode: str, spec, size: tuple[int, int], tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    name = "a.jpg" if mode == "CMYK" else "a.png"
+    picture(tmp_path / name, 255, size, mode)
+    clean = load(tmp_path, spec)
+    assert clean.images.shape == (1, spec.channels, 32, 32)
+    assert clean.images.dtype == torch.uint8
+    assert clean.images.unique().numel() == 1
+
+
+def test_sixteen_bit_pictures_keep_their_brightness(tmp_path: Path) -> None:
+    Image.fromarray(np.full((32, 32), 32768, np.uint16)).save(tmp_path / "a.png")
+    assert load(tmp_path).images.unique().item() == 128
+
+
+def test_wide_pictures_are_cut_not_squeezed(tmp_path: Path) -> None:
+    wide = Image.new("RGB", (96, 32), "black")
+    wide.paste((255, 255, 255), (32, 0, 64, 32))
+    wide.save(tmp_path / "a.png")
+    assert load(tmp_path).images.min() == 255
+
+
+def test_unreadable_files_are_listed_and_left_out(tmp_path: Path) -> None:
+    for index in range(3):
+        picture(tmp_path / "a" / f"{index}.png")
+    (tmp_path / "a" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"0" * 50)
+    whole = picture(tmp_path / "a" / "cut.jpg", size=(200, 200)).read_bytes()
+    (tmp_path / "a" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    clean = load(tmp_path)
+    assert len(clean) == 3
+    assert sorted(entry.split(" ")[0] for entry in clean.unreadable) == ["a/broken.png", "a/cut.jpg"]
+    for index in range(3):
+        (tmp_path / "a" / f"{index}.png").unlink()
+    with pytest.raises(ImageError, match="none of the 2 images can be read"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW", "NHW"])
+def test_arrays(layout: str, tmp_path: Path) -> None:
+    images = np.arange(20, dtype=np.uint8)[:, None, None].repeat(32, 1).repeat(32, 2)
+    if layout == "NHWC":
+        images = images[..., None].repeat(3, 3)
+    elif layout == "NCHW":
+        images = images[:, None].repeat(3, 1)
+    np.savez(tmp_path / "a.npz", images=images, labels=np.arange(20) % 4)
+    clean = load(tmp_path / "a.npz", limit=8)
+    assert len(clean) == 8
+    assert sorted(clean.labels.tolist()) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert all(int(image[0, 0, 0]) % 4 == int(k) for image, k in zip(clean.images, clean.labels, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"pictures": np.zeros((2, 8, 8), np.uint8)}, 'no array "images"'),
+        ({"images": np.zeros((2, 8, 8), np.float32)}, "expected uint8"),
+        ({"images": np.zeros((0, 8, 8), np.uint8)}, "no images"),
+        ({"images": np.zeros((2, 8, 8), np.uint8), "labels": np.zeros(3, int)}, "2 integers"),
+        ({"images": np.array([{}, {}], dtype=object)}, "plain numbers"),
+    ],
+)
+def test_arrays_that_make_no_sense(arrays: dict[str, np.ndarray], words: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(ImageError, match=words):
+        load(tmp_path / "a.npz")
+
+
+def test_places_without_images(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="no such folder"):
+        open_images(tmp_path / "none")
+    with pytest.raises(ImageError, match="no images found"):
+        open_images(tmp_path)
+    (tmp_path / "a.txt").write_text("hello")
+    with pytest.raises(ImageError, match="neither a folder"):
+        open_images(tmp_path / "a.txt")
+    (tmp_path / "a.npz").write_text("hello")
+    with pytest.raises(ImageError, match=r"no \.npz file"):
+        open_images(tmp_path / "a.npz")
+    picture(tmp_path / "x.png")
+    picture(tmp_path / "cat" / "x.png")
+    with pytest.raises(ImageError, match="both loose images"):
+        open_images(tmp_path)
+
+
+def test_draws_are_even_and_repeatable(tmp_path: Path) -> None:
+    for name, count in (("a", 50), ("b", 5), ("c", 20)):
+        for index in range(count):
+            picture(tmp_path / name / f"{index}.png")
+    source = open_images(tmp_path)
+    drawn = source.draw(15, 3)
+    counts = np.bincount([source.labels[index] for index in drawn])
+    assert counts.tolist() == [5, 5, 5]
+    assert drawn == open_images(tmp_path).draw(15, 3)
+    assert drawn != source.draw(15, 4)
+    assert len(source.draw(1000, 0)) == 75
+
+
+def test_the_digest_tells_sets_apart(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", 1)
+    first = load(tmp_path).digest()
+    assert first == load(tmp_path).digest()
+    picture(tmp_path / "a.png", 2)
+    assert first != load(tmp_path).digest()
