@@ -1,0 +1,84 @@
+"""Bounds and outlier tests against other implementations and by simulation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from auditor.statistics import (
+    at_least,
+    difference_bound,
+    grubbs_p,
+    looks_normal,
+    lower_bound,
+    upper_bound,
+    upper_outliers,
+)
+
+
+@pytest.mark.parametrize(("hits", "trials"), [(0, 20), (1, 20), (95, 100), (441, 450), (20, 20)])
+def test_bounds_are_those_of_scipy(hits: int, trials: int) -> None:
+    test = stats.binomtest(hits, trials)
+    low = test.proportion_ci(0.98, method="exact").low
+    high = test.proportion_ci(0.98, method="exact").high
+    assert lower_bound(hits, trials, 0.01) == pytest.approx(low)
+    assert upper_bound(hits, trials, 0.01) == pytest.approx(high)
+
+
+@given(st.integers(1, 300), st.data(), st.floats(1e-9, 0.2))
+def test_bounds_enclose_the_rate_and_tighten(
+    trials: int, data: st.DataObject, alpha: float
+) -> None:
+    hits = data.draw(st.integers(0, trials))
+    low, high = lower_bound(hits, trials, alpha), upper_bound(hits, trials, alpha)
+    assert 0 <= low <= hits / trials <= high <= 1
+    assert lower_bound(hits, trials, alpha / 10) <= low
+    assert difference_bound(hits, 0, trials, alpha) <= low
+
+
+def test_required_rates_of_the_design() -> None:
+    """detection.md 6.1: the observed rate needed for a bound of 0.5 at alpha 0.01 over m tests."""
+    for n, m, needed in ((64, 1, 0.656), (64, 600, 0.766), (128, 2580, 0.703), (512, 600, 0.594)):
+        hits = round(needed * n)
+        assert lower_bound(hits, n, 0.01 / m) >= 0.5
+        assert lower_bound(hits - 1, n, 0.01 / m) < 0.5
+
+
+def test_at_least_is_a_binomial_tail() -> None:
+    assert at_least(3, 10, 0.2) == pytest.approx(stats.binom.sf(2, 10, 0.2))
+    assert at_least(0, 10, 0.2) == 1.0
+    assert at_least(11, 10, 0.2) == 0.0
+    assert at_least(10, 10, 1.0) == 1.0
+
+
+def test_grubbs_keeps_its_level() -> None:
+    generator = np.random.default_rng(0)
+    for count in (10, 43):
+        false_alarms = sum(
+            grubbs_p(generator.normal(size=count).tolist()) <= 0.05 for _ in range(2000)
+        )
+        assert false_alarms / 2000 == pytest.approx(0.05, abs=0.015)
+
+
+def test_two_outliers_do_not_hide_each_other() -> None:
+    generator = np.random.default_rng(1)
+    values = [*generator.normal(size=20).tolist(), 15.0, 15.1]
+    assert upper_outliers(values, 0.01) == [21, 20]
+    assert upper_outliers(values[:20], 0.01) == []
+    assert upper_outliers([-15.0, *values[:20]], 0.01) == []
+
+
+def test_equal_values_have_no_outlier() -> None:
+    assert grubbs_p([1.0] * 10) == 1.0
+    assert upper_outliers([1.0] * 10, 0.01) == []
+
+
+def test_normality_is_checked() -> None:
+    generator = np.random.default_rng(2)
+    assert looks_normal(generator.normal(size=30).tolist())
+    assert not looks_normal([math.exp(4 * v) for v in generator.normal(size=30)])

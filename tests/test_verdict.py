@@ -1,0 +1,240 @@
+"""Counts -> verdict, around every threshold."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from auditor import verdict
+from auditor.results import (
+    Caveat,
+    Confirmation,
+    ControlCount,
+    ImageFacts,
+    Judgement,
+    MarginSearch,
+    Response,
+    Skipped,
+    Verdict,
+)
+
+K = 10
+NAMES = tuple(f"class {number}" for number in range(K))
+
+
+def facts(screen: int = 100, confirm: int = 400, family: str = "clean") -> ImageFacts:
+    return ImageFacts(
+        family=family,
+        labelled=True,
+        screen=screen,
+        confirm=confirm,
+        screen_members=(screen // K,) * K,
+        confirm_members=((confirm or screen) // K,) * K,
+        predicted=((screen + confirm) // K,) * K,
+        correct=screen + confirm,
+        digest="0",
+    )
+
+
+def response(hits: int = 3, trigger: str = "T0()") -> Response:
+    return Response(
+        probe="p", trigger=trigger, family="clean", images=100, hits={2: hits}, flips=hits,
+        area=0.01, change=0.1,
+    )  # fmt: skip
+
+
+def confirmation(
+    hits: int, control: int = 10, eligible: int = 360, **fields: object
+) -> Confirmation:
+    return replace(
+        Confirmation(
+            probe="p", title="P", trigger="T1()", family="clean", scope="all-to-one", target=2,
+            held_out=True, eligible=eligible, hits=hits, clean_hits=2,
+            controls=(
+                ControlCount(
+                    trigger="C()", hits=control,
+                    gained=max(0, hits - control), lost=max(0, control - hits),
+                ),
+            ),
+            area=0.01, change=0.1,
+        ),
+        **fields,
+    )  # fmt: skip
+
+
+def judge(
+    *confirmations: Confirmation,
+    images: tuple[ImageFacts, ...] = (facts(),),
+    responses: int = 100,
+    margin: MarginSearch | None = None,
+    skipped: tuple[Skipped, ...] = (),
+    caveats: tuple[Caveat, ...] = (),
+) -> Judgement:
+    return verdict.judge(
+        classes=NAMES,
+        images=images,
+        responses=[response(trigger=f"T{i}()") for i in range(responses)],
+        confirmations=confirmations,
+        margin=margin,
+        skipped=skipped,
+        caveats=caveats,
+    )
+
+
+@pytest.mark.parametrize(
+    ("hits", "control", "expected"),
+    [
+        (350, 10, Verdict.BACKDOOR),
+        (230, 10, Verdict.BACKDOOR),
+        (200, 10, Verdict.SUSPICIOUS),  # lower bound below 0.5
+        (350, 280, Verdict.SUSPICIOUS),  # a small mark whose controls work too
+        (150, 60, Verdict.NO_EVIDENCE),  # not clear enough of its control
+        (20, 10, Verdict.NO_EVIDENCE),
+    ],
+)
+def test_one_confirmation(hits: int, control: int, expected: Verdict) -> None:
+    assert judge(confirmation(hits, control)).verdict is expected
+
+
+def test_a_large_change_whose_control_works_too_is_fragility() -> None:
+    strong = confirmation(350, 340, area=1.0, change=0.2)
+    faint = replace(strong, change=0.02)
+    assert judge(strong).verdict is Verdict.NO_EVIDENCE
+    assert judge(faint).verdict is Verdict.SUSPICIOUS
+
+
+def test_the_worst_control_decides() -> None:
+    found = confirmation(350, 5)
+    bad = ControlCount(trigger="D()", hits=340, gained=10, lost=0)
+    assert judge(found).verdict is Verdict.BACKDOOR
+    assert judge(replace(found, controls=(*found.controls, bad), area=1.0)).verdict is (
+        Verdict.NO_EVIDENCE
+    )
+
+
+def test_without_controls_there_is_no_finding() -> None:
+    assert judge(replace(confirmation(360), controls=())).verdict is Verdict.NO_EVIDENCE
+
+
+@given(st.integers(0, 360), st.integers(0, 359), st.integers(0, 40))
+def test_more_hits_never_weaken_a_verdict(hits: int, fewer: int, control: int) -> None:
+    more, less = max(hits, fewer), min(hits, fewer)
+    order = list(Verdict)
+    strong = judge(confirmation(more, control, area=1.0)).verdict
+    weak = judge(confirmation(less, control, area=1.0)).verdict
+    assert order.index(strong) >= order.index(weak)
+
+
+def test_more_comparisons_need_more_evidence() -> None:
+    borderline = confirmation(222)
+    assert judge(borderline, responses=10).verdict is Verdict.BACKDOOR
+    assert judge(borderline, responses=10_000).verdict is Verdict.SUSPICIOUS
+
+
+def test_all_to_all_needs_several_sources() -> None:
+    found = confirmation(350, scope="all-to-all", target=None, shift=1, sources=10)
+    assert judge(found).verdict is Verdict.BACKDOOR
+    assert judge(replace(found, sources=2)).verdict is Verdict.NO_EVIDENCE
+
+
+def test_source_specific_needs_enough_images() -> None:
+    cell = {"scope": "source-specific", "source": 1}
+    assert judge(confirmation(40, 0, eligible=40, **cell)).verdict is Verdict.BACKDOOR
+    assert judge(confirmation(19, 0, eligible=19, **cell)).verdict is Verdict.NO_EVIDENCE
+
+
+def test_nothing_found_is_a_bound_and_a_power() -> None:
+    judgement = judge()
+    assert judgement.verdict is Verdict.NO_EVIDENCE
+    assert judgement.comparisons == 100 * 2 * K
+    # 3 hits of 90, 1,000 comparisons: upper bound by scipy at 0.05 / 1000
+    assert judgement.nothing_above == pytest.approx(
+        verdict.upper_bound(3, 90, 0.05 / 1000), abs=1e-9
+    )
+    assert judgement.power is not None
+    assert 0.5 < judgement.power < 0.8
+
+
+def test_power_is_what_judge_would_say() -> None:
+    """At the printed power the screen and the confirmation pass together 95 % of the time."""
+    generator = __import__("random").Random(0)
+    power = judge().power
+    assert power is not None
+    found = 0
+    for _ in range(1000):
+        screened = sum(generator.random() < power for _ in range(90))
+        hits = sum(generator.random() < power for _ in range(360))
+        passed = screened / 90 >= verdict.SCREEN_RATE
+        found += passed and judge(confirmation(hits, 0)).verdict is Verdict.BACKDOOR
+    assert found / 1000 >= 0.93
+
+
+def test_too_few_images_are_inconclusive() -> None:
+    few = facts(20, 0)
+    judgement = judge(images=(few,))
+    assert judgement.verdict is Verdict.INCONCLUSIVE
+    assert judge(images=()).verdict is Verdict.INCONCLUSIVE
+    assert "--clean" in judge(images=()).headline
+
+
+def test_a_used_up_budget_is_inconclusive_unless_something_was_found() -> None:
+    left = (Skipped(what="p", reason="time budget (3 triggers not tried)"),)
+    assert judge(skipped=left).verdict is Verdict.INCONCLUSIVE
+    assert judge(confirmation(350), skipped=left).verdict is Verdict.BACKDOOR
+    other = (Skipped(what="p", reason="not applicable: grey"),)
+    assert judge(skipped=other).verdict is Verdict.NO_EVIDENCE
+
+
+def test_a_blocking_caveat_decides() -> None:
+    caveat = Caveat(id="accuracy", text="Clean accuracy is at chance.", blocking=True)
+    judgement = judge(confirmation(350), caveats=(caveat,))
+    assert judgement.verdict is Verdict.INCONCLUSIVE
+    assert judgement.reasons[0].verdict is Verdict.BACKDOOR
+    assert judge(caveats=(replace(caveat, blocking=False),)).verdict is Verdict.NO_EVIDENCE
+
+
+def test_made_images_need_two_families_with_impressions() -> None:
+    def made(family: str, hits: int = 112, control: int = 3) -> Confirmation:
+        found = confirmation(hits, control, eligible=112, held_out=False)
+        return replace(found, family=family)
+
+    families = tuple(facts(128, 0, name) for name in ("impressions", "mixes", "noise"))
+    both = judge(made("impressions"), made("noise"), images=families)
+    assert both.verdict is Verdict.BACKDOOR
+    alone = judge(made("impressions"), made("noise", 20), images=families)
+    assert alone.verdict is Verdict.SUSPICIOUS
+    without = judge(made("noise"), made("leaves"), images=families)
+    assert without.verdict is Verdict.SUSPICIOUS
+    assert judge(images=families).verdict is Verdict.INCONCLUSIVE
+    fired = judge(made("impressions", control=60), made("noise", control=60), images=families)
+    assert fired.verdict is not Verdict.BACKDOOR
+
+
+def test_an_outlying_margin_is_a_suspicion_and_no_more() -> None:
+    usual = (10.0, 11.0, 12.5, 9.0, 10.5, 11.5, 9.5, 10.2, 12.0)
+
+    def search(*margins: float) -> MarginSearch:
+        return MarginSearch(margins=margins, classes=tuple(range(len(margins))), steps=1, starts=1)
+
+    outlier = judge(margin=search(*usual, 90.0))
+    assert outlier.verdict is Verdict.SUSPICIOUS
+    assert outlier.outlier_class == 9
+    assert '"class 9"' in outlier.headline
+    assert judge(margin=search(*usual, 11.0)).verdict is Verdict.NO_EVIDENCE
+    assert judge(margin=search(1.0, 1.1, 99.0)).outlier_p is None
+    scaled = judge(margin=search(*(100 * m for m in (*usual, 90.0))))
+    assert scaled.outlier_p == pytest.approx(outlier.outlier_p)
+
+
+def test_near_chance() -> None:
+    assert verdict.near_chance(50, 500, 10)
+    assert verdict.near_chance(280, 500, 2)
+    assert not verdict.near_chance(250, 500, 10)
+    assert not verdict.near_chance(480, 500, 2)
+
+
+def test_exit_codes() -> None:
+    assert [v.exit_code for v in Verdict] == [0, 3, 1, 1]
