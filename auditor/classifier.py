@@ -1,0 +1,213 @@
+"""What we call: images in [0, 1] to logits, whatever the file's format and preprocessing."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from auditor.errors import ModelError, UnsuitableModel
+from auditor.models.base import ModelHandle
+from auditor.results import InputSpec
+from auditor.text import clean_text
+
+BATCH_SIZES = (16, 32, 64, 128, 256, 512, 1024)
+TUNING_SECONDS = 1.5
+"""Time that finding the fastest batch size may take on a slow machine."""
+LOG_FLOOR = 1e-30
+
+
+class Classifier:
+    """A model with its preprocessing: `(N, C, H, W)` in [0, 1] to logits `(N, K)`.
+
+    Normalisation exists here and nowhere else. Where the network ends in a softmax, its log
+    probabilities are returned, whose differences are those of the logits.
+    """
+
+    def __init__(
+        self, model: ModelHandle, spec: InputSpec, *, probabilities: bool = False, batch_size: int = 64
+    ) -> None:
+        self.model = model
+        self.spec = spec
+        self.probabilities = probabilities
+        self.batch_size = model.batch or batch_size
+        self.device = model.device
+        mean = torch.tensor(spec.mean, device=self.device).view(1, -1, 1, 1)
+        std = torch.tensor(spec.std, device=self.device).view(1, -1, 1, 1)
+        self._scale, self._offset = 1 / std, -mean / std
+        self._plain = not spec.per_image and bool((mean == 0).all() and (std == 1).all())
+
+    @property
+    def differentiable(self) -> bool:
+        """True where gradients with respect to the images exist."""
+        return self.model.differentiable
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits of images, in one forward pass.
+
+        Args:
+            images: ``(N, C, H, W)`` float32 in [0, 1] on `device`.
+
+        Returns:
+            ``(N, K)`` float32; with a gradient where grad mode is on and the model has one.
+        """
+        logits = logits_of(self.model.call(self.prepared(images)), self.model.file.path.name)
+        return logits.clamp_min(LOG_FLOOR).log() if self.probabilities else logits
+
+    def prepared(self, images: Tensor) -> Tensor:
+        """The network's input: stretched, reordered, normalised as `spec` says."""
+        if self.spec.per_image:
+            low = images.amin(dim=(1, 2, 3), keepdim=True)
+            high = images.amax(dim=(1, 2, 3), keepdim=True)
+            images = (images - low) / (high - low).clamp_min(1e-6)
+        if self.spec.order == "bgr":
+            images = images.flip(1)
+        return images if self._plain else torch.addcmul(self._offset, images, self._scale)
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Predicted classes ``(N,)`` int64 on the CPU.
+
+        Args:
+            images: ``(N, C, H, W)``, uint8, or float in [0, 1], on any device.
+        """
+        return self.logits(images).argmax(1).cpu()
+
+    @torch.inference_mode()
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits ``(N, K)`` of any number of images, batched; on `device`, without gradient."""
+        outputs = []
+        start = 0
+        while start < len(images):
+            block = as_float(images[start : start + self.batch_size].to(self.device))
+            logits = self.guarded(block)
+            if logits is None:
+                continue
+            outputs.append(logits)
+            start += len(block)
+        return torch.cat(outputs)
+
+    def guarded(self, block: Tensor) -> Tensor | None:
+        """Logits of one batch; on running out of memory, halve `batch_size` and return None.
+
+        Raises:
+            ModelError: Not even one image fits.
+        """
+        try:
+            if self.model.batch is None or len(block) == self.model.batch:
+                return self(block)
+            return self._padded(block)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+        if self.batch_size == 1 or self.model.batch is not None:
+            raise ModelError(
+                f"Out of memory at batch size {self.batch_size} on {self.device}. "
+                "Use --device cpu, or a machine with more memory."
+            )
+        self.batch_size = max(1, self.batch_size // 2)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
+
+    def _padded(self, block: Tensor) -> Tensor:
+        """Logits where the file fixes the batch size: the last batch is filled up."""
+        size = self.model.batch or len(block)
+        outputs = []
+        for part in block.split(size):
+            missing = size - len(part)
+            filled = torch.cat([part, part[:1].expand(missing, -1, -1, -1)]) if missing else part
+            outputs.append(self(filled)[: len(part)])
+        return torch.cat(outputs)
+
+    @torch.inference_mode()
+    def tune_batch_size(self) -> float:
+        """Set `batch_size` to the fastest one, and return images a second at it."""
+        if self.model.batch is not None:
+            sizes: tuple[int, ...] = (self.model.batch,)
+        else:
+            sizes = BATCH_SIZES if self.device.type != "cpu" else BATCH_SIZES[:5]
+        spec = self.spec
+        best, best_speed = sizes[0], 0.0
+        begin = time.perf_counter()
+        self(torch.rand(sizes[0], spec.channels, spec.height, spec.width, device=self.device))
+        for size in sizes:
+            self.batch_size = size
+            block = torch.rand(size, spec.channels, spec.height, spec.width, device=self.device)
+            speed = 0.0
+            for _ in range(2):
+                start = time.perf_counter()
+                if self.guarded(block) is None:
+                    break
+                synchronize(self.device)
+                speed = max(speed, size / (time.perf_counter() - start))
+            if speed > best_speed * 1.03:
+                best, best_speed = size, speed
+            if self.batch_size < size or time.perf_counter() - begin > TUNING_SECONDS:
+                break
+        self.batch_size = best
+        return best_speed
+
+
+def as_float(images: Tensor) -> Tensor:
+    """Images as float32 in [0, 1]; uint8 is divided by 255."""
+    return images.float().div_(255) if images.dtype == torch.uint8 else images
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for the device, so that wall time means something."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def logits_of(raw: Any, name: str) -> Tensor:
+    """One score a class from whatever a network returned.
+
+    Raises:
+        UnsuitableModel: The output is that of a detector, a segmentation network or no classifier.
+    """
+    name = clean_text(name)
+    if isinstance(raw, list | tuple) and len(raw) == 1:
+        raw = raw[0]
+    if isinstance(raw, list | tuple | dict):
+        parts = raw.items() if isinstance(raw, dict) else enumerate(raw)
+        shown = ", ".join(f"{clean_text(str(k), limit=30)} {_shape(v)}" for k, v in list(parts)[:6])
+        raise UnsuitableModel(
+            f"{name} returns {len(raw)} outputs ({shown}): it looks like a detector. "
+            "auditor tests image classifiers, one score a class. Export only the class scores."
+        )
+    if not isinstance(raw, Tensor):
+        raise UnsuitableModel(f"{name} returns a {type(raw).__name__}, not a tensor of class scores.")
+    if raw.ndim == 4 and raw.shape[2:] == (1, 1):
+        raw = raw.flatten(1)
+    if raw.ndim != 2:
+        kind = ": segmentation?" if raw.ndim == 4 else ""
+        raise UnsuitableModel(
+            f"{name}: the output is not one score a class but of shape {_shape(raw)}{kind}. "
+            "auditor tests image classifiers."
+        )
+    if raw.shape[1] < 2:
+        raise UnsuitableModel(
+            f"{name} returns one number an image. auditor needs one score a class: export it with "
+            "two outputs (score, or minus score, of each class)."
+        )
+    return raw.float()
+
+
+def looks_like_probabilities(logits: Tensor) -> bool:
+    """True where every row is non-negative and sums to one: the network ends in a softmax."""
+    sums = logits.sum(1)
+    return bool((logits >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-3))
+
+
+def _shape(value: Any) -> str:
+    return "×".join(map(str, value.shape)) if isinstance(value, Tensor) else type(value).__name__
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        words in str(error) for words in ("out of memory", "can't allocate memory", "alloc_cpu")
+    )

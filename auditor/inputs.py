@@ -1,0 +1,481 @@
+"""How the input must be prepared: given, read from the file, or found by evaluating candidates.
+
+A wrong normalisation or size flips verdicts silently, so this is settled before anything is
+claimed; what was chosen, how sure, and the runners-up are part of the result.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from auditor.classifier import Classifier, as_float, logits_of, looks_like_probabilities
+from auditor.errors import ModelError, UnsuitableModel, UsageError
+from auditor.images import CleanSet, ImageSource
+from auditor.models.base import ModelHandle
+from auditor.registry import nearest
+from auditor.results import Candidate, InputSpec, Preprocessing
+from auditor.text import clean_text
+
+Three = tuple[float, float, float]
+
+NORMALIZATIONS: dict[str, tuple[Three, Three]] = {
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar10-per-image-std": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "gtsrb": ((0.3403, 0.3121, 0.3214), (0.2724, 0.2608, 0.2669)),
+    "svhn": ((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970)),
+    "mnist": ((0.1307, 0.1307, 0.1307), (0.3081, 0.3081, 0.3081)),
+    "0-255": ((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255)),
+    "caffe": ((0.408, 0.458, 0.485), (1 / 255, 1 / 255, 1 / 255)),
+}
+"""Name -> mean and standard deviation of pixels in [0, 1]. "half" is the range [-1, 1]; "caffe"
+is 0-255 minus the ImageNet mean, in BGR."""
+
+MINMAX = "minmax"
+"""Each image stretched to [0, 1] by its own extremes (TrojAI rounds 1 to 3)."""
+
+SIZES = (32, 28, 64, 96, 128, 160, 224, 256, 299, 384)
+TORCHVISION_SIZE = 224
+EVALUATED_IMAGES = 128
+CANDIDATE_SECONDS = 20.0
+"""Time that trying all candidates may take; slow models are tried on fewer images."""
+MIN_EVALUATED = 32
+
+EQUAL_ACCURACY = 0.02
+"""Candidates within this accuracy of the best are told apart by BatchNorm distance instead."""
+CLEAR_RATIO = 1.2
+"""Runner-up's BatchNorm distance over the chosen one's, above which the choice is clear."""
+SAME_PREDICTIONS = 0.9
+"""Agreement of predictions above which it hardly matters which of two candidates is right."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GivenInput:
+    """What the user said on the command line; None where nothing was said."""
+
+    channels: int | None = None
+    height: int | None = None
+    width: int | None = None
+    normalize: str | None = None
+    order: Literal["rgb", "bgr"] | None = None
+
+
+def parse_input(text: str | None) -> tuple[int, int, int] | None:
+    """Understand `--input 3x32x32`.
+
+    Raises:
+        UsageError: Not three numbers, or not 1 or 3 channels.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"([13])x(\d{1,4})x(\d{1,4})", text.lower())
+    if match is None or min(int(match[2]), int(match[3])) < 4:
+        raise UsageError(
+            f"--input {clean_text(text)}: expected channels x height x width, such as 3x32x32 "
+            "(1 or 3 channels)."
+        )
+    return int(match[1]), int(match[2]), int(match[3])
+
+
+def parse_normalize(text: str | None, channels: int) -> tuple[str, tuple[float, ...], tuple[float, ...]] | None:
+    """Understand `--normalize`: a name, or MEAN/STD such as 0.5,0.5,0.5/0.2,0.2,0.2.
+
+    Raises:
+        UsageError: Unknown name, or numbers that do not fit the channels.
+    """
+    if text is None or text == "auto":
+        return None
+    if text == MINMAX:
+        return MINMAX, (0.0,) * channels, (1.0,) * channels
+    if text in NORMALIZATIONS:
+        mean, std = NORMALIZATIONS[text]
+        return text, _for_channels(mean, channels), _for_channels(std, channels)
+    parts = text.split("/")
+    try:
+        mean_, std_ = (tuple(float(value) for value in part.split(",")) for part in parts)
+    except ValueError:
+        raise UsageError(
+            f"--normalize {clean_text(text)}: no such normalisation"
+            f"{nearest(text, [*NORMALIZATIONS, MINMAX])} "
+            f"Known: {', '.join([*NORMALIZATIONS, MINMAX])}, or MEAN/STD as numbers such as "
+            "0.5,0.5,0.5/0.2,0.2,0.2 (of pixels in [0, 1])."
+        ) from None
+    mean_, std_ = (v * channels if len(v) == 1 else v for v in (mean_, std_))
+    if len(mean_) != channels or len(std_) != channels or not all(value > 0 for value in std_):
+        raise UsageError(
+            f"--normalize {clean_text(text)}: {channels} means and {channels} positive deviations "
+            "are needed."
+        )
+    return "custom", mean_, std_
+
+
+def _for_channels(values: Three, channels: int) -> tuple[float, ...]:
+    return values if channels == 3 else (sum(values) / 3,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolution:
+    """The outcome: how to prepare the input, and what it rests on."""
+
+    preprocessing: Preprocessing
+    probabilities: bool
+    classes: int
+
+
+def resolve_size(
+    model: ModelHandle, source: ImageSource | None, given: GivenInput, seed: int
+) -> tuple[int, int, int, str]:
+    """Channels, height, width, and why; an empty reason means that it could not be resolved.
+
+    Raises:
+        UnsuitableModel: The network runs on no plausible input, or is no classifier.
+    """
+    fixed = model.input_size
+    if given.channels and given.height and given.width:
+        size = (given.channels, given.height, given.width)
+        if error := _refusal(model, size):
+            shown = "x".join(map(str, size))
+            raise UnsuitableModel(
+                f"--input {shown}: {clean_text(model.file.path.name)} does not run on it ({error})."
+            )
+        return *size, "given"
+    native = source.sizes(source.draw(16, seed)) if source else set()
+    (natural,) = native if len(native) == 1 else (None,)
+    heights = [(fixed[1], fixed[2])] if fixed[1] and fixed[2] else []
+    if not heights:
+        heights = [*([natural] if natural else []), *((side, side) for side in SIZES)]
+    channels = [fixed[0]] if fixed[0] in (1, 3) else [3, 1]
+    if fixed[0] not in (None, 1, 3):
+        raise UnsuitableModel(
+            f"{clean_text(model.file.path.name)} takes {fixed[0]} channels; auditor tests networks "
+            "for grey or colour images (1 or 3)."
+        )
+    runs, errors = [], []
+    for channel in channels:
+        for height, width in dict.fromkeys(heights):
+            error = _refusal(model, (channel, height, width))
+            errors.append(error)
+            if not error:
+                runs.append((channel, height, width))
+        if runs:
+            break
+    if not runs:
+        shown = ", ".join(f"{h}x{w}" for h, w in heights[:12])
+        raise UnsuitableModel(
+            f"{clean_text(model.file.path.name)} runs on none of the usual inputs ({shown}): "
+            f"{errors[-1]}. Pass --input CxHxW."
+        )
+    if len(runs) == 1:
+        why = "fixed by the file" if fixed[1] else "the only usual size that the network accepts"
+        return *runs[0], why
+    if source is not None and source.labels is not None:
+        return _size_by_accuracy(model, source, runs, natural, seed)
+    if natural and (runs[0][0], *natural) in runs:
+        return *(runs[0][0], *natural), "the size of all images (the network accepts others too)"
+    if any(fixed):
+        return runs[0][0], TORCHVISION_SIZE, TORCHVISION_SIZE, "torchvision's own size"
+    return *runs[0], ""
+
+
+def _size_by_accuracy(
+    model: ModelHandle,
+    source: ImageSource,
+    runs: list[tuple[int, int, int]],
+    natural: tuple[int, int] | None,
+    seed: int,
+) -> tuple[int, int, int, str]:
+    scores: dict[tuple[int, int, int], float] = {}
+    indices = source.draw(64, seed)
+    for size in runs:
+        spec = _spec(size, "none")
+        clean = source.load(indices, spec)
+        scores[size] = max(
+            _evaluate(model, _spec(size, name), clean)[0].correct or 0
+            for name in ("none", "imagenet", "half")
+        ) / len(clean)
+    best = max(scores, key=lambda size: scores[size])
+    preferred = (best[0], *natural) if natural else (best[0], TORCHVISION_SIZE, TORCHVISION_SIZE)
+    if scores.get(preferred, 0.0) >= scores[best] - EQUAL_ACCURACY:
+        best = preferred
+    others = sorted((s for s in scores if s != best), key=lambda s: -scores[s])
+    shown = f"; next {others[0][1]}x{others[0][2]}: {scores[others[0]]:.0%}" if others else ""
+    return *best, f"best clean accuracy of {len(runs)} sizes ({scores[best]:.0%}{shown})"
+
+
+def _refusal(model: ModelHandle, size: tuple[int, int, int]) -> str:
+    """Why the network does not run on inputs of this size; empty where it does."""
+    try:
+        with torch.inference_mode():
+            raw = model.call(torch.rand(model.batch or 2, *size, device=model.device))
+            logits_of(raw, model.file.path.name)
+    except UnsuitableModel as error:
+        if "onnxruntime cannot run" not in str(error):
+            raise
+        return clean_text(str(error), limit=160)
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, AttributeError) as error:
+        return clean_text(str(error).strip().splitlines()[0] if str(error) else type(error).__name__, limit=160)
+    return ""
+
+
+def _spec(
+    size: tuple[int, int, int], name: str, order: Literal["rgb", "bgr"] = "rgb"
+) -> InputSpec:
+    parsed = parse_normalize(name, size[0])
+    assert parsed is not None  # noqa: S101 - names come from our own table
+    return InputSpec(
+        channels=size[0],
+        height=size[1],
+        width=size[2],
+        normalize=parsed[0],
+        mean=parsed[1],
+        std=parsed[2],
+        order="bgr" if name == "caffe" else order,
+        per_image=name == MINMAX,
+    )
+
+
+def blank_spec(size: tuple[int, int, int]) -> InputSpec:
+    """Images at `size`, not normalised: how the clean set is read."""
+    return _spec(size, "none")
+
+
+def resolve(
+    model: ModelHandle,
+    size: tuple[int, int, int],
+    size_reason: str,
+    clean: CleanSet | None,
+    stand_ins: Tensor | None,
+    given: GivenInput,
+) -> Resolution:
+    """Choose normalisation and channel order.
+
+    Args:
+        model: The suspect.
+        size: Channels, height, width, as `resolve_size` found them.
+        size_reason: Why that size; empty where it is a guess.
+        clean: The user's images at that size, or None.
+        stand_ins: Made images ``(N, C, H, W)`` uint8, for where there is no clean set.
+        given: What the user said.
+
+    Raises:
+        UnsuitableModel: The outputs are not finite numbers.
+    """
+    if clean is None and stand_ins is None:
+        raise ValueError("neither clean images nor stand-ins were given")
+    evaluated = clean or CleanSet(images=stand_ins, labels=None)  # type: ignore[arg-type]
+    evaluated = _subset(model, evaluated, size)
+    parsed = parse_normalize(given.normalize, size[0])
+    if parsed is not None:
+        spec = InputSpec(
+            channels=size[0], height=size[1], width=size[2],
+            normalize=parsed[0], mean=parsed[1], std=parsed[2],
+            order=given.order or ("bgr" if given.normalize == "caffe" else "rgb"),
+            per_image=parsed[0] == MINMAX,
+        )  # fmt: skip
+        candidate, predictions, probabilities, classes = _evaluate_all(model, spec, evaluated)
+        ranked = [(candidate, predictions)]
+        source: Literal["given", "measured", "unresolved"] = "given"
+        reason, advice = "normalisation given on the command line", ""
+    else:
+        ranked, probabilities, classes = _ranked(model, size, given, evaluated)
+        source, reason, advice = _decide(ranked, evaluated.labels is not None, clean is not None)
+    _refuse_nonfinite(model, ranked[0][0].spec, evaluated)
+    if not size_reason:
+        source = "unresolved"
+        reason = f"the network accepts several input sizes; {reason}"
+        advice = "Pass the size it was trained on: --input 3x224x224"
+    else:
+        reason = f"{size[1]}×{size[2]}: {size_reason}; {reason}"
+    best = ranked[0][1]
+    candidates = tuple(
+        replace(candidate, agreement=float((predictions == best).float().mean()))
+        for candidate, predictions in ranked[:6]
+    )
+    preprocessing = Preprocessing(
+        spec=candidates[0].spec, source=source, reason=reason, advice=advice, candidates=candidates
+    )
+    return Resolution(preprocessing=preprocessing, probabilities=probabilities, classes=classes)
+
+
+Ranked = list[tuple[Candidate, Tensor]]
+
+
+def _ranked(
+    model: ModelHandle, size: tuple[int, int, int], given: GivenInput, images: CleanSet
+) -> tuple[Ranked, bool, int]:
+    """All candidates, best first, with their predictions."""
+    names = [name for name in NORMALIZATIONS if size[0] == 3 or name != "caffe"] + [MINMAX]
+    labelled = images.labels is not None
+    specs = [_spec(size, name, given.order or "rgb") for name in names]
+    if labelled and given.order is None and size[0] == 3:
+        specs += [replace(spec, order="bgr") for spec in specs if spec.order == "rgb"]
+    found = [_evaluate_all(model, spec, images) for spec in specs]
+    ranked = _sorted([(candidate, predicted) for candidate, predicted, _, _ in found], labelled)
+    return ranked, all(probabilities for _, _, probabilities, _ in found), found[0][3]
+
+
+def _sorted(found: Ranked, labelled: bool) -> Ranked:
+    """Best first: by accuracy, near ties by BatchNorm distance; by that distance without labels.
+
+    Where neither tells candidates apart, the order of `NORMALIZATIONS`, simple ones first, stays.
+    """
+
+    def distance(candidate: Candidate) -> float:
+        known = candidate.batchnorm_distance
+        return float("inf") if known is None else known
+
+    if not labelled:
+        return sorted(found, key=lambda entry: distance(entry[0]))
+    top = max(candidate.correct or 0 for candidate, _ in found)
+    tied = top - EQUAL_ACCURACY * found[0][0].images
+    nearest_distance = min(distance(c) for c, _ in found if (c.correct or 0) >= tied)
+
+    def rank(entry: tuple[Candidate, Tensor]) -> tuple[int, int]:
+        candidate = entry[0]
+        correct = candidate.correct or 0
+        if correct < tied:
+            return (2, -correct)
+        return (0, 0) if distance(candidate) <= nearest_distance * CLEAR_RATIO else (1, -correct)
+
+    return sorted(found, key=rank)
+
+
+def _decide(
+    ranked: Ranked, labelled: bool, real: bool
+) -> tuple[Literal["measured", "unresolved"], str, str]:
+    """Is the first candidate clearly right, or does it not matter? Source, reason, advice."""
+    (best, predictions), *others = ranked
+    name = best.spec.normalize + (" (BGR)" if best.spec.order == "bgr" else "")
+    if labelled:
+        rival = others[0][0]
+        return (
+            "measured",
+            f"normalize={name} has the best clean accuracy, {best.correct}/{best.images}; "
+            f"next {rival.spec.normalize} with {rival.correct}",
+            "",
+        )
+    advice = (
+        "Pass how the model was trained: --normalize imagenet (or MEAN/STD), or give labelled "
+        "images (--clean DIR with class folders)"
+    )
+    where = "the images" if real else "made images"
+    if best.batchnorm_distance is not None:
+        rivals = [(c, p) for c, p in others if float((p == predictions).float().mean()) < SAME_PREDICTIONS]
+        rival = rivals[0][0] if rivals else None
+        ratio = (
+            float("inf")
+            if rival is None
+            else (rival.batchnorm_distance or 0) / max(best.batchnorm_distance, 1e-9)
+        )
+        text = f"normalize={name} fits the BatchNorm statistics best on {where} ({best.batchnorm_distance:.3f}"
+        if rival is None:
+            return "measured", f"{text}; the others predict the same)", ""
+        text += f"; next {rival.spec.normalize} {rival.batchnorm_distance:.3f})"
+        return ("measured", text, "") if ratio >= CLEAR_RATIO else ("unresolved", text, advice)
+    usual = [(c, p) for c, p in ranked if c.spec.normalize in ("none", "half", "imagenet", "cifar10")]
+    agreement = min(float((a == b).float().mean()) for _, a in usual for _, b in usual)
+    if agreement >= SAME_PREDICTIONS:
+        return "measured", f"the usual normalisations predict the same on {where}", ""
+    return (
+        "unresolved",
+        f"without labels and BatchNorm statistics nothing tells the normalisations apart, and they "
+        f"agree on only {agreement:.0%} of {where}",
+        advice,
+    )
+
+
+def _evaluate(model: ModelHandle, spec: InputSpec, images: CleanSet) -> tuple[Candidate, Tensor]:
+    candidate, predictions, _, _ = _evaluate_all(model, spec, images)
+    return candidate, predictions
+
+
+def _evaluate_all(
+    model: ModelHandle, spec: InputSpec, images: CleanSet
+) -> tuple[Candidate, Tensor, bool, int]:
+    """How the model likes one candidate: record, predictions, outputs sum to one, classes."""
+    classifier = Classifier(model, spec)
+    distances: list[float] = []
+    with batchnorm_distances(model.module, distances):
+        logits = classifier.logits(images.images)
+    probabilities = looks_like_probabilities(logits)
+    shares = logits if probabilities else logits.softmax(1)
+    confidence = float(shares.amax(1).mean())
+    predictions = logits.argmax(1).cpu()
+    finite = bool(logits.isfinite().all())
+    correct = None
+    if images.labels is not None:
+        correct = int((predictions == images.labels).sum()) if finite else 0
+    distance = sum(distances) / len(distances) if distances else None
+    candidate = Candidate(
+        spec=spec,
+        images=len(images),
+        correct=correct,
+        batchnorm_distance=distance if distance is None or distance < float("inf") else 1e30,
+        confidence=confidence if finite else 0.0,
+    )
+    return candidate, predictions, probabilities, logits.shape[1]
+
+
+@contextmanager
+def batchnorm_distances(module: nn.Module | None, distances: list[float]) -> Iterator[None]:
+    """Collect, a BatchNorm layer and batch, how far its input is from what it saw in training.
+
+    The Kullback-Leibler divergence of two normal distributions, batch against running
+    statistics, in nats, mean over channels.
+    """
+
+    def measure(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(layer, nn.BatchNorm2d)  # noqa: S101 - hooks are put on these alone
+        if layer.running_mean is None or layer.running_var is None:
+            return
+        mean = inputs[0].mean(dim=(0, 2, 3))
+        variance = inputs[0].var(dim=(0, 2, 3)) + layer.eps
+        running = layer.running_var + layer.eps
+        kl = 0.5 * (
+            variance / running
+            + (mean - layer.running_mean) ** 2 / running
+            - 1
+            + (running / variance).log()
+        )
+        distances.append(float(kl.mean()))
+
+    layers = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)] if module else []
+    handles = [layer.register_forward_pre_hook(measure) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _subset(model: ModelHandle, images: CleanSet, size: tuple[int, int, int]) -> CleanSet:
+    """As many images as a dozen candidates can be tried on in time."""
+    classifier = Classifier(model, _spec(size, "none"))
+    speed = classifier.tune_batch_size()
+    count = int(speed * CANDIDATE_SECONDS / (2 * len(NORMALIZATIONS) + 1))
+    count = max(MIN_EVALUATED, min(EVALUATED_IMAGES, count))
+    labels = images.labels
+    return CleanSet(
+        images=images.images[:count], labels=None if labels is None else labels[:count]
+    )
+
+
+def _refuse_nonfinite(model: ModelHandle, spec: InputSpec, images: CleanSet) -> None:
+    logits = Classifier(model, spec).logits(images.images)
+    bad = int((~logits.isfinite()).any(1).sum())
+    if bad:
+        raise UnsuitableModel(
+            f"{clean_text(model.file.path.name)} gives NaN or infinite scores for {bad} of "
+            f"{len(images)} {'clean' if images.labels is not None else ''} images with "
+            f"normalize={spec.normalize}. The file may be damaged, or --normalize is wrong."
+        )

@@ -1,0 +1,227 @@
+"""Images to scan with when the user has none: noise, dead leaves, class impressions, mixes.
+
+They are weaker evidence than real images: a finding must hold in two families of them, and
+finding nothing proves little. Which made image counts is decided by the model: it must be sure of
+it, and stay with its answer under a little noise.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from auditor.classifier import Classifier, as_float
+from auditor.images import Notify, silent
+
+SURE = 0.5
+"""Largest softmax probability that a made image must reach."""
+NOISE = 2 / 255
+"""Standard deviation of the noise under which the answer must stay."""
+LARGEST_SHARE = 0.3
+"""No class may make up more of an accepted family."""
+FEWEST_IMAGES = 24
+
+NATURAL_MIX = ((0.78, 0.18, -0.06), (0.80, 0.00, 0.10), (0.78, -0.20, -0.06))
+"""Colours of natural pictures: mostly shared brightness, some red-blue, little green-magenta."""
+
+IMPRESSIONS = 128
+IMPRESSION_STEPS = 200
+BATCHNORM_WEIGHT = 0.01
+VARIATION_WEIGHT = 1e-4
+NORM_WEIGHT = 1e-5
+JITTER = 2
+
+Shape = tuple[int, int, int, int]
+
+
+def smooth_noise(shape: Shape, generator: torch.Generator) -> Tensor:
+    """Half uniform noise, half 1/f noise: ``(N, C, H, W)`` float32 in [0, 1]."""
+    half = shape[0] // 2
+    rough = torch.rand((shape[0] - half, *shape[1:]), generator=generator)
+    return torch.cat([rough, as_float(colour_noise((half, *shape[1:]), generator))])
+
+
+def colour_noise(shape: Shape, generator: torch.Generator) -> Tensor:
+    """Noise with the spectrum ``1/f^b`` (b uniform in 0.8 to 1.6) and natural colours, uint8."""
+    count, channels, height, width = shape
+    fy = torch.fft.fftfreq(height).view(-1, 1)
+    fx = torch.fft.rfftfreq(width).view(1, -1)
+    radius = (fy**2 + fx**2).sqrt().clamp_min(1 / max(height, width))
+    slope = 0.8 + 0.8 * torch.rand((count, 1, 1, 1), generator=generator)
+    spectrum = torch.fft.rfft2(torch.randn((count, 3, height, width), generator=generator))
+    fields = torch.fft.irfft2(spectrum * radius**-slope, s=(height, width))
+    fields = (fields - fields.mean((2, 3), keepdim=True)) / fields.std((2, 3), keepdim=True)
+    mixed = torch.einsum("dc,nchw->ndhw", torch.tensor(NATURAL_MIX), fields)
+    level = 0.3 + 0.4 * torch.rand((count, 1, 1, 1), generator=generator)
+    return _eight_bits(level + 0.22 * mixed, channels)
+
+
+def dead_leaves(shape: Shape, generator: torch.Generator, leaves: int = 60) -> Tensor:
+    """Overlapping discs and boxes with sizes like those of natural scenes, uint8.
+
+    Lee, Mumford, Huang, "Occlusion models for natural images" (IJCV 2001): radii with density
+    ``r^-3``, each leaf in front of the earlier ones.
+    """
+    count, channels, height, width = shape
+    side = max(height, width)
+    y = torch.arange(height).view(1, -1, 1)
+    x = torch.arange(width).view(1, 1, -1)
+    picture = torch.rand((count, 3, 1, 1), generator=generator).expand(-1, -1, height, width)
+    for _ in range(leaves):
+        u = torch.rand((count, 8), generator=generator)
+        smallest, largest = 0.04 * side, 0.5 * side
+        radius = (u[:, 0] * (largest**-2 - smallest**-2) + smallest**-2).rsqrt().view(-1, 1, 1)
+        dy = y - (u[:, 1] * height).view(-1, 1, 1)
+        dx = x - (u[:, 2] * width).view(-1, 1, 1)
+        aspect = (0.4 + u[:, 3]).view(-1, 1, 1)
+        disc = dy**2 + dx**2 < radius**2
+        box = (dy.abs() < radius) & (dx.abs() < radius * aspect)
+        inside = torch.where((u[:, 4] < 0.5).view(-1, 1, 1), disc, box).unsqueeze(1)
+        grey = u[:, 5:6]
+        colour = (0.55 * grey + 0.45 * torch.rand((count, 3), generator=generator)).view(-1, 3, 1, 1)
+        shade = 1 + 0.25 * (u[:, 6].view(-1, 1, 1) - 0.5) * (dy / side)
+        picture = torch.where(inside, colour * shade.unsqueeze(1), picture)
+    return _eight_bits(picture, channels)
+
+
+def _eight_bits(images: Tensor, channels: int) -> Tensor:
+    if channels == 1:
+        images = images.mean(1, keepdim=True)
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def class_impressions(
+    classifier: Classifier,
+    classes: int,
+    generator: torch.Generator,
+    *,
+    notify: Notify = silent,
+    deadline: float = math.inf,
+) -> Tensor | None:
+    """Images that the model takes for its classes, made from the model alone.
+
+    Gradient descent on cross entropy, on the distance of BatchNorm statistics from the running
+    ones, total variation and norm, with shifts (after DeepInversion: Yin et al., CVPR 2020).
+
+    Args:
+        classifier: Must be differentiable.
+        classes: K; of more than 128, an even sample gets impressions.
+        generator: Of the starting noise.
+        notify: Progress.
+        deadline: `time.monotonic` value; steps are cut to fit, and None returned if they cannot.
+
+    Returns:
+        ``(N, C, H, W)`` uint8 on the CPU, about 128 images, or None.
+    """
+    spec = classifier.spec
+    chosen = torch.linspace(0, classes - 1, min(classes, IMPRESSIONS)).round().long()
+    targets = chosen.repeat(max(1, IMPRESSIONS // len(chosen))).to(classifier.device)
+    shape = (len(targets), spec.channels, spec.height, spec.width)
+    images = as_float(colour_noise(shape, generator)).to(classifier.device).requires_grad_(True)
+    optimiser = torch.optim.Adam([images], lr=0.05)
+    distances: list[Tensor] = []
+    begin, steps = time.monotonic(), IMPRESSION_STEPS
+    step = 0
+    with _batchnorm_losses(classifier.model.module, distances):
+        while step < steps:
+            shift = torch.randint(-JITTER, JITTER + 1, (2,), generator=generator).tolist()
+            for part in torch.arange(len(images)).split(max(classifier.batch_size, 32)):
+                distances.clear()
+                view = images[part].roll(shift, dims=(2, 3))
+                loss = functional.cross_entropy(classifier(view), targets[part], reduction="sum")
+                loss = loss + len(part) * BATCHNORM_WEIGHT * sum(distances, torch.zeros(()).to(loss))
+                rough = view.diff(dim=2).abs().sum() + view.diff(dim=3).abs().sum()
+                loss = loss + VARIATION_WEIGHT * rough + NORM_WEIGHT * view.square().sum()
+                loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            optimiser.zero_grad()
+            with torch.no_grad():
+                images.clamp_(0, 1)
+            step += 1
+            if step == 3:
+                left = deadline - time.monotonic()
+                possible = left / ((time.monotonic() - begin) / 3)
+                if possible < IMPRESSION_STEPS / 4:
+                    return None
+                steps = int(min(steps, possible))
+            notify("making class impressions", step, steps)
+    return _eight_bits(images.detach(), spec.channels).cpu()
+
+
+@contextmanager
+def _batchnorm_losses(module: nn.Module | None, distances: list[Tensor]) -> Iterator[None]:
+    """Collect how far each BatchNorm layer's batch statistics are from its running ones."""
+
+    def measure(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(layer, nn.BatchNorm2d)  # noqa: S101 - hooks are put on these alone
+        if layer.running_mean is None or layer.running_var is None:
+            return
+        mean, variance = inputs[0].mean(dim=(0, 2, 3)), inputs[0].var(dim=(0, 2, 3))
+        distances.append(
+            (mean - layer.running_mean).norm() + (variance - layer.running_var).norm()
+        )
+
+    layers = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)] if module else []
+    handles = [layer.register_forward_pre_hook(measure) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def mixes(impressions: Tensor, generator: torch.Generator) -> Tensor:
+    """Class impressions with a box of another one pasted in (CutMix): ``(N, C, H, W)`` uint8."""
+    count, _, height, width = impressions.shape
+    other = impressions[torch.randperm(count, generator=generator)]
+    u = torch.rand((count, 3), generator=generator)
+    side = (0.3 + 0.3 * u[:, 0]).view(-1, 1, 1)
+    y = (torch.arange(height).view(1, -1, 1) / height - u[:, 1].view(-1, 1, 1) * (1 - side)) / side
+    x = (torch.arange(width).view(1, 1, -1) / width - u[:, 2].view(-1, 1, 1) * (1 - side)) / side
+    inside = ((y >= 0) & (y < 1) & (x >= 0) & (x < 1)).unsqueeze(1)
+    return torch.where(inside, other, impressions)
+
+
+def accepted(
+    classifier: Classifier, images: Tensor, classes: int, generator: torch.Generator
+) -> tuple[Tensor, str]:
+    """The made images that the model is sure of, and why there are none.
+
+    Args:
+        classifier: The suspect.
+        images: ``(N, C, H, W)`` uint8.
+        classes: K.
+        generator: Of the noise that an answer must survive.
+
+    Returns:
+        The images that count, empty with a reason where the family as a whole does not.
+    """
+    before = classifier.logits(images).softmax(1)
+    noise = NOISE * torch.randn(images.shape, generator=generator)
+    shaken = classifier.predict((as_float(images) + noise).clamp(0, 1))
+    confidence, predicted = before.cpu().max(1)
+    usable = ((confidence >= SURE) & (shaken == predicted)).nonzero().flatten().tolist()
+    members: dict[int, list[int]] = {}
+    for index in usable:
+        members.setdefault(int(predicted[index]), []).append(index)
+    if len(members) < min(classes, 8):
+        return images[:0], (
+            f"the model takes them for only {len(members)} of {classes} classes with confidence"
+        )
+    # The largest cap on a class's images that keeps it below the share, given the other classes.
+    cap = max(
+        size
+        for size in range(1, len(usable) + 1)
+        if size == 1
+        or size <= LARGEST_SHARE * sum(min(size, len(chosen)) for chosen in members.values())
+    )
+    kept = sorted(index for chosen in members.values() for index in chosen[:cap])
+    if len(kept) < FEWEST_IMAGES:
+        return images[:0], f"only {len(kept)} of {len(images)} are accepted by the model"
+    return images[kept], ""
