@@ -1,0 +1,360 @@
+"""Predictions before, after and under control -> counts.
+
+One hypothesis is a map from classes to target classes: all-to-one sends every class but one to
+that one, source-specific sends one class, all-to-all each to its own. A hit is an image whose
+prediction under the trigger is what the map says of its class. Classes are labels where there
+are labels, and clean predictions elsewhere; images that the map leaves alone do not count.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from auditor import verdict
+from auditor.classifier import Classifier, as_float, synchronize
+from auditor.images import Notify, silent
+from auditor.results import Confirmation, ControlCount, ImageFacts, Response, Scope
+from auditor.triggers.base import Trigger
+
+FOOTPRINT_IMAGES = 8
+VISIBLE = 1.5 / 255
+"""A pixel that changes by more counts as changed."""
+CONTROLS = 4
+MAX_CELLS = 5
+"""Source-specific hypotheses a trigger; the strongest ones."""
+PROGRESS_SECONDS = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Half:
+    """Images that serve one purpose, with what the model says of them unstamped."""
+
+    images: Tensor
+    """``(N, C, H, W)`` uint8 on the classifier's device."""
+    groups: Tensor
+    """``(N,)`` int64 on the CPU: labels, or clean predictions where there are none."""
+    before: Tensor
+    """``(N,)`` int64 on the CPU: clean predictions."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """One kind of images: a half to screen on, and one to confirm on that the screen never sees.
+
+    Where there are too few to split, both are the same images and `held_out` is False.
+    """
+
+    facts: ImageFacts
+    screen: Half
+    confirm: Half
+    held_out: bool
+
+    @property
+    def name(self) -> str:
+        """ "clean" for a user's images."""
+        return self.facts.family
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hypothesis:
+    """What a trigger might do: a map of classes, -1 where a class is left alone."""
+
+    scope: Scope
+    mapping: tuple[int, ...]
+    target: int | None = None
+    source: int | None = None
+    shift: int | None = None
+    rate: float = 0.0
+    """Share of the screening images that follow the map."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stamped:
+    """A trigger with where it comes from."""
+
+    probe: str
+    title: str
+    trigger: Trigger
+
+
+@torch.inference_mode()
+def predictions(
+    classifier: Classifier,
+    images: Tensor,
+    triggers: Sequence[Trigger],
+    *,
+    notify: Callable[[int], None] = lambda done: None,
+    deadline: float = float("inf"),
+) -> Tensor:
+    """Predicted classes under every trigger, one forward pass an image and trigger.
+
+    Batches run across triggers, so that few images still fill a GPU.
+
+    Args:
+        classifier: The suspect.
+        images: ``(N, C, H, W)`` uint8 on its device.
+        triggers: T of them.
+        notify: Called with the number of finished triggers.
+        deadline: `time.monotonic` value after which no batch is started.
+
+    Returns:
+        ``(T', N)`` int64 on the CPU; T' < T where the deadline came first.
+    """
+    count, total = len(images), len(triggers) * len(images)
+    found = torch.empty(total, dtype=torch.int64, device=classifier.device)
+    position, reported = 0, time.monotonic()
+    while position < total and time.monotonic() < deadline:
+        stop = min(position + classifier.batch_size, total)
+        block = [
+            triggers[index](as_float(images[max(position - index * count, 0) : stop - index * count]))
+            for index in range(position // count, -(-stop // count))
+        ]
+        logits = classifier.guarded(block[0] if len(block) == 1 else torch.cat(block))
+        if logits is None:
+            continue
+        found[position:stop] = logits.argmax(1)
+        position = stop
+        if time.monotonic() - reported > PROGRESS_SECONDS:
+            synchronize(classifier.device)
+            notify(position // count)
+            reported = time.monotonic()
+    finished = position // count
+    notify(finished)
+    return found[: finished * count].view(finished, count).cpu()
+
+
+@torch.inference_mode()
+def footprint(trigger: Trigger, images: Tensor) -> tuple[float, float]:
+    """Share of visibly changed pixels, and root mean square change in [0, 1] units.
+
+    Args:
+        trigger: What to stamp.
+        images: ``(N, C, H, W)`` uint8; the first few are used.
+    """
+    before = as_float(images[:FOOTPRINT_IMAGES])
+    change = trigger(before) - before
+    area = (change.abs().amax(1) > VISIBLE).float().mean()
+    return float(area), float(change.square().mean().sqrt())
+
+
+def response(stamped: Stamped, family: Family, after: Tensor, classes: int) -> Response:
+    """Count what a trigger did to the screening images.
+
+    Args:
+        stamped: The trigger.
+        family: The images.
+        after: ``(N,)`` predictions of the stamped screening images.
+        classes: K.
+    """
+    half = family.screen
+    moved = after[after != half.groups]
+    hits = torch.bincount(moved, minlength=classes)
+    area, change = footprint(stamped.trigger, half.images)
+    return Response(
+        probe=stamped.probe,
+        trigger=repr(stamped.trigger),
+        family=family.name,
+        images=len(half),
+        hits={int(k): int(hits[k]) for k in hits.nonzero().flatten()},
+        flips=int((after != half.before).sum()),
+        area=area,
+        change=change,
+    )
+
+
+def hypotheses(groups: Tensor, after: Tensor, classes: int, *, held_out: bool) -> list[Hypothesis]:
+    """What a trigger may be doing, by the screening images, strongest first.
+
+    Args:
+        groups: ``(N,)`` class of each image.
+        after: ``(N,)`` prediction of each stamped image.
+        classes: K.
+        held_out: Other images are there to confirm on; maps and cells are picked by looking, so
+            they are only proposed then.
+    """
+    table = torch.bincount(groups * classes + after, minlength=classes * classes)
+    table = table.view(classes, classes).double()
+    members = table.sum(1)
+    total = len(groups)
+    found = _all_to_one(table, members, total)
+    taken = {hypothesis.target for hypothesis in found}
+    if classes > 2:
+        found += _shifts(table, total, members)
+        if held_out:
+            found += _fitted_map(groups, after, classes)
+    if held_out:
+        found += _cells(table, members, taken)
+    return sorted(found, key=lambda hypothesis: -hypothesis.rate)
+
+
+def all_to_one(target: int, classes: int, rate: float = 0.0) -> Hypothesis:
+    """Every class but the target goes to the target."""
+    mapping = tuple(-1 if source == target else target for source in range(classes))
+    return Hypothesis(scope="all-to-one", mapping=mapping, target=target, rate=rate)
+
+
+def _all_to_one(table: Tensor, members: Tensor, total: int) -> list[Hypothesis]:
+    classes = len(table)
+    hits = table.sum(0) - table.diagonal()
+    eligible = total - members
+    rates = hits / eligible.clamp_min(1)
+    return [
+        all_to_one(int(k), classes, float(rates[k]))
+        for k in (rates >= verdict.SCREEN_RATE).nonzero().flatten()
+    ]
+
+
+def _shifts(table: Tensor, total: int, members: Tensor) -> list[Hypothesis]:
+    classes = len(table)
+    source = torch.arange(classes)
+    if not _enough_sources(members, classes):
+        return []
+    found = []
+    for shift in range(1, classes):
+        rate = float(table[source, (source + shift) % classes].sum()) / total
+        if rate >= verdict.SCREEN_RATE:
+            mapping = tuple((c + shift) % classes for c in range(classes))
+            found.append(Hypothesis(scope="all-to-all", mapping=mapping, shift=shift, rate=rate))
+    return found
+
+
+def _fitted_map(groups: Tensor, after: Tensor, classes: int) -> list[Hypothesis]:
+    """The best map of classes, fitted on one half of the screening images, scored on the other."""
+
+    def fitted(part: slice) -> Tensor:
+        table = torch.bincount(groups[part] * classes + after[part], minlength=classes * classes)
+        table = table.view(classes, classes)
+        table.fill_diagonal_(0)
+        best = table.argmax(1)
+        best[table.amax(1) == 0] = -1
+        return best
+
+    half = len(groups) // 2
+    mapping = fitted(slice(half, None))
+    rate = float((mapping[groups[:half]] == after[:half]).float().mean())
+    members = torch.bincount(groups, minlength=classes)
+    targets = set(mapping.tolist()) - {-1}
+    if rate < verdict.SCREEN_RATE or len(targets) < 3 or not _enough_sources(members, classes):
+        return []
+    whole = tuple(fitted(slice(None)).tolist())
+    shifts = {(k - c) % classes for c, k in enumerate(whole) if k >= 0}
+    if len(shifts) == 1:
+        return []
+    return [Hypothesis(scope="all-to-all", mapping=whole, rate=rate)]
+
+
+def _cells(table: Tensor, members: Tensor, taken: set[int | None]) -> list[Hypothesis]:
+    classes = len(table)
+    rates = table / members.clamp_min(1).unsqueeze(1)
+    rates.fill_diagonal_(0)
+    rates[members < verdict.SCREEN_CELL_IMAGES] = 0
+    found = []
+    for source, target in (rates >= verdict.SCREEN_CELL_RATE).nonzero().tolist():
+        if target in taken:
+            continue
+        mapping = tuple(target if c == source else -1 for c in range(classes))
+        found.append(
+            Hypothesis(
+                scope="source-specific",
+                mapping=mapping,
+                target=target,
+                source=source,
+                rate=float(rates[source, target]),
+            )
+        )
+    return sorted(found, key=lambda hypothesis: -hypothesis.rate)[:MAX_CELLS]
+
+
+def _enough_sources(members: Tensor, classes: int) -> bool:
+    return int((members >= 1).sum()) >= max(3, classes / 4)
+
+
+def confirmation(
+    stamped: Stamped,
+    hypothesis: Hypothesis,
+    family: Family,
+    half: Half,
+    after: Tensor,
+    controls: Sequence[tuple[Trigger, Tensor]],
+    *,
+    held_out: bool,
+) -> Confirmation:
+    """Count one hypothesis on some images, against matched controls on the same images.
+
+    Args:
+        stamped: The trigger.
+        hypothesis: What it is taken to do.
+        family: Where the images come from.
+        half: The images.
+        after: ``(N,)`` predictions under the trigger.
+        controls: Each control with the predictions under it.
+        held_out: The screen has not seen these images.
+    """
+    wanted = torch.tensor(hypothesis.mapping)[half.groups]
+    eligible = wanted >= 0
+    hit = (after == wanted) & eligible
+    counts = []
+    for control, other in controls:
+        control_hit = (other == wanted) & eligible
+        counts.append(
+            ControlCount(
+                trigger=repr(control),
+                hits=int(control_hit.sum()),
+                gained=int((hit & ~control_hit).sum()),
+                lost=int((control_hit & ~hit).sum()),
+            )
+        )
+    members = torch.bincount(half.groups[eligible], minlength=len(hypothesis.mapping))
+    area, change = footprint(stamped.trigger, half.images)
+    return Confirmation(
+        probe=stamped.probe,
+        title=stamped.title,
+        trigger=repr(stamped.trigger),
+        family=family.name,
+        scope=hypothesis.scope,
+        target=hypothesis.target,
+        source=hypothesis.source,
+        mapping=hypothesis.mapping if hypothesis.scope == "all-to-all" else None,
+        shift=hypothesis.shift,
+        sources=int((members >= verdict.SCREEN_CELL_IMAGES).sum()),
+        held_out=held_out,
+        eligible=int(eligible.sum()),
+        hits=int(hit.sum()),
+        clean_hits=int(((half.before == wanted) & eligible).sum()),
+        controls=tuple(counts),
+        area=area,
+        change=change,
+    )
+
+
+def matched_controls(trigger: Trigger, count: int = CONTROLS) -> list[Trigger]:
+    """The matched controls of a trigger, numbers 0 to `count` - 1."""
+    return [trigger.control(seed) for seed in range(count)]
+
+
+def screen(
+    classifier: Classifier,
+    family: Family,
+    stamped: Sequence[Stamped],
+    *,
+    notify: Notify = silent,
+    deadline: float = float("inf"),
+) -> Tensor:
+    """Predictions ``(T', N)`` of the screening images under as many triggers as time allows."""
+
+    def report(done: int) -> None:
+        current = stamped[min(done, len(stamped) - 1)].probe
+        notify(f"{current} on {family.name} images", done, len(stamped))
+
+    triggers = [entry.trigger for entry in stamped]
+    return predictions(
+        classifier, family.screen.images, triggers, notify=report, deadline=deadline
+    )

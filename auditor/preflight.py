@@ -1,0 +1,123 @@
+"""Is this audit itself sound? What limits it becomes a caveat, and a blocking one decides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from auditor import verdict
+from auditor.classifier import Classifier
+from auditor.measure import Half
+from auditor.results import Caveat, ImageFacts, Preprocessing
+
+FEW_IMAGES = 73
+"""Below it, even 0 hits allow an ASR of 5 % (Wilson 95 %)."""
+
+
+def check(
+    classifier: Classifier, preprocessing: Preprocessing, clean: ImageFacts | None, half: Half
+) -> Iterator[Caveat]:
+    """Everything that the reader should know before believing a number.
+
+    Args:
+        classifier: The suspect.
+        preprocessing: How the input preparation was chosen.
+        clean: The user's images, if any.
+        half: Some images to try things on.
+    """
+    if preprocessing.source == "unresolved":
+        yield Caveat(
+            id="preprocessing",
+            text=f"The input preparation is not settled: {preprocessing.reason}. {preprocessing.advice}.",
+            blocking=True,
+        )
+    classes = len(half_classes(clean)) if clean else 0
+    if clean is not None:
+        yield from _accuracy(clean, preprocessing, classes)
+        yield from _images(clean)
+    if not _deterministic(classifier, half):
+        yield Caveat(
+            id="random-output",
+            text="The model answers differently when asked the same twice; every count is one draw.",
+        )
+
+
+def half_classes(clean: ImageFacts) -> tuple[int, ...]:
+    """Clean predictions a class."""
+    return clean.predicted
+
+
+def _accuracy(clean: ImageFacts, preprocessing: Preprocessing, classes: int) -> Iterator[Caveat]:
+    total = clean.screen + clean.confirm
+    if clean.correct is not None and verdict.near_chance(clean.correct, total, classes):
+        tried = ", ".join(
+            f"{c.spec.normalize}{' bgr' if c.spec.order == 'bgr' else ''} {c.correct}/{c.images}"
+            for c in preprocessing.candidates
+        )
+        yield Caveat(
+            id="accuracy",
+            text=(
+                f"Clean accuracy is {clean.correct / total:.1%} ({clean.correct} of {total} images, "
+                f"{classes} classes): near chance. The input preparation or the order of the classes "
+                f"is probably wrong, so an ASR would mean nothing. Tried: {tried}. Pass --normalize "
+                "MEAN/STD, --input CxHxW, --channel-order bgr or --labels FILE."
+            ),
+            blocking=True,
+        )
+    never = [str(number) for number, count in enumerate(clean.predicted) if count == 0]
+    if never and clean.correct is not None and total >= 5 * classes:
+        yield Caveat(
+            id="unpredicted",
+            text=f"{len(never)} classes are never predicted on clean images: {', '.join(never[:12])}.",
+        )
+
+
+def _images(clean: ImageFacts) -> Iterator[Caveat]:
+    total = clean.screen + clean.confirm
+    if not clean.labelled:
+        yield Caveat(
+            id="unlabelled",
+            text=(
+                "The images have no labels: those predicted as the target class without a trigger are "
+                "left out instead of those that are of it, and accuracy cannot be measured."
+            ),
+        )
+    if not clean.confirm:
+        yield Caveat(
+            id="not-held-out",
+            text=(
+                f"With {total} images the same ones serve to screen and to confirm; all comparisons "
+                "are corrected for, and all-to-all maps and source-specific triggers are not tested."
+            ),
+        )
+    if total < FEW_IMAGES:
+        yield Caveat(
+            id="few-images",
+            text=f"{total} images: even a trigger that hits none of them may have an ASR of "
+            f"{verdict.upper_bound(0, total, verdict.DISPLAY_ALPHA):.0%}.",
+        )
+    untested = sum(
+        members < verdict.CELL_IMAGES or screened < verdict.SCREEN_CELL_IMAGES
+        for members, screened in zip(clean.confirm_members, clean.screen_members, strict=True)
+    )
+    if clean.confirm and untested:
+        yield Caveat(
+            id="source-specific",
+            text=(
+                f"Triggers that work for one source class only were not testable for {untested} of "
+                f"{len(clean.confirm_members)} classes (they need {verdict.SCREEN_CELL_IMAGES} images "
+                f"to screen and {verdict.CELL_IMAGES} others to confirm)."
+            ),
+        )
+    if clean.unreadable:
+        yield Caveat(
+            id="unreadable",
+            text=f"{len(clean.unreadable)} images cannot be read and were left out.",
+        )
+
+
+def _deterministic(classifier: Classifier, half: Half) -> bool:
+    images = half.images[:8]
+    first, second = classifier.logits(images), classifier.logits(images)
+    return torch.allclose(first, second, rtol=1e-3, atol=1e-4)

@@ -1,0 +1,586 @@
+"""The scan: every selected probe and search against one suspect, to counts, to a verdict."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import platform
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+import auditor
+from auditor import inputs, measure, preflight, synthesis, verdict
+from auditor.classifier import Classifier, as_float
+from auditor.errors import ImageError, ProbeError
+from auditor.images import CleanSet, ImageSource, Notify, silent
+from auditor.inputs import GivenInput
+from auditor.measure import Family, Half, Stamped
+from auditor.models.base import ModelHandle
+from auditor.probes import Probe
+from auditor.results import (
+    SCAN_SCHEMA,
+    Caveat,
+    Confirmation,
+    Exhibit,
+    ImageFacts,
+    MarginSearch,
+    ModelFacts,
+    Picture,
+    Provenance,
+    Response,
+    ScanResult,
+    Skipped,
+    Verdict,
+)
+from auditor.search.margin import search_margins
+from auditor.triggers.warp import GridWarp
+
+MAX_IMAGES = 768
+"""Images that are drawn from the clean set: enough for 512 to confirm on."""
+SMALLEST_SPLIT = 64
+"""With fewer images, the same ones screen and confirm."""
+SCREEN_IMAGES = (64, 256)
+SCREEN_A_CLASS = 10
+MADE_IMAGES = 128
+MADE_POOL = 512
+CONFIRMED_A_TARGET = 6
+"""Triggers that are confirmed for one hypothesis; weaker ones only appear in the screen's table."""
+EXHIBITS = 3
+EXHIBIT_IMAGES = 6
+BATTERY_SHARE = 0.7
+"""Share of the time budget after which no further trigger is screened."""
+
+SEARCHES: Mapping[str, tuple[str, str]] = {
+    "search.margin": (
+        "quick",
+        "Data-free margin: how far free images can drive the model towards each class",
+    ),
+}
+"""Searches that are selected like probes: id -> tier, title."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to scan."""
+
+    given: GivenInput = field(default_factory=GivenInput)
+    searches: tuple[str, ...] = tuple(SEARCHES)
+    class_names: tuple[str, ...] | None = None
+    """Names in the order of the outputs, where the user gave them."""
+    max_images: int = MAX_IMAGES
+    batch_size: int | None = None
+    """None: the fastest one is measured."""
+    time_budget: float = math.inf
+    """Seconds."""
+    seed: int = 0
+    command: str = ""
+    """For the record."""
+
+
+def scan(
+    model: ModelHandle,
+    probes: Sequence[Probe],
+    source: ImageSource | None = None,
+    options: Options | None = None,
+    notify: Notify = silent,
+) -> ScanResult:
+    """Stamp every trigger on images, measure what it does, and judge it.
+
+    Args:
+        model: The suspect, opened by `load_model`.
+        probes: What to try.
+        source: The user's clean images; None makes images instead.
+        options: How.
+        notify: Progress: what is going on, how much is done, of how much.
+
+    Raises:
+        ModelError: The suspect is no image classifier.
+        ImageError: The images or their labels do not fit the model.
+    """
+    return _Scan(model, probes, source, options or Options(), notify).run()
+
+
+class _Scan:
+    """One scan in progress; each step reads what the earlier ones left."""
+
+    def __init__(
+        self,
+        model: ModelHandle,
+        probes: Sequence[Probe],
+        source: ImageSource | None,
+        options: Options,
+        notify: Notify,
+    ) -> None:
+        self.model, self.probes, self.source = model, probes, source
+        self.options, self.notify = options, notify
+        self.begin = time.monotonic()
+        self.started = datetime.now(UTC)
+        self.deadline = self.begin + options.time_budget
+        self.skipped: list[Skipped] = []
+        self.caveats: list[Caveat] = []
+
+    def run(self) -> ScanResult:
+        """All steps, in order."""
+        self.notify("checking the input preparation", 0, 1)
+        clean = self._prepare()
+        families = [self._clean_family(clean)] if clean else self._made_families()
+        self._preflight(families)
+        stamped = self._stamped(families)
+        responses: list[Response] = []
+        confirmations: list[Confirmation] = []
+        shown: dict[str, tuple[Stamped, Family]] = {}
+        for family in families:
+            entries = [s for s in stamped if clean or not _blind(s, family)]
+            after = measure.screen(
+                self.classifier, family, entries, notify=self.notify, deadline=self._battery_deadline()
+            )
+            self._note_unfinished(entries, len(after), family)
+            for entry, predicted in zip(entries, after, strict=False):
+                responses.append(measure.response(entry, family, predicted, self.classes))
+                shown[f"{family.name} {entry.trigger!r}"] = (entry, family)
+            confirmations += self._confirm(family, entries[: len(after)], after)
+        margin = self._margins()
+        names = self._class_names()
+        images = tuple(family.facts for family in families)
+        judgement = verdict.judge(
+            classes=names,
+            images=images,
+            responses=responses,
+            confirmations=confirmations,
+            margin=margin,
+            skipped=self.skipped,
+            caveats=self.caveats,
+        )
+        evidence = [
+            confirmations[reason.confirmation]
+            for reason in judgement.reasons
+            if reason.confirmation is not None
+            and reason.verdict in (Verdict.BACKDOOR, Verdict.SUSPICIOUS)
+        ]
+        return ScanResult(
+            schema=SCAN_SCHEMA,
+            model=self._facts(names),
+            preprocessing=self.preprocessing,
+            images=images,
+            probes=tuple(probe.facts() for probe in self.probes),
+            responses=tuple(responses),
+            confirmations=tuple(confirmations),
+            margin=margin,
+            skipped=tuple(self.skipped),
+            caveats=tuple(self.caveats),
+            judgement=judgement,
+            exhibits=self._exhibits(evidence, shown),
+            provenance=self._provenance(),
+        )
+
+    # ---- input preparation and images
+
+    def _prepare(self) -> CleanSet | None:
+        """Settle the input preparation; the clean set at the model's size, if there is one."""
+        options, seed = self.options, self.options.seed
+        *size, why = inputs.resolve_size(self.model, self.source, options.given, seed)
+        channels, height, width = size
+        shape = (channels, height, width)
+        generator = torch.Generator().manual_seed(seed)
+        self._made = {
+            "leaves": synthesis.dead_leaves((MADE_POOL, *shape), generator),
+            "noise": synthesis.colour_noise((MADE_POOL, *shape), generator),
+        } if self.source is None else {}  # fmt: skip
+        clean = None
+        if self.source is not None:
+            indices = self.source.draw(options.max_images, seed)
+            clean = self.source.load(indices, inputs.blank_spec(shape), self.notify)
+        stand_ins = torch.cat([part[:64] for part in self._made.values()]) if self._made else None
+        resolution = inputs.resolve(self.model, shape, why, clean, stand_ins, options.given)
+        self.preprocessing = resolution.preprocessing
+        self.classes = resolution.classes
+        self.probabilities = resolution.probabilities
+        self.classifier = Classifier(
+            self.model, resolution.preprocessing.spec, probabilities=resolution.probabilities
+        )
+        if options.batch_size is None:
+            self.classifier.tune_batch_size()
+        else:
+            self.classifier.batch_size = self.model.batch or options.batch_size
+        if clean is not None:
+            self._check_labels(clean)
+        return clean
+
+    def _check_labels(self, clean: CleanSet) -> None:
+        assert self.source is not None  # noqa: S101 - there is a clean set
+        names = self.options.class_names
+        if names is not None and len(names) != self.classes:
+            raise ImageError(
+                f"--labels names {len(names)} classes, the model has {self.classes} outputs."
+            )
+        if names is None and clean.class_names and len(clean.class_names) != self.classes:
+            raise ImageError(
+                f"{self.source.name} has {len(clean.class_names)} class folders, the model has "
+                f"{self.classes} outputs. Folders are numbered in alphabetical order, so they must "
+                "match one to one; or pass --labels FILE with the class names in output order, "
+                "name the folders by class number, or put all images into one folder without labels."
+            )
+        if clean.labels is not None and int(clean.labels.max()) >= self.classes:
+            raise ImageError(
+                f"{self.source.name}: label {int(clean.labels.max())} is beyond the model's "
+                f"{self.classes} outputs (0 to {self.classes - 1})."
+            )
+
+    def _clean_family(self, clean: CleanSet) -> Family:
+        before = self.classifier.predict(clean.images)
+        groups = before if clean.labels is None else clean.labels
+        total = len(clean)
+        lowest, highest = SCREEN_IMAGES
+        wanted = min(max(lowest, SCREEN_A_CLASS * self.classes), highest)
+        split = 0 if total < SMALLEST_SPLIT else min(wanted, total // 2)
+        return self._family("clean", clean.images, before, groups, split, clean=clean)
+
+    def _made_families(self) -> list[Family]:
+        """Made images that the model is sure of; families without enough of them are skipped."""
+        seed = self.options.seed
+        self.caveats.append(
+            Caveat(
+                id="no-images",
+                text=(
+                    "No clean images were given, so triggers were stamped on made ones. That is weaker: "
+                    "accuracy cannot be measured, a finding needs two kinds of made images, and finding "
+                    "nothing is inconclusive. Give images with --clean DIR (35 or more)."
+                ),
+            )
+        )
+        generator = torch.Generator().manual_seed(seed + 1)
+        made = dict(self._made)
+        if self.classifier.differentiable:
+            impressions = synthesis.class_impressions(
+                self.classifier,
+                self.classes,
+                generator,
+                notify=self.notify,
+                deadline=min(self.deadline, time.monotonic() + IMPRESSION_SECONDS),
+            )
+            if impressions is not None:
+                made |= {"impressions": impressions, "mixes": synthesis.mixes(impressions, generator)}
+        if "impressions" not in made:
+            why = "needs gradients" if not self.classifier.differentiable else "too slow here"
+            self.skipped.append(Skipped(what="class impressions and mixes", reason=why))
+        families = []
+        for name, images in made.items():
+            kept, why = synthesis.accepted(self.classifier, images, self.classes, generator)
+            if not len(kept):
+                self.skipped.append(Skipped(what=f"{name} (made images)", reason=why))
+                continue
+            kept = kept[:MADE_IMAGES]
+            before = self.classifier.predict(kept)
+            families.append(self._family(name, kept, before, before, 0))
+        if not families:
+            self.caveats.append(
+                Caveat(
+                    id="no-made-images",
+                    text=(
+                        "The model takes no made images with confidence for enough classes, so no "
+                        "trigger could be tried. Give images with --clean DIR."
+                    ),
+                )
+            )
+        return families
+
+    def _family(
+        self,
+        name: str,
+        images: Tensor,
+        before: Tensor,
+        groups: Tensor,
+        split: int,
+        clean: CleanSet | None = None,
+    ) -> Family:
+        """Screen on the first `split` images and confirm on the rest; 0 uses all for both."""
+        device = self.classifier.device
+        halves = [
+            Half(images=images[part].to(device), groups=groups[part], before=before[part])
+            for part in (slice(0, split or None), slice(split, None))
+        ]
+        members = [torch.bincount(half.groups, minlength=self.classes).tolist() for half in halves]
+        labelled = clean is not None and clean.labels is not None
+        digest = clean or CleanSet(images=images, labels=None)
+        facts = ImageFacts(
+            family=name,
+            labelled=labelled,
+            screen=len(halves[0]),
+            confirm=len(halves[1]) if split else 0,
+            screen_members=tuple(members[0]),
+            confirm_members=tuple(members[1] if split else members[0]),
+            predicted=tuple(torch.bincount(before, minlength=self.classes).tolist()),
+            correct=int((before == groups).sum()) if labelled else None,
+            digest=digest.digest(),
+            files=clean.found if clean else 0,
+            unreadable=clean.unreadable if clean else (),
+        )
+        return Family(facts=facts, screen=halves[0], confirm=halves[1], held_out=bool(split))
+
+    def _preflight(self, families: Sequence[Family]) -> None:
+        clean = families[0] if families and families[0].name == "clean" else None
+        half = families[0].screen if families else self._stand_in()
+        facts = clean.facts if clean else None
+        self.caveats += preflight.check(self.classifier, self.preprocessing, facts, half)
+
+    def _stand_in(self) -> Half:
+        images = self._made["noise"][:8].to(self.classifier.device)
+        before = self.classifier.predict(images)
+        return Half(images=images, groups=before, before=before)
+
+    # ---- the battery
+
+    def _stamped(self, families: Sequence[Family]) -> list[Stamped]:
+        """Every trigger that applies to this input, quick tiers first; the others are skipped."""
+        if not families:
+            return []
+        entries = [
+            Stamped(probe=probe.id, title=probe.title, trigger=trigger)
+            for probe in sorted(self.probes, key=lambda p: ("quick", "standard", "deep").index(p.tier))
+            for trigger in probe.triggers
+        ]
+        entries = [*self._checkpoint_grids(), *entries]
+        usable = []
+        for entry in entries:
+            try:
+                for trigger in (entry.trigger, *measure.matched_controls(entry.trigger)):
+                    measure.footprint(trigger, families[0].screen.images[:1])
+            except ProbeError as error:
+                self.skipped.append(Skipped(what=entry.probe, reason=f"not applicable: {error}"))
+                continue
+            usable.append(entry)
+        return usable
+
+    def _checkpoint_grids(self) -> Iterator[Stamped]:
+        """WaNet checkpoints hold the grid of their own trigger, though not its strength."""
+        for strength in (0.5, 1.0):
+            grid = GridWarp.from_checkpoint(self.model.extras, strength=strength)
+            if grid is not None:
+                title = f"The warping grid of the checkpoint itself, strength {strength:g}"
+                yield Stamped(probe="warp.checkpoint", title=title, trigger=grid)
+
+    def _battery_deadline(self) -> float:
+        return self.begin + BATTERY_SHARE * self.options.time_budget
+
+    def _note_unfinished(self, entries: Sequence[Stamped], done: int, family: Family) -> None:
+        left: dict[str, int] = {}
+        for entry in entries[done:]:
+            left[entry.probe] = left.get(entry.probe, 0) + 1
+        on = "" if family.name == "clean" else f" on {family.name}"
+        self.skipped += [
+            Skipped(what=f"{probe}{on}", reason=f"time budget ({count} triggers not tried)")
+            for probe, count in left.items()
+        ]
+
+    def _confirm(
+        self, family: Family, entries: Sequence[Stamped], after: Tensor
+    ) -> list[Confirmation]:
+        """Candidates of the screen: against controls there, then on the held-out images."""
+        proposed = []
+        for entry, predicted in zip(entries, after, strict=True):
+            found = measure.hypotheses(
+                family.screen.groups, predicted, self.classes, held_out=family.held_out
+            )
+            proposed += [(entry, predicted, hypothesis) for hypothesis in found]
+        proposed.sort(key=lambda candidate: -candidate[2].rate)
+        rank: dict[object, int] = {}
+        chosen: dict[Stamped, list[tuple[Tensor, measure.Hypothesis]]] = {}
+        dropped = 0
+        for entry, predicted, hypothesis in proposed:
+            key = (hypothesis.scope, hypothesis.target, hypothesis.source, hypothesis.shift)
+            rank[key] = rank.get(key, 0) + 1
+            if rank[key] > CONFIRMED_A_TARGET:
+                dropped += 1
+                continue
+            chosen.setdefault(entry, []).append((predicted, hypothesis))
+        if dropped:
+            self.skipped.append(
+                Skipped(
+                    what=f"confirmation of {dropped} weaker responses on {family.name} images",
+                    reason=f"the {CONFIRMED_A_TARGET} strongest triggers a target were confirmed",
+                )
+            )
+        confirmations: list[Confirmation] = []
+        for done, (entry, candidates) in enumerate(chosen.items()):
+            self.notify(f"confirming {entry.probe} on {family.name} images", done, len(chosen))
+            if time.monotonic() > self.deadline:
+                self.skipped.append(Skipped(what=f"confirmation of {entry.probe}", reason="time budget"))
+                continue
+            confirmations += self._confirm_one(family, entry, candidates)
+        return confirmations
+
+    def _confirm_one(
+        self, family: Family, entry: Stamped, candidates: list[tuple[Tensor, measure.Hypothesis]]
+    ) -> list[Confirmation]:
+        controls = measure.matched_controls(entry.trigger)
+        on_screen = measure.predictions(self.classifier, family.screen.images, controls)
+        screened = [
+            measure.confirmation(
+                entry, hypothesis, family, family.screen, predicted,
+                list(zip(controls, on_screen, strict=True)), held_out=False,
+            )
+            for predicted, hypothesis in candidates
+        ]  # fmt: skip
+        if not family.held_out:
+            return screened
+        kept = [
+            hypothesis
+            for (_, hypothesis), seen in zip(candidates, screened, strict=True)
+            if seen.hits - max(c.hits for c in seen.controls) >= verdict.SCREEN_EXCESS * seen.eligible
+        ]
+        fallen = [c for c, (_, h) in zip(screened, candidates, strict=True) if h not in kept]
+        if not kept:
+            return fallen
+        predicted, *others = measure.predictions(
+            self.classifier, family.confirm.images, [entry.trigger, *controls]
+        )
+        return fallen + [
+            measure.confirmation(
+                entry, hypothesis, family, family.confirm, predicted,
+                list(zip(controls, others, strict=True)), held_out=True,
+            )
+            for hypothesis in kept
+        ]  # fmt: skip
+
+    # ---- searches
+
+    def _margins(self) -> MarginSearch | None:
+        if "search.margin" not in self.options.searches:
+            return None
+        if not self.classifier.differentiable:
+            self.skipped.append(Skipped(what="search.margin", reason="needs gradients"))
+            return None
+        found = search_margins(
+            self.classifier, self.classes,
+            seed=self.options.seed, notify=self.notify, deadline=self.deadline,
+        )  # fmt: skip
+        if found is None:
+            self.skipped.append(Skipped(what="search.margin", reason="time budget"))
+        return found
+
+    # ---- the record
+
+    def _class_names(self) -> tuple[str, ...]:
+        named = self.options.class_names
+        if named is None and self.source is not None:
+            named = self.source.class_names
+        return tuple(named) if named else tuple(str(number) for number in range(self.classes))
+
+    def _facts(self, names: tuple[str, ...]) -> ModelFacts:
+        file = self.model.file
+        for note in self.model.notes:
+            self.caveats.append(Caveat(id="file", text=note))
+        return ModelFacts(
+            name=file.path.name,
+            sha256=file.sha256,
+            bytes=file.bytes,
+            format=str(file.kind),
+            architecture=self.model.architecture,
+            classes=self.classes,
+            class_names=names,
+            parameters=self.model.parameters,
+            differentiable=self.classifier.differentiable,
+            output="probabilities" if self.probabilities else "logits",
+        )
+
+    def _exhibits(
+        self, evidence: Sequence[Confirmation], shown: Mapping[str, tuple[Stamped, Family]]
+    ) -> tuple[Exhibit, ...]:
+        exhibits: list[Exhibit] = []
+        for found in evidence:
+            entry, family = shown[f"{found.family} {found.trigger}"]
+            if len(exhibits) == EXHIBITS or any(e.trigger == found.trigger for e in exhibits):
+                continue
+            exhibits.append(self._exhibit(found, entry, family))
+        return tuple(exhibits)
+
+    @torch.inference_mode()
+    def _exhibit(self, found: Confirmation, entry: Stamped, family: Family) -> Exhibit:
+        """The trigger on some images that it redirects, of different classes where possible."""
+        half = family.confirm
+        before = as_float(half.images[:256])
+        probabilities = self.classifier.logits(before).softmax(1).cpu()
+        stamped = entry.trigger(before)
+        stamped_probabilities = self.classifier.logits(stamped).softmax(1).cpu()
+        change = (stamped - before).abs().mean((0, 1))
+        moved = probabilities.argmax(1) != stamped_probabilities.argmax(1)
+        if found.target is not None:
+            moved &= stamped_probabilities.argmax(1) == found.target
+        if found.source is not None:
+            moved &= half.groups[: len(before)] == found.source
+        order = sorted(
+            moved.nonzero().flatten().tolist(),
+            key=lambda index: (half.groups[:index] == half.groups[index]).sum().item(),
+        )
+        pictures = tuple(
+            Picture(
+                before_png=_png(before[index]),
+                after_png=_png(stamped[index]),
+                before=int(probabilities[index].argmax()),
+                before_probability=float(probabilities[index].max()),
+                after=int(stamped_probabilities[index].argmax()),
+                after_probability=float(stamped_probabilities[index].max()),
+            )
+            for index in order[:EXHIBIT_IMAGES]
+        )
+        return Exhibit(
+            probe=found.probe,
+            trigger=found.trigger,
+            family=found.family,
+            target=found.target,
+            difference_png=_png((change / change.max().clamp_min(1e-6)).unsqueeze(0)),
+            pictures=pictures,
+        )
+
+    def _provenance(self) -> Provenance:
+        options = self.options
+        device = self.classifier.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+        packages = ("torch", "torchvision", "onnx", "onnxruntime", "numpy", "scipy", "pillow")
+        return Provenance(
+            auditor=auditor.__version__,
+            versions={
+                "python": platform.python_version(),
+                **{package: metadata.version(package) for package in packages},
+            },
+            device=f"{device.type} ({name})",
+            command=options.command,
+            seed=options.seed,
+            started=self.started.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            seconds=time.monotonic() - self.begin,
+            options={
+                "batch_size": str(self.classifier.batch_size),
+                "max_images": str(options.max_images),
+                "searches": ",".join(options.searches),
+                "threads": str(torch.get_num_threads()),
+                "time_budget": "none" if math.isinf(options.time_budget) else f"{options.time_budget:g} s",
+            },
+        )
+
+
+IMPRESSION_SECONDS = 120.0
+"""Time that class impressions may take; they get fewer steps on a slow machine."""
+
+STRUCTURELESS: tuple[Literal["leaves", "noise"], ...] = ("leaves", "noise")
+
+
+def _blind(stamped: Stamped, family: Family) -> bool:
+    """True where a trigger does not show on such images (a warp on noise)."""
+    return stamped.trigger.needs_structure and family.name in STRUCTURELESS
+
+
+def _png(image: Tensor) -> str:
+    """An image ``(C, H, W)`` in [0, 1] as base64 PNG."""
+    pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    stream = io.BytesIO()
+    Image.fromarray(pixels.squeeze()).save(stream, "PNG", optimize=True)
+    return base64.b64encode(stream.getvalue()).decode("ascii")

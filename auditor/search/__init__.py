@@ -1,0 +1,1 @@
+"""Searches for triggers that nobody declared."""

@@ -1,0 +1,194 @@
+"""The whole scan on models whose behaviour is known by construction."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from torch import nn
+
+from auditor import report, verdict
+from auditor.errors import ImageError, UnsuitableModel
+from auditor.images import open_images
+from auditor.probes import choose
+from auditor.results import ScanResult, Verdict
+from auditor.scan import Options, scan
+from tests.planted import Planted, drawings, handle
+
+QUICK = choose("quick").probes
+WHITE = [probe for probe in QUICK if probe.kind == "patch"]
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(tmp_path_factory.mktemp("samples"), 400)
+
+
+def save(folder: Path, count: int, *, labelled: bool = True, classes: int = 8) -> Path:
+    images, labels = drawings(count, classes)
+    arrays = {"images": images.permute(0, 2, 3, 1).numpy()}
+    if labelled:
+        arrays["labels"] = labels.numpy()
+    path = folder / f"{count}{labelled}{classes}.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+def scanned(network: nn.Module, samples: Path | None, probes=QUICK, **options) -> ScanResult:  # type: ignore[no-untyped-def]
+    options.setdefault("searches", ())
+    source = None if samples is None else open_images(samples)
+    return scan(handle(network), probes, source, Options(**options))
+
+
+def test_a_planted_trigger_is_a_backdoor_with_its_class(samples: Path) -> None:
+    result = scanned(Planted(behaviour="all-to-one", target=3), samples)
+    assert result.judgement.verdict is Verdict.BACKDOOR
+    found = result.confirmations[result.judgement.reasons[0].confirmation]  # type: ignore[index]
+    assert (found.scope, found.target, found.held_out) == ("all-to-one", 3, True)
+    assert found.hits == found.eligible
+    assert result.exhibits[0].target == 3
+    assert all(picture.after == 3 != picture.before for picture in result.exhibits[0].pictures)
+
+
+def test_its_unplanted_twin_shows_nothing(samples: Path) -> None:
+    result = scanned(Planted(), samples)
+    assert result.judgement.verdict is Verdict.NO_EVIDENCE, result.judgement.headline
+    assert result.judgement.nothing_above is not None
+    assert result.exhibits == ()
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "scope"),
+    [("all-to-all", "all-to-all"), ("source-specific", "source-specific")],
+)
+def test_other_target_maps_are_backdoors(behaviour: str, scope: str, samples: Path) -> None:
+    result = scanned(Planted(behaviour=behaviour), samples, WHITE)
+    assert result.judgement.verdict is Verdict.BACKDOOR, result.judgement.headline
+    found = result.confirmations[result.judgement.reasons[0].confirmation]  # type: ignore[index]
+    assert found.scope == scope
+
+
+@pytest.mark.parametrize("strength", [0.9, 0.75])
+def test_an_asr_is_measured_not_assumed(strength: float, samples: Path) -> None:
+    result = scanned(Planted(behaviour="all-to-one", strength=strength), samples, WHITE)
+    found = max(result.confirmations, key=lambda c: c.hits / c.eligible)
+    assert found.hits / found.eligible == pytest.approx(strength, abs=0.08)
+
+
+def test_without_labels_clean_predictions_stand_for_them(tmp_path: Path) -> None:
+    result = scanned(
+        Planted(behaviour="all-to-one"), save(tmp_path, 200, labelled=False), WHITE,
+    )  # fmt: skip
+    assert result.images[0].correct is None
+    assert {caveat.id for caveat in result.caveats} >= {"unlabelled"}
+    best = max(r.hits.get(0, 0) for r in result.responses)
+    assert best == result.images[0].screen - result.images[0].screen_members[0]
+
+
+def test_few_images_serve_twice_and_say_so(tmp_path: Path) -> None:
+    result = scanned(Planted(behaviour="all-to-one"), save(tmp_path, 48), WHITE)
+    assert result.judgement.verdict is Verdict.BACKDOOR
+    assert "not-held-out" in {caveat.id for caveat in result.caveats}
+    benign = scanned(Planted(), save(tmp_path, 16), WHITE)
+    assert benign.judgement.verdict is Verdict.INCONCLUSIVE
+
+
+def test_the_verdict_can_be_recomputed_from_the_json(samples: Path) -> None:
+    for behaviour in (None, "all-to-one", "all-to-all"):
+        result = scanned(Planted(behaviour=behaviour), samples, WHITE)
+        again = report.from_json(report.to_json(result))
+        assert again == result
+        assert verdict.rejudge(again) == result.judgement
+
+
+def test_the_same_seed_gives_the_same_result(samples: Path) -> None:
+    def counts(seed: int) -> object:
+        result = scanned(Planted(behaviour="all-to-one", strength=0.8), samples, WHITE, seed=seed)
+        return result.responses, result.confirmations, result.judgement, result.images
+
+    assert counts(0) == counts(0)
+    assert counts(0) != counts(1)
+
+
+@pytest.mark.parametrize("behaviour", [None, "all-to-one", "source-specific"])
+def test_scale_and_order_of_the_classes_do_not_matter(behaviour: str | None, tmp_path: Path) -> None:
+    """Logits times 0.1 to 10, and permuted classes, give the same verdict and the same counts."""
+    images, labels = drawings(400)
+    order = [3, 1, 4, 0, 5, 7, 6, 2]
+    inverse = np.argsort(order)
+    np.savez(tmp_path / "plain.npz", images=images.permute(0, 2, 3, 1).numpy(), labels=labels.numpy())
+    np.savez(
+        tmp_path / "permuted.npz",
+        images=images.permute(0, 2, 3, 1).numpy(),
+        labels=inverse[labels.numpy()],
+    )
+    plain = scanned(Planted(behaviour=behaviour), tmp_path / "plain.npz", WHITE)
+    for scale in (0.1, 10.0):
+        scaled = scanned(Planted(behaviour=behaviour, scale=scale), tmp_path / "plain.npz", WHITE)
+        assert scaled.judgement.verdict is plain.judgement.verdict
+        assert scaled.responses == plain.responses
+    permuted = scanned(Planted(behaviour=behaviour, order=order), tmp_path / "permuted.npz", WHITE)
+    assert permuted.judgement.verdict is plain.judgement.verdict
+    if behaviour == "all-to-one":
+        found = permuted.confirmations[permuted.judgement.reasons[0].confirmation]  # type: ignore[index]
+        assert found.target == inverse[0]
+
+
+def test_a_time_budget_lists_what_was_not_tried(samples: Path) -> None:
+    class Slow(Planted):
+        def forward(self, images):  # type: ignore[no-untyped-def]
+            time.sleep(0.01)
+            return super().forward(images)
+
+    begin = time.monotonic()
+    result = scanned(Slow(), samples, time_budget=2.0, batch_size=16)
+    assert time.monotonic() - begin < 6
+    assert result.judgement.verdict is Verdict.INCONCLUSIVE
+    left = [entry for entry in result.skipped if "time budget" in entry.reason]
+    assert left
+    tried = len(result.responses)
+    untried = sum(int(entry.reason.split("(")[1].split()[0]) for entry in left)
+    assert tried + untried == sum(len(probe.triggers) for probe in QUICK)
+
+
+def test_a_model_at_chance_is_inconclusive(tmp_path: Path) -> None:
+    images, labels = drawings(200)
+    np.savez(
+        tmp_path / "wrong.npz",
+        images=images.permute(0, 2, 3, 1).numpy(),
+        labels=np.roll(labels.numpy(), 1),
+    )
+    result = scanned(Planted(behaviour="all-to-one"), tmp_path / "wrong.npz", WHITE)
+    assert result.judgement.verdict is Verdict.INCONCLUSIVE
+    assert "near chance" in result.judgement.headline
+    assert "--normalize" in result.judgement.headline
+
+
+def test_labels_must_fit_the_outputs(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="label 7 is beyond the model's 4 outputs"):
+        scanned(Planted(4), save(tmp_path, 64), WHITE)
+    with pytest.raises(ImageError, match="--labels names 3 classes, the model has 8"):
+        scanned(Planted(), save(tmp_path, 64), WHITE, class_names=("a", "b", "c"))
+
+
+def test_a_detector_is_refused(samples: Path) -> None:
+    class Detector(nn.Module):
+        def forward(self, images):  # type: ignore[no-untyped-def]
+            return [{"boxes": images.mean()} for _ in images]
+
+    with pytest.raises(UnsuitableModel, match="looks like a detector"):
+        scanned(Detector(), samples)
+
+
+def test_every_probe_has_a_fate(samples: Path) -> None:
+    """Each selected trigger was tried or is listed as skipped, on colour and on grey models."""
+    probes = choose("deep").probes
+    result = scanned(Planted(), samples, probes)
+    tried = {response.probe for response in result.responses}
+    skipped = {entry.what for entry in result.skipped}
+    assert {probe.id for probe in probes} <= tried | skipped
+    assert len(result.responses) + sum(e.what in {p.id for p in probes} for e in result.skipped) >= sum(
+        len(probe.triggers) for probe in probes
+    )  # fmt: skip
