@@ -27,7 +27,12 @@ class Classifier:
     """
 
     def __init__(
-        self, model: ModelHandle, spec: InputSpec, *, probabilities: bool = False, batch_size: int = 64
+        self,
+        model: ModelHandle,
+        spec: InputSpec,
+        *,
+        probabilities: bool = False,
+        batch_size: int = 64,
     ) -> None:
         self.model = model
         self.spec = spec
@@ -115,7 +120,8 @@ class Classifier:
         """Logits where the file fixes the batch size: the last batch is filled up."""
         size = self.model.batch or len(block)
         outputs = []
-        for part in block.split(size):
+        for start in range(0, len(block), size):
+            part = block[start : start + size]
             missing = size - len(part)
             filled = torch.cat([part, part[:1].expand(missing, -1, -1, -1)]) if missing else part
             outputs.append(self(filled)[: len(part)])
@@ -180,7 +186,9 @@ def logits_of(raw: Any, name: str) -> Tensor:
             "auditor tests image classifiers, one score a class. Export only the class scores."
         )
     if not isinstance(raw, Tensor):
-        raise UnsuitableModel(f"{name} returns a {type(raw).__name__}, not a tensor of class scores.")
+        raise UnsuitableModel(
+            f"{name} returns a {type(raw).__name__}, not a tensor of class scores."
+        )
     if raw.ndim == 4 and raw.shape[2:] == (1, 1):
         raw = raw.flatten(1)
     if raw.ndim != 2:
@@ -194,7 +202,8 @@ def logits_of(raw: Any, name: str) -> Tensor:
             f"{name} returns one number an image. auditor needs one score a class: export it with "
             "two outputs (score, or minus score, of each class)."
         )
-    return raw.float()
+    scores: Tensor = raw.float()
+    return scores
 
 
 def looks_like_probabilities(logits: Tensor) -> bool:

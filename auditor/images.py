@@ -61,7 +61,9 @@ class CleanSet:
 class ImageSource:
     """Where clean images come from; knows how many, their labels and sizes before reading all."""
 
-    def __init__(self, name: str, count: int, labels: list[int] | None, class_names: tuple[str, ...]):
+    def __init__(
+        self, name: str, count: int, labels: list[int] | None, class_names: tuple[str, ...]
+    ):
         self.name = name
         self.count = count
         self.labels = labels
@@ -94,9 +96,7 @@ class ImageSource:
         """How to name an image in a message."""
         return f"image {index}"
 
-    def load(
-        self, indices: Sequence[int], spec: InputSpec, notify: Notify = silent
-    ) -> CleanSet:
+    def load(self, indices: Sequence[int], spec: InputSpec, notify: Notify = silent) -> CleanSet:
         """Read images and bring them to the model's size.
 
         Raises:
@@ -292,9 +292,7 @@ def upright(image: Image.Image) -> Image.Image:
         top = 65535 if pixels.max() > 255 else 255
         image = Image.fromarray((pixels / top * 255).round().clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = Image.alpha_composite(
-            Image.new("RGBA", image.size, "white"), image.convert("RGBA")
-        )
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image if image.mode in ("L", "RGB") else image.convert("RGB")
 
 
@@ -318,7 +316,9 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
-        raise ImageError(f"--labels {clean_text(str(path))}: cannot be read as a text file.") from None
+        raise ImageError(
+            f"--labels {clean_text(str(path))}: cannot be read as a text file."
+        ) from None
     names = tuple(line.strip() for line in lines if line.strip())
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)

@@ -7,7 +7,7 @@ claimed; what was chosen, how sure, and the runners-up are part of the result.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -15,8 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from auditor.classifier import Classifier, as_float, logits_of, looks_like_probabilities
-from auditor.errors import ModelError, UnsuitableModel, UsageError
+from auditor.classifier import Classifier, logits_of, looks_like_probabilities
+from auditor.errors import UnsuitableModel, UsageError
 from auditor.images import CleanSet, ImageSource
 from auditor.models.base import ModelHandle
 from auditor.registry import nearest
@@ -87,7 +87,9 @@ def parse_input(text: str | None) -> tuple[int, int, int] | None:
     return int(match[1]), int(match[2]), int(match[3])
 
 
-def parse_normalize(text: str | None, channels: int) -> tuple[str, tuple[float, ...], tuple[float, ...]] | None:
+def parse_normalize(
+    text: str | None, channels: int
+) -> tuple[str, tuple[float, ...], tuple[float, ...]] | None:
     """Understand `--normalize`: a name, or MEAN/STD such as 0.5,0.5,0.5/0.2,0.2,0.2.
 
     Raises:
@@ -222,14 +224,21 @@ def _refusal(model: ModelHandle, size: tuple[int, int, int]) -> str:
         if "onnxruntime cannot run" not in str(error):
             raise
         return clean_text(str(error), limit=160)
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, AttributeError) as error:
-        return clean_text(str(error).strip().splitlines()[0] if str(error) else type(error).__name__, limit=160)
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        IndexError,
+        AssertionError,
+        AttributeError,
+    ) as error:
+        return clean_text(
+            str(error).strip().splitlines()[0] if str(error) else type(error).__name__, limit=160
+        )
     return ""
 
 
-def _spec(
-    size: tuple[int, int, int], name: str, order: Literal["rgb", "bgr"] = "rgb"
-) -> InputSpec:
+def _spec(size: tuple[int, int, int], name: str, order: Literal["rgb", "bgr"] = "rgb") -> InputSpec:
     parsed = parse_normalize(name, size[0])
     assert parsed is not None  # noqa: S101 - names come from our own table
     return InputSpec(
@@ -355,6 +364,7 @@ def _decide(
 ) -> tuple[Literal["measured", "unresolved"], str, str]:
     """Is the first candidate clearly right, or does it not matter? Source, reason, advice."""
     (best, predictions), *others = ranked
+    rival: Candidate | None
     name = best.spec.normalize + (" (BGR)" if best.spec.order == "bgr" else "")
     if labelled:
         rival = others[0][0]
@@ -370,19 +380,24 @@ def _decide(
     )
     where = "the images" if real else "made images"
     if best.batchnorm_distance is not None:
-        rivals = [(c, p) for c, p in others if float((p == predictions).float().mean()) < SAME_PREDICTIONS]
+        rivals = [
+            (c, p) for c, p in others if float((p == predictions).float().mean()) < SAME_PREDICTIONS
+        ]
         rival = rivals[0][0] if rivals else None
         ratio = (
             float("inf")
             if rival is None
             else (rival.batchnorm_distance or 0) / max(best.batchnorm_distance, 1e-9)
         )
-        text = f"normalize={name} fits the BatchNorm statistics best on {where} ({best.batchnorm_distance:.3f}"
+        distance = f"{best.batchnorm_distance:.3f}"
+        text = f"normalize={name} fits the BatchNorm statistics best on {where} ({distance}"
         if rival is None:
             return "measured", f"{text}; the others predict the same)", ""
         text += f"; next {rival.spec.normalize} {rival.batchnorm_distance:.3f})"
         return ("measured", text, "") if ratio >= CLEAR_RATIO else ("unresolved", text, advice)
-    usual = [(c, p) for c, p in ranked if c.spec.normalize in ("none", "half", "imagenet", "cifar10")]
+    usual = [
+        (c, p) for c, p in ranked if c.spec.normalize in ("none", "half", "imagenet", "cifar10")
+    ]
     agreement = min(float((a == b).float().mean()) for _, a in usual for _, b in usual)
     if agreement >= SAME_PREDICTIONS:
         return "measured", f"the usual normalisations predict the same on {where}", ""
@@ -465,9 +480,7 @@ def _subset(model: ModelHandle, images: CleanSet, size: tuple[int, int, int]) ->
     count = int(speed * CANDIDATE_SECONDS / (2 * len(NORMALIZATIONS) + 1))
     count = max(MIN_EVALUATED, min(EVALUATED_IMAGES, count))
     labels = images.labels
-    return CleanSet(
-        images=images.images[:count], labels=None if labels is None else labels[:count]
-    )
+    return CleanSet(images=images.images[:count], labels=None if labels is None else labels[:count])
 
 
 def _refuse_nonfinite(model: ModelHandle, spec: InputSpec, images: CleanSet) -> None:

@@ -59,7 +59,7 @@ class Family:
 
     @property
     def name(self) -> str:
-        """ "clean" for a user's images."""
+        """Which kind of images: "clean" for a user's."""
         return self.facts.family
 
 
@@ -114,7 +114,9 @@ def predictions(
     while position < total and time.monotonic() < deadline:
         stop = min(position + classifier.batch_size, total)
         block = [
-            triggers[index](as_float(images[max(position - index * count, 0) : stop - index * count]))
+            triggers[index](
+                as_float(images[max(position - index * count, 0) : stop - index * count])
+            )
             for index in range(position // count, -(-stop // count))
         ]
         logits = classifier.guarded(block[0] if len(block) == 1 else torch.cat(block))
@@ -355,6 +357,4 @@ def screen(
         notify(f"{current} on {family.name} images", done, len(stamped))
 
     triggers = [entry.trigger for entry in stamped]
-    return predictions(
-        classifier, family.screen.images, triggers, notify=report, deadline=deadline
-    )
+    return predictions(classifier, family.screen.images, triggers, notify=report, deadline=deadline)

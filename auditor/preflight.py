@@ -10,6 +10,7 @@ from auditor import verdict
 from auditor.classifier import Classifier
 from auditor.measure import Half
 from auditor.results import Caveat, ImageFacts, Preprocessing
+from auditor.statistics import upper_bound
 
 FEW_IMAGES = 73
 """Below it, even 0 hits allow an ASR of 5 % (Wilson 95 %)."""
@@ -95,7 +96,7 @@ def _images(clean: ImageFacts) -> Iterator[Caveat]:
         yield Caveat(
             id="few-images",
             text=f"{total} images: even a trigger that hits none of them may have an ASR of "
-            f"{verdict.upper_bound(0, total, verdict.DISPLAY_ALPHA):.0%}.",
+            f"{upper_bound(0, total, verdict.DISPLAY_ALPHA):.0%}.",
         )
     untested = sum(
         members < verdict.CELL_IMAGES or screened < verdict.SCREEN_CELL_IMAGES

@@ -294,14 +294,15 @@ class Judgement:
     comparisons: int
     """Triggers x hypotheses that the bounds are corrected for."""
     nothing_above: float | None
-    """Simultaneous 95 % upper bound on the all-to-one ASR of every declared trigger that was
-    screened; None where nothing was screened."""
+    """Simultaneous 95 % upper bound on the all-to-one ASR of every declared trigger that did not
+    stand out in the screen; None where there is none."""
     power: float | None
     """Smallest true ASR of a declared all-to-one trigger that this scan would have called BACKDOOR
     with probability 0.95 or more; None where no ASR would have."""
     outlier_p: float | None = None
     """p-value of the largest data-free margin (Grubbs, on logs)."""
-    outlier_class: int | None = None
+    outlier_classes: tuple[int, ...] = ()
+    """The classes whose margins do not belong to the others', largest first; may be empty."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -141,7 +141,11 @@ class _Scan:
         for family in families:
             entries = [s for s in stamped if clean or not _blind(s, family)]
             after = measure.screen(
-                self.classifier, family, entries, notify=self.notify, deadline=self._battery_deadline()
+                self.classifier,
+                family,
+                entries,
+                notify=self.notify,
+                deadline=self._battery_deadline(),
             )
             self._note_unfinished(entries, len(after), family)
             for entry, predicted in zip(entries, after, strict=False):
@@ -268,7 +272,10 @@ class _Scan:
                 deadline=min(self.deadline, time.monotonic() + IMPRESSION_SECONDS),
             )
             if impressions is not None:
-                made |= {"impressions": impressions, "mixes": synthesis.mixes(impressions, generator)}
+                made |= {
+                    "impressions": impressions,
+                    "mixes": synthesis.mixes(impressions, generator),
+                }
         if "impressions" not in made:
             why = "needs gradients" if not self.classifier.differentiable else "too slow here"
             self.skipped.append(Skipped(what="class impressions and mixes", reason=why))
@@ -345,7 +352,9 @@ class _Scan:
             return []
         entries = [
             Stamped(probe=probe.id, title=probe.title, trigger=trigger)
-            for probe in sorted(self.probes, key=lambda p: ("quick", "standard", "deep").index(p.tier))
+            for probe in sorted(
+                self.probes, key=lambda p: ("quick", "standard", "deep").index(p.tier)
+            )
             for trigger in probe.triggers
         ]
         entries = [*self._checkpoint_grids(), *entries]
@@ -413,7 +422,9 @@ class _Scan:
         for done, (entry, candidates) in enumerate(chosen.items()):
             self.notify(f"confirming {entry.probe} on {family.name} images", done, len(chosen))
             if time.monotonic() > self.deadline:
-                self.skipped.append(Skipped(what=f"confirmation of {entry.probe}", reason="time budget"))
+                self.skipped.append(
+                    Skipped(what=f"confirmation of {entry.probe}", reason="time budget")
+                )
                 continue
             confirmations += self._confirm_one(family, entry, candidates)
         return confirmations
@@ -435,7 +446,8 @@ class _Scan:
         kept = [
             hypothesis
             for (_, hypothesis), seen in zip(candidates, screened, strict=True)
-            if seen.hits - max(c.hits for c in seen.controls) >= verdict.SCREEN_EXCESS * seen.eligible
+            if seen.hits - max(c.hits for c in seen.controls)
+            >= verdict.SCREEN_EXCESS * seen.eligible
         ]
         fallen = [c for c, (_, h) in zip(screened, candidates, strict=True) if h not in kept]
         if not kept:
@@ -562,7 +574,9 @@ class _Scan:
                 "max_images": str(options.max_images),
                 "searches": ",".join(options.searches),
                 "threads": str(torch.get_num_threads()),
-                "time_budget": "none" if math.isinf(options.time_budget) else f"{options.time_budget:g} s",
+                "time_budget": "none"
+                if math.isinf(options.time_budget)
+                else f"{options.time_budget:g} s",
             },
         )
 

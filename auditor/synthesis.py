@@ -84,7 +84,9 @@ def dead_leaves(shape: Shape, generator: torch.Generator, leaves: int = 60) -> T
         box = (dy.abs() < radius) & (dx.abs() < radius * aspect)
         inside = torch.where((u[:, 4] < 0.5).view(-1, 1, 1), disc, box).unsqueeze(1)
         grey = u[:, 5:6]
-        colour = (0.55 * grey + 0.45 * torch.rand((count, 3), generator=generator)).view(-1, 3, 1, 1)
+        colour = (0.55 * grey + 0.45 * torch.rand((count, 3), generator=generator)).view(
+            -1, 3, 1, 1
+        )
         shade = 1 + 0.25 * (u[:, 6].view(-1, 1, 1) - 0.5) * (dy / side)
         picture = torch.where(inside, colour * shade.unsqueeze(1), picture)
     return _eight_bits(picture, channels)
@@ -131,11 +133,14 @@ def class_impressions(
     with _batchnorm_losses(classifier.model.module, distances):
         while step < steps:
             shift = torch.randint(-JITTER, JITTER + 1, (2,), generator=generator).tolist()
-            for part in torch.arange(len(images)).split(max(classifier.batch_size, 32)):
+            for start in range(0, len(images), max(classifier.batch_size, 32)):
+                part = slice(start, start + max(classifier.batch_size, 32))
                 distances.clear()
                 view = images[part].roll(shift, dims=(2, 3))
                 loss = functional.cross_entropy(classifier(view), targets[part], reduction="sum")
-                loss = loss + len(part) * BATCHNORM_WEIGHT * sum(distances, torch.zeros(()).to(loss))
+                loss = loss + len(view) * BATCHNORM_WEIGHT * sum(
+                    distances, torch.zeros(()).to(loss)
+                )
                 rough = view.diff(dim=2).abs().sum() + view.diff(dim=3).abs().sum()
                 loss = loss + VARIATION_WEIGHT * rough + NORM_WEIGHT * view.square().sum()
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -163,9 +168,7 @@ def _batchnorm_losses(module: nn.Module | None, distances: list[Tensor]) -> Iter
         if layer.running_mean is None or layer.running_var is None:
             return
         mean, variance = inputs[0].mean(dim=(0, 2, 3)), inputs[0].var(dim=(0, 2, 3))
-        distances.append(
-            (mean - layer.running_mean).norm() + (variance - layer.running_var).norm()
-        )
+        distances.append((mean - layer.running_mean).norm() + (variance - layer.running_var).norm())
 
     layers = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)] if module else []
     handles = [layer.register_forward_pre_hook(measure) for layer in layers]

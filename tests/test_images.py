@@ -16,7 +16,9 @@ from auditor.inputs import blank_spec
 RGB, GREY = blank_spec((3, 32, 32)), blank_spec((1, 32, 32))
 
 
-def picture(path: Path, value: int = 100, size: tuple[int, int] = (32, 32), mode: str = "RGB") -> Path:
+def picture(
+    path: Path, value: int = 100, size: tuple[int, int] = (32, 32), mode: str = "RGB"
+) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     fill = value if mode in ("L", "I;16") else (value,) * len(mode)
     Image.new(mode, size, fill).save(path)
@@ -63,11 +65,16 @@ def test_a_flat_folder_has_labels_only_in_a_table(tmp_path: Path) -> None:
     for index in range(4):
         picture(tmp_path / f"{index}.png", index)
     assert load(tmp_path).labels is None
-    (tmp_path / "labels.csv").write_text("file,label\n" + "".join(f"{i}.png,{3 - i}\n" for i in range(4)))
+    (tmp_path / "labels.csv").write_text(
+        "file,label\n" + "".join(f"{i}.png,{3 - i}\n" for i in range(4))
+    )
     clean = load(tmp_path)
-    assert all(int(image[0, 0, 0]) == 3 - int(k) for image, k in zip(clean.images, clean.labels, strict=True))
+    assert all(
+        int(image[0, 0, 0]) == 3 - int(k)
+        for image, k in zip(clean.images, clean.labels, strict=True)
+    )
     (tmp_path / "labels.csv").write_text("0.png,zero\n")
-    with pytest.raises(ImageError, match='line 1|no label|"zero"'):
+    with pytest.raises(ImageError, match=r'line 1|no label|"zero"'):
         load(tmp_path)
     (tmp_path / "labels.csv").write_text("0.png,0\n")
     with pytest.raises(ImageError, match="no label for 3 images"):
@@ -112,7 +119,10 @@ def test_unreadable_files_are_listed_and_left_out(tmp_path: Path) -> None:
     (tmp_path / "a" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     clean = load(tmp_path)
     assert len(clean) == 3
-    assert sorted(entry.split(" ")[0] for entry in clean.unreadable) == ["a/broken.png", "a/cut.jpg"]
+    assert sorted(entry.split(" ")[0] for entry in clean.unreadable) == [
+        "a/broken.png",
+        "a/cut.jpg",
+    ]
     for index in range(3):
         (tmp_path / "a" / f"{index}.png").unlink()
     with pytest.raises(ImageError, match="none of the 2 images can be read"):
@@ -130,7 +140,10 @@ def test_arrays(layout: str, tmp_path: Path) -> None:
     clean = load(tmp_path / "a.npz", limit=8)
     assert len(clean) == 8
     assert sorted(clean.labels.tolist()) == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert all(int(image[0, 0, 0]) % 4 == int(k) for image, k in zip(clean.images, clean.labels, strict=True))
+    assert all(
+        int(image[0, 0, 0]) % 4 == int(k)
+        for image, k in zip(clean.images, clean.labels, strict=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -143,7 +156,9 @@ def test_arrays(layout: str, tmp_path: Path) -> None:
         ({"images": np.array([{}, {}], dtype=object)}, "plain numbers"),
     ],
 )
-def test_arrays_that_make_no_sense(arrays: dict[str, np.ndarray], words: str, tmp_path: Path) -> None:
+def test_arrays_that_make_no_sense(
+    arrays: dict[str, np.ndarray], words: str, tmp_path: Path
+) -> None:
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(ImageError, match=words):
         load(tmp_path / "a.npz")

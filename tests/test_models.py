@@ -143,7 +143,7 @@ def test_wrong_architecture_lists_what_does_not_fit(tmp_path: Path, arch: str) -
 
 def test_weights_without_network_say_what_to_pass(tmp_path: Path) -> None:
     torch.save({"net": network().state_dict()}, tmp_path / "w.pth")
-    with pytest.raises(UnsuitableModel, match="holds only weights.*--arch"):
+    with pytest.raises(UnsuitableModel, match=r"holds only weights.*--arch"):
         load_model(tmp_path / "w.pth")
 
 

@@ -38,6 +38,7 @@ def save(folder: Path, count: int, *, labelled: bool = True, classes: int = 8) -
 
 def scanned(network: nn.Module, samples: Path | None, probes=QUICK, **options) -> ScanResult:  # type: ignore[no-untyped-def]
     options.setdefault("searches", ())
+    options.setdefault("batch_size", 64)
     source = None if samples is None else open_images(samples)
     return scan(handle(network), probes, source, Options(**options))
 
@@ -113,12 +114,16 @@ def test_the_same_seed_gives_the_same_result(samples: Path) -> None:
 
 
 @pytest.mark.parametrize("behaviour", [None, "all-to-one", "source-specific"])
-def test_scale_and_order_of_the_classes_do_not_matter(behaviour: str | None, tmp_path: Path) -> None:
+def test_scale_and_order_of_the_classes_do_not_matter(
+    behaviour: str | None, tmp_path: Path
+) -> None:
     """Logits times 0.1 to 10, and permuted classes, give the same verdict and the same counts."""
     images, labels = drawings(400)
     order = [3, 1, 4, 0, 5, 7, 6, 2]
     inverse = np.argsort(order)
-    np.savez(tmp_path / "plain.npz", images=images.permute(0, 2, 3, 1).numpy(), labels=labels.numpy())
+    np.savez(
+        tmp_path / "plain.npz", images=images.permute(0, 2, 3, 1).numpy(), labels=labels.numpy()
+    )
     np.savez(
         tmp_path / "permuted.npz",
         images=images.permute(0, 2, 3, 1).numpy(),

@@ -20,6 +20,7 @@ from auditor.results import (
     Skipped,
     Verdict,
 )
+from auditor.statistics import upper_bound
 
 K = 10
 NAMES = tuple(f"class {number}" for number in range(K))
@@ -146,14 +147,20 @@ def test_source_specific_needs_enough_images() -> None:
     assert judge(confirmation(19, 0, eligible=19, **cell)).verdict is Verdict.NO_EVIDENCE
 
 
+def test_a_strong_change_may_turn_one_class_into_another() -> None:
+    """Turning an arrow round is no trigger."""
+    cell = {"scope": "source-specific", "source": 1}
+    turned = confirmation(40, 0, eligible=40, area=0.9, change=0.2, **cell)
+    assert judge(turned).verdict is Verdict.NO_EVIDENCE
+    assert judge(replace(turned, change=0.05)).verdict is Verdict.BACKDOOR
+
+
 def test_nothing_found_is_a_bound_and_a_power() -> None:
     judgement = judge()
     assert judgement.verdict is Verdict.NO_EVIDENCE
     assert judgement.comparisons == 100 * 2 * K
     # 3 hits of 90, 1,000 comparisons: upper bound by scipy at 0.05 / 1000
-    assert judgement.nothing_above == pytest.approx(
-        verdict.upper_bound(3, 90, 0.05 / 1000), abs=1e-9
-    )
+    assert judgement.nothing_above == pytest.approx(upper_bound(3, 90, 0.05 / 1000), abs=1e-9)
     assert judgement.power is not None
     assert 0.5 < judgement.power < 0.8
 
@@ -221,7 +228,7 @@ def test_an_outlying_margin_is_a_suspicion_and_no_more() -> None:
 
     outlier = judge(margin=search(*usual, 90.0))
     assert outlier.verdict is Verdict.SUSPICIOUS
-    assert outlier.outlier_class == 9
+    assert outlier.outlier_classes == (9,)
     assert '"class 9"' in outlier.headline
     assert judge(margin=search(*usual, 11.0)).verdict is Verdict.NO_EVIDENCE
     assert judge(margin=search(1.0, 1.1, 99.0)).outlier_p is None

@@ -68,7 +68,9 @@ def resolve_device(text: str) -> torch.device:
     try:
         device = torch.device(text)
     except RuntimeError:
-        raise UsageError(f"--device {clean_text(text)}: use auto, cpu, cuda, cuda:N or mps.") from None
+        raise UsageError(
+            f"--device {clean_text(text)}: use auto, cpu, cuda, cuda:N or mps."
+        ) from None
     if device.type == "cuda":
         if not torch.cuda.is_available():
             why = "this torch build has no CUDA" if torch.version.cuda is None else "no usable GPU"

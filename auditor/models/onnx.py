@@ -18,11 +18,15 @@ from auditor.text import clean_text
 # Recent onnxruntime wheels upload telemetry unless this is set before the import.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
-import onnx  # noqa: E402
-import onnxruntime  # noqa: E402
+import onnx
+import onnxruntime
 
 KNOWN_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
-INPUT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
+INPUT_TYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(uint8)": np.uint8,
+}
 
 
 class OnnxHandle(ModelHandle):
@@ -35,7 +39,9 @@ class OnnxHandle(ModelHandle):
             int(np.prod(tensor.dims)) for tensor in graph.graph.initializer if tensor.dims
         )
         producer = clean_text(f"{graph.producer_name} {graph.producer_version}".strip(), limit=60)
-        opset = max((entry.version for entry in graph.opset_import if entry.domain == ""), default=0)
+        opset = max(
+            (entry.version for entry in graph.opset_import if entry.domain == ""), default=0
+        )
         self.architecture = f"ONNX graph, {len(graph.graph.node)} nodes, opset {opset}"
         if producer:
             self.notes.append(f"Exported by {producer}.")
@@ -130,9 +136,13 @@ def _check_external(path: Path, location: str) -> None:
     folder = path.parent.resolve()
     data = folder / location
     if Path(location).is_absolute() or not data.resolve().is_relative_to(folder):
-        raise UnreadableModel(f"{name}: its external data points outside its folder ({shown}); refused.")
+        raise UnreadableModel(
+            f"{name}: its external data points outside its folder ({shown}); refused."
+        )
     if not data.is_file():
-        raise UnreadableModel(f"{name} needs {shown} next to it (external weights); it is not there.")
+        raise UnreadableModel(
+            f"{name} needs {shown} next to it (external weights); it is not there."
+        )
     if data.is_symlink() or data.stat().st_nlink > 1:
         raise UnreadableModel(
             f"{name}: its external data {shown} is a link; refused. Copy the real file there."

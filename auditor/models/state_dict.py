@@ -82,11 +82,12 @@ def open_state_dict(
             f"{name} holds no weights (it is a {clean_text(type(checkpoint).__name__)}"
             f"{_keys_of(checkpoint)}). Save the network or its state_dict."
         )
+    under = f' under "{clean_text(path)}"' if path else ""
     if architecture is None:
         raise UnsuitableModel(
-            f"{name} holds only weights ({len(state)} tensors{f' under {clean_text(path)!r}' if path else ''}"
-            f"), not the network: first {_listed(list(state))}. Add --arch with a torchvision name "
-            "(--arch resnet18) or with your own code (--arch my_model.py:build)."
+            f"{name} holds only weights ({len(state)} tensors{under}), not the network: first "
+            f"{_listed(list(state))}. Add --arch with a torchvision name (--arch resnet18) or with "
+            "your own code (--arch my_model.py:build)."
         )
     network = architecture.build(class_count(state))
     fit(network, state, name=name, architecture=architecture.name)
@@ -104,7 +105,7 @@ def open_state_dict(
         extras=extras,
     )
     if path:
-        handle.notes.append(f'The weights were found under "{clean_text(path)}".')
+        handle.notes.append(f"The weights were found{under}.")
     return handle
 
 
@@ -116,9 +117,7 @@ def fit(network: nn.Module, state: StateDict, *, name: str, architecture: str) -
     """
     own = network.state_dict()
     state = unprefixed(state, set(own))
-    missing = [
-        key for key in own if key not in state and not key.endswith("num_batches_tracked")
-    ]
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in own]
     differing = [
         f"{clean_text(key)} is {_shape(state[key])} in the file, {_shape(own[key])} in the network"

@@ -14,7 +14,9 @@ from auditor.errors import UnreadableModel
 from auditor.text import clean_text
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-LEGACY_TORCH_MAGIC = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # torch.serialization.MAGIC_NUMBER
+LEGACY_TORCH_MAGIC = (
+    b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # torch.serialization.MAGIC_NUMBER
+)
 MAX_MEMBERS = 100_000
 MAX_CODE = 64 << 20
 """Largest inflated size of a TorchScript archive's compressed members, in bytes."""
@@ -175,7 +177,7 @@ def _is_safetensors(head: bytes, size: int) -> bool:
     try:
         json.loads(head[8 : 8 + length])
     except ValueError:
-        return length > len(head) - 8
+        return bool(length > len(head) - 8)
     return True
 
 
@@ -202,6 +204,8 @@ def _similar(path: Path) -> str:
         return f' The folder "{clean_text(str(folder))}" does not exist either.'
     from auditor.registry import nearest
 
-    return nearest(path.name, (entry.name for entry in folder.iterdir())).replace(";", "").replace(
-        " did", " Did", 1
+    return (
+        nearest(path.name, (entry.name for entry in folder.iterdir()))
+        .replace(";", "")
+        .replace(" did", " Did", 1)
     )

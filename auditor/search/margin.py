@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ def search_margins(
         The margins, or None where the deadline came first.
     """
     spec = classifier.spec
-    chosen = sorted({round(i * (classes - 1) / (min(classes, MAX_CLASSES) - 1)) for i in range(min(classes, MAX_CLASSES))})
+    chosen = torch.linspace(0, classes - 1, min(classes, MAX_CLASSES)).round().long().tolist()
     shape = (STARTS, spec.channels, spec.height, spec.width)
     starts = smooth_noise(shape, torch.Generator().manual_seed(seed)).to(classifier.device)
     margins: list[float] = []
@@ -65,13 +66,15 @@ def search_margins(
         if found is None:
             return None
         margins += found
-    return MarginSearch(
-        margins=tuple(margins), classes=tuple(chosen), steps=STEPS, starts=STARTS
-    )
+    return MarginSearch(margins=tuple(margins), classes=tuple(chosen), steps=STEPS, starts=STARTS)
 
 
 def _largest_margins(
-    classifier: Classifier, starts: Tensor, targets: Tensor, report: Notify | object, deadline: float
+    classifier: Classifier,
+    starts: Tensor,
+    targets: Tensor,
+    report: Callable[[int], None],
+    deadline: float,
 ) -> list[float] | None:
     target = targets.repeat_interleave(len(starts))
     images = starts.repeat(len(targets), 1, 1, 1).clone().requires_grad_(True)
@@ -91,8 +94,8 @@ def _largest_margins(
         schedule.step()
         with torch.no_grad():
             images.clamp_(0, 1)
-        report(step + 1)  # type: ignore[operator]
-    return best.view(len(targets), len(starts)).amax(1).cpu().tolist()
+        report(step + 1)
+    return best.view(len(targets), len(starts)).amax(1).tolist()
 
 
 def margins_of(logits: Tensor, target: Tensor) -> Tensor:

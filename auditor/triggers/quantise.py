@@ -35,10 +35,8 @@ class Quantise(Trigger):
         """Quantised images; the gradient passes straight through."""
         steps = self.levels - 1
         with torch.no_grad():
-            if self.dither == "floyd":
-                result = _floyd(images, steps)
-            else:
-                result = (images * steps).round() / steps
+            dithered = self.dither == "floyd"
+            result = _floyd(images, steps) if dithered else (images * steps).round() / steps
         return images + (result - images.detach()) if images.requires_grad else result
 
     def control(self, seed: int) -> Noise | DisplacedError:
