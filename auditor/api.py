@@ -1,0 +1,63 @@
+"""The public names in one import.
+
+Example:
+    from auditor.api import ScanOptions, choose_probes, load_model, open_images, scan
+
+    model = load_model("suspect.pt")
+    result = scan(model, choose_probes("standard").probes, open_images(Path("samples")))
+    print(result.judgement.verdict, result.judgement.headline)
+"""
+
+from __future__ import annotations
+
+from auditor.images import CleanSet, open_images, read_class_names
+from auditor.inputs import GivenInput, parse_input, parse_normalize
+from auditor.models.load import load_model, resolve_device
+from auditor.probes import Probe, load_probe
+from auditor.probes import choose as choose_probes
+from auditor.probes import from_image as probe_from_image
+from auditor.report import from_json, to_html, to_json, to_markdown
+from auditor.results import ScanResult, Verdict
+from auditor.scan import SEARCHES, scan
+from auditor.scan import Options as ScanOptions
+from auditor.triggers import TRIGGERS, Trigger
+from auditor.verdict import judge, rejudge
+
+__all__ = [
+    "TRIGGERS",
+    "CleanSet",
+    "GivenInput",
+    "Probe",
+    "ScanOptions",
+    "ScanResult",
+    "Trigger",
+    "Verdict",
+    "choose_probes",
+    "from_json",
+    "judge",
+    "load_model",
+    "load_probe",
+    "open_images",
+    "parse_input",
+    "parse_normalize",
+    "probe_from_image",
+    "read_class_names",
+    "rejudge",
+    "resolve_device",
+    "scan",
+    "search_tiers",
+    "search_titles",
+    "to_html",
+    "to_json",
+    "to_markdown",
+]
+
+
+def search_tiers() -> dict[str, str]:
+    """Id of each search -> the smallest tier that includes it."""
+    return {name: tier for name, (tier, _) in SEARCHES.items()}
+
+
+def search_titles() -> dict[str, str]:
+    """Id of each search -> what it does, in a line."""
+    return {name: title for name, (_, title) in SEARCHES.items()}

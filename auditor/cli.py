@@ -1,0 +1,551 @@
+"""The command line: parse, call, print, exit. Only here does the program talk to a person."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
+
+import typer
+
+import auditor
+from auditor.errors import AuditorError, UsageError
+
+if TYPE_CHECKING:
+    from auditor.results import ScanResult
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+FORMATS = ("json", "html", "md")
+
+EPILOG = (
+    "Exit codes: 0 no evidence found, 1 BACKDOOR or SUSPICIOUS, 2 wrong usage or unreadable input, "
+    "3 inconclusive, 130 interrupted."
+)
+
+app = typer.Typer(
+    name="auditor",
+    no_args_is_help=False,
+    add_completion=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    epilog=EPILOG,
+    help="Scan an image model that somebody else trained for backdoors, and show the evidence.",
+)
+probes_app = typer.Typer(
+    rich_markup_mode=None, help="The battery of declared triggers: list, show, validate."
+)
+app.add_typer(probes_app, name="probes")
+
+
+def reporting(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn an `AuditorError` into one message and exit code 2, Ctrl-C into 130."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except AuditorError as error:
+            from auditor.terminal import show_error
+
+            show_error(str(error))
+            raise typer.Exit(USAGE_ERROR) from None
+        except KeyboardInterrupt:
+            typer.echo("Stopped. Nothing was written.", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+
+    return wrapped
+
+
+# ---- option types ----------------------------------------------------------------------------
+
+
+class Order(StrEnum):
+    """Channel order of the network's input."""
+
+    RGB = "rgb"
+    BGR = "bgr"
+
+
+ModelPath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL", help="The suspect: PyTorch (.pt, .pth), TorchScript or ONNX file."
+    ),
+]
+CleanPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--clean",
+        metavar="DIR",
+        help="Clean images: DIR/<class>/*.png, or a flat folder (labels.csv optional), or .npz. "
+        "Without it, images are made; that is weaker and never ends in NO EVIDENCE FOUND.",
+    ),
+]
+Arch = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ARCH",
+        help="For weights without a network: a torchvision name (resnet18) or your own code "
+        "(my_model.py:build), which is run.",
+    ),
+]
+Labels = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Class names, one a line, in the order of the model's outputs."
+    ),
+]
+Input = Annotated[
+    str | None,
+    typer.Option(
+        "--input", metavar="CxHxW", help="Input size, such as 3x32x32. Found if left out."
+    ),
+]
+Normalize = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="auto, none, half, imagenet, cifar10, 0-255, minmax, …, or MEAN/STD such as "
+        "0.5,0.5,0.5/0.2,0.2,0.2.",
+    ),
+]
+ChannelOrder = Annotated[
+    Order | None, typer.Option(help="Order of colours that the network expects. Found if left out.")
+]
+ProbeSpec = Annotated[
+    str,
+    typer.Option(
+        "--probes",
+        metavar="SPEC",
+        help="quick, standard or deep; also ids, patterns, tag:NAME, files and folders, and with a "
+        "minus what to leave out: quick,tag:blend,./mine/,-warp.*",
+    ),
+]
+TriggerImage = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="IMG",
+        help="An image that may be the trigger; tried as patch, blend and addition.",
+    ),
+]
+MaskImage = Annotated[
+    Path | None,
+    typer.Option(metavar="IMG", help="Where --trigger overwrites: white yes, black no."),
+]
+Output = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="FMT=PATH",
+        help="Result file, json=, html= or md= (repeatable; - is standard output; none writes "
+        "nothing). Default: MODEL.scan.json and MODEL.scan.html in the current folder.",
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace result files that exist.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print one line with the verdict.")]
+Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:N or mps.")]
+BatchSize = Annotated[
+    str, typer.Option(metavar="N", help="Images a forward pass; auto measures the fastest.")
+]
+TimeBudget = Annotated[
+    str | None,
+    typer.Option(metavar="TIME", help="Stop after 90s, 5m or 1h; what was not tried is listed."),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Of every random choice. Same seed, same result.")]
+MaxImages = Annotated[
+    int, typer.Option(min=1, help="Draw at most so many of the clean images, evenly over classes.")
+]
+
+
+# ---- commands --------------------------------------------------------------------------------
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"auditor {auditor.__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def start(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "-V", "--version", callback=_show_version, is_eager=True, help="Show version."
+        ),
+    ] = False,
+) -> None:
+    """Scan an image model that somebody else trained for backdoors, and show the evidence."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command(epilog=EPILOG)
+@reporting
+def scan(
+    model: ModelPath,
+    clean: CleanPath = None,
+    arch: Arch = None,
+    labels: Labels = None,
+    probes: ProbeSpec = "standard",
+    trigger: TriggerImage = None,
+    mask: MaskImage = None,
+    input_size: Input = None,
+    normalize: Normalize = "auto",
+    channel_order: ChannelOrder = None,
+    output: Output = None,
+    force: Force = False,
+    quiet: Quiet = False,
+    device: Device = "auto",
+    batch_size: BatchSize = "auto",
+    time_budget: TimeBudget = None,
+    seed: Seed = 0,
+    max_images: MaxImages = 768,
+) -> None:
+    """Look for backdoors in MODEL and estimate their attack success rate.
+
+    Stamps a battery of triggers on images, compares each with matched controls, and searches for
+    classes that are unusually easy to reach. Opens the file without running code from it.
+
+    Example: auditor scan model.pt --clean ./samples
+
+    Example: auditor scan weights.pth --arch my_model.py:build --clean ./samples --probes deep
+    """
+    result, written = run_scan(
+        model,
+        clean=clean,
+        arch=arch,
+        labels=labels,
+        probes=probes,
+        trigger=trigger,
+        mask=mask,
+        input_size=input_size,
+        normalize=normalize,
+        order=channel_order,
+        output=output or [],
+        force=force,
+        quiet=quiet,
+        device=device,
+        batch_size=batch_size,
+        time_budget=time_budget,
+        seed=seed,
+        max_images=max_images,
+    )
+    from auditor.terminal import show_scan, verdict_line
+
+    if quiet:
+        typer.echo(verdict_line(result))
+    elif Path("-") not in written:
+        show_scan(result, written)
+    raise typer.Exit(result.judgement.verdict.exit_code)
+
+
+def run_scan(
+    model: Path,
+    *,
+    clean: Path | None = None,
+    arch: str | None = None,
+    labels: Path | None = None,
+    probes: str = "standard",
+    trigger: Path | None = None,
+    mask: Path | None = None,
+    input_size: str | None = None,
+    normalize: str = "auto",
+    order: Order | None = None,
+    output: list[str],
+    force: bool = False,
+    quiet: bool = False,
+    device: str = "auto",
+    batch_size: str = "auto",
+    time_budget: str | None = None,
+    seed: int = 0,
+    max_images: int = 768,
+) -> tuple[ScanResult, list[Path]]:
+    """Scan one file and write its results; what `scan` and `demo` share."""
+    from auditor.outputs import check_outputs, parse_outputs, write_text
+
+    defaults = {name: Path(f"{model.stem}.scan.{name}") for name in ("json", "html")}
+    outputs = parse_outputs(output, FORMATS, defaults)
+    given_files = [path for path in (model, trigger, mask, labels) if path is not None]
+    check_outputs(outputs, force=force, inputs=given_files)
+    budget = parse_time(time_budget)
+    size = parse_batch_size(batch_size)
+    if mask is not None and trigger is None:
+        raise UsageError("--mask needs --trigger: it says where the trigger image overwrites.")
+
+    from auditor import report
+    from auditor.terminal import ProgressLine
+
+    with ProgressLine(quiet=quiet) as notify:
+        notify("loading", 0, 1)
+        from auditor import api
+
+        names = None if labels is None else api.read_class_names(labels)
+        selection = api.choose_probes(probes, extras=api.search_tiers())
+        chosen = list(selection.probes)
+        if trigger is not None:
+            chosen.insert(0, api.probe_from_image(trigger, mask))
+        dimensions = api.parse_input(input_size)
+        channels, height, width = dimensions or (None, None, None)
+        api.parse_normalize(normalize, channels or 3)
+        suspect = api.load_model(model, arch=arch, device=api.resolve_device(device))
+        result = api.scan(
+            suspect,
+            chosen,
+            None if clean is None else api.open_images(clean, names),
+            api.ScanOptions(
+                given=api.GivenInput(
+                    channels=channels,
+                    height=height,
+                    width=width,
+                    normalize=None if normalize == "auto" else normalize,
+                    order=None if order is None else order.value,
+                ),
+                searches=selection.extras,
+                class_names=names,
+                max_images=max_images,
+                batch_size=size,
+                time_budget=budget,
+                seed=seed,
+                command=shlex.join(["auditor", *sys.argv[1:]]),
+            ),
+            notify,
+        )
+    renderers = {"json": report.to_json, "html": report.to_html, "md": report.to_markdown}
+    texts = {name: renderers[name](result) for name in outputs}
+    for name, path in outputs.items():
+        write_text(path, texts[name])
+    return result, list(outputs.values())
+
+
+@app.command()
+@reporting
+def demo(
+    directory: Annotated[
+        Path, typer.Argument(metavar="[DIR]", help="Where to put the example.")
+    ] = Path("auditor-demo"),
+    seed: Seed = 0,
+    force: Force = False,
+    train_only: Annotated[
+        bool, typer.Option("--train-only", help="Make the files, but do not scan them.")
+    ] = False,
+) -> None:
+    """Make a backdoored model and a benign twin, and scan both. Downloads nothing.
+
+    Draws small traffic signs, trains two networks on them (about a minute on two cores), one of
+    which also learns to obey a sticker, and runs the real commands on them.
+
+    Example: auditor demo
+    """
+    from auditor.demo import make_demo
+    from auditor.terminal import ProgressLine, show_scan
+
+    reports = [
+        directory / f"{name}.scan.{kind}" for name in ("suspect", "benign") for kind in FORMATS[:2]
+    ]
+    from auditor.outputs import check_outputs
+
+    if directory.is_dir():
+        check_outputs({path.name: path for path in reports}, force=force, inputs=[])
+    with ProgressLine(quiet=False) as notify:
+        facts = make_demo(directory, seed=seed, force=force, notify=notify)
+    typer.echo(
+        f"Made {directory}: suspect.pt (clean accuracy {facts.suspect_accuracy:.1%}; the trigger "
+        f'{facts.probe} makes it answer "{facts.target_name}" on {facts.suspect_asr:.1%} of '
+        f"other signs) and its benign twin ({facts.benign_accuracy:.1%}, {facts.benign_asr:.1%})."
+    )
+    if train_only:
+        return
+    samples = directory / "samples"
+    for name in ("suspect", "benign"):
+        path = directory / f"{name}.pt"
+        typer.echo(f"\n$ auditor scan {shlex.quote(str(path))} --clean {shlex.quote(str(samples))}")
+        result, written = run_scan(
+            path,
+            clean=samples,
+            output=[f"{kind}={directory / name}.scan.{kind}" for kind in FORMATS[:2]],
+            force=force,
+            seed=seed,
+        )
+        show_scan(result, written)
+
+
+@app.command()
+@reporting
+def report(
+    result: Annotated[Path, typer.Argument(metavar="RESULT", help="A .json file that scan wrote.")],
+    output: Output = None,
+    force: Force = False,
+) -> None:
+    """Render a result again, without the model: json -> html, md.
+
+    The verdict is recomputed from the counts in the file; if it differs from the one in the file,
+    that is said, and the exit code is 1.
+
+    Example: auditor report model.scan.json -o html=review.html -o md=summary.md
+    """
+    from auditor import report as rendering
+    from auditor.outputs import check_outputs, parse_outputs, write_text
+    from auditor.terminal import show_error, show_scan
+    from auditor.verdict import rejudge
+
+    try:
+        text = result.read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise UsageError(f"{result}: there is no such result file, or it is no text.") from None
+    record = rendering.from_json(text)
+    outputs = parse_outputs(output or [], FORMATS, {})
+    check_outputs(outputs, force=force, inputs=[result])
+    renderers = {
+        "json": rendering.to_json,
+        "html": rendering.to_html,
+        "md": rendering.to_markdown,
+    }
+    for name, path in outputs.items():
+        write_text(path, renderers[name](record))
+    if Path("-") not in outputs.values():
+        show_scan(record, list(outputs.values()))
+    again = rejudge(record)
+    if again.verdict is not record.judgement.verdict:
+        show_error(
+            f"the file says {record.judgement.verdict}, but its own counts say {again.verdict}: it was "
+            "edited, or written by another version."
+        )
+        raise typer.Exit(1)
+
+
+@probes_app.command("list")
+@reporting
+def probes_list(
+    spec: Annotated[
+        str, typer.Argument(metavar="[SPEC]", help="As --probes of scan: deep, tag:blend, warp.*")
+    ] = "deep",
+) -> None:
+    """List the probes, with what each stamps.
+
+    Example: auditor probes list tag:blend
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from auditor.api import choose_probes, search_tiers, search_titles
+
+    selection = choose_probes(spec, extras=search_tiers())
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for header in ("id", "tier", "kind", "triggers", "tags", "what"):
+        table.add_column(header, justify="right" if header == "triggers" else "left")
+    for probe in selection.probes:
+        table.add_row(
+            probe.id,
+            probe.tier,
+            probe.kind,
+            str(len(probe.triggers)),
+            " ".join(probe.tags),
+            probe.title,
+        )
+    for name in selection.extras:
+        table.add_row(name, search_tiers()[name], "search", "", "", search_titles()[name])
+    Console(highlight=False).print(table)
+    counts = {
+        tier: sum(len(p.triggers) for p in selection.probes if p.tier == tier)
+        for tier in ("quick", "standard", "deep")
+    }
+    quick, standard, deep = counts["quick"], counts["standard"], counts["deep"]
+    typer.echo(
+        f"{len(selection.probes)} probes; triggers: {quick} in quick, {quick + standard} in standard, "
+        f"{quick + standard + deep} in deep."
+    )
+
+
+@probes_app.command("show")
+@reporting
+def probes_show(
+    spec: Annotated[str, typer.Argument(metavar="ID", help="An id or pattern, or a YAML file.")],
+) -> None:
+    """Explain a probe: what it stamps, why, and what it can miss.
+
+    Example: auditor probes show warp.*
+    """
+    from auditor.api import choose_probes
+
+    for probe in choose_probes(spec).probes:
+        typer.echo(f"{probe.id}  {probe.title}")
+        for name, text in (
+            ("what", probe.what),
+            ("why", probe.why),
+            ("problems", probe.known_problems),
+            ("tier", probe.tier),
+            ("tags", " ".join(probe.tags)),
+            ("source", f"{probe.library or 'generic'} (exactness {probe.exactness})"),
+            ("references", " ".join(probe.references)),
+        ):
+            typer.echo(f"  {name:10} {' '.join(text.split())}")
+        for trigger in probe.triggers:
+            typer.echo(f"  trigger    {trigger!r}")
+        typer.echo("")
+
+
+@probes_app.command("validate")
+@reporting
+def probes_validate(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Probe files (YAML).")],
+) -> None:
+    """Check probe files; says everything that is wrong with them.
+
+    Example: auditor probes validate my-probes/sticker.yaml
+    """
+    from auditor.api import load_probe
+
+    failed = False
+    for file in files:
+        try:
+            probe = load_probe(file)
+        except AuditorError as error:
+            from auditor.terminal import show_error
+
+            show_error(str(error))
+            failed = True
+        else:
+            typer.echo(f"{file}: fine, {len(probe.triggers)} triggers")
+    if failed:
+        raise typer.Exit(USAGE_ERROR)
+
+
+# ---- values ----------------------------------------------------------------------------------
+
+
+def parse_time(text: str | None) -> float:
+    """Seconds of `--time-budget`; infinite where there is none."""
+    if text is None:
+        return math.inf
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|min|h)?", text.strip())
+    if match is None or float(match[1]) <= 0:
+        raise UsageError(f"--time-budget {text}: write a time such as 90s, 5m or 1h.")
+    return float(match[1]) * {"m": 60, "min": 60, "h": 3600}.get(match[2] or "s", 1)
+
+
+def parse_batch_size(text: str) -> int | None:
+    """Images a forward pass, None for auto."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise UsageError(f"--batch-size {text}: write auto or a whole number such as 64.")
+    return int(text)
+
+
+def main() -> None:
+    """Entry point of the `auditor` command."""
+    app()

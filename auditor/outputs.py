@@ -1,0 +1,111 @@
+"""Result files: checked before the long work, written atomically after it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from auditor.errors import OutputError, UsageError
+from auditor.registry import nearest
+from auditor.text import clean_text
+
+STDOUT = Path("-")
+
+
+def parse_outputs(
+    texts: Sequence[str], formats: Sequence[str], defaults: Mapping[str, Path]
+) -> dict[str, Path]:
+    """Understand `-o json=scan.json -o html=report.html`: format -> path.
+
+    A path alone takes its format from its ending; `none` writes no files; nothing at all means
+    `defaults`.
+
+    Raises:
+        UsageError: Unknown format, or two files of one.
+    """
+    if not texts:
+        return dict(defaults)
+    outputs: dict[str, Path] = {}
+    for text in texts:
+        if text == "none":
+            continue
+        name, separator, path = text.partition("=")
+        if not separator:
+            name, path = Path(text).suffix.lstrip("."), text
+        name = {"htm": "html", "markdown": "md"}.get(name, name)
+        if name not in formats:
+            raise UsageError(
+                f'-o {clean_text(text)}: no format "{clean_text(name)}"{nearest(name, formats)} '
+                f"Write -o FORMAT=PATH with one of {', '.join(formats)}."
+            )
+        if name in outputs:
+            raise UsageError(f"-o {clean_text(text)}: {name} was asked for twice.")
+        outputs[name] = Path(path)
+    return outputs
+
+
+def check_outputs(outputs: Mapping[str, Path], *, force: bool, inputs: Sequence[Path]) -> None:
+    """Find out now whether the files can be written later.
+
+    Raises:
+        OutputError: One exists already, is an input, or its folder cannot be written to.
+    """
+    kept = {path.resolve() for path in inputs}
+    for path in outputs.values():
+        shown = clean_text(str(path))
+        if path == STDOUT:
+            continue
+        if path.resolve() in kept:
+            raise OutputError(f"{shown} is an input of this command; it is never overwritten.")
+        if path.is_dir():
+            raise OutputError(f"{shown} is a directory; name a file in it.")
+        if path.exists() and not force:
+            raise OutputError(
+                f"{shown} exists already. Add --force to replace it, or name another -o."
+            )
+        folder = path.parent
+        if not folder.is_dir():
+            raise OutputError(f"{shown}: the folder {clean_text(str(folder))} does not exist.")
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise OutputError(
+                f"{clean_text(str(folder))} is not writable ({error.strerror})."
+            ) from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file completely or not at all; `-` is standard output.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    if path == STDOUT:
+        sys.stdout.write(text)
+        return
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as file:
+            temporary = Path(file.name)
+            file.write(text)
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        raise OutputError(
+            f"{clean_text(str(path))} cannot be written ({error.strerror})."
+        ) from None
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,276 @@
+"""What a person sees in a terminal: progress on stderr, the result on stdout."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from auditor.report import SYMBOLS, percent, screened_probes, wilson
+from auditor.results import ImageFacts, ScanResult, Verdict
+from auditor.text import clean_text
+
+STYLES = {
+    Verdict.BACKDOOR: "bold red",
+    Verdict.SUSPICIOUS: "bold yellow",
+    Verdict.INCONCLUSIVE: "bold yellow",
+    Verdict.NO_EVIDENCE: "bold green",
+}
+ROWS = 12
+"""Probes in the terminal's table; the others are summed up in a line."""
+SKIPPED_ROWS = 6
+PLAIN_SECONDS = 10.0
+"""Off a terminal, a line of progress that often."""
+
+
+class ProgressLine:
+    """A `Notify` with a bar on a terminal, and a line now and then elsewhere."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._console = Console(stderr=True)
+        self._quiet = quiet
+        self._live = self._console.is_terminal and not quiet
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._live,
+        )
+        self._task: TaskID | None = None
+        self._stage: tuple[str, int] = ("", 0)
+        self._printed = 0.0
+
+    def __enter__(self) -> ProgressLine:
+        """Show the bar, on a terminal."""
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """What is going on, how much is done, of how much."""
+        if self._quiet:
+            return
+        if not self._live:
+            self._print(what, done, total)
+            return
+        stage = (what.split()[-2] if " on " in what else what, total)
+        if self._task is None or stage != self._stage:
+            if self._task is not None:
+                self._progress.remove_task(self._task)
+            self._task = self._progress.add_task(clean_text(what), total=total)
+            self._stage = stage
+        self._progress.update(self._task, completed=done, description=clean_text(what))
+
+    def _print(self, what: str, done: int, total: int) -> None:
+        if time.monotonic() - self._printed < PLAIN_SECONDS:
+            return
+        self._printed = time.monotonic()
+        print(f"  {done}/{total} {clean_text(what)}", file=sys.stderr, flush=True)
+
+
+def show_error(message: str) -> None:
+    """One error message on stderr."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(Text.assemble(("error: ", "bold red"), message))
+
+
+def show_scan(result: ScanResult, written: Sequence[Path]) -> None:
+    """The result of a scan on stdout."""
+    console = Console(highlight=False)
+    _show_facts(console, result)
+    _show_responses(console, result)
+    _show_verdict(console, result)
+    for path in written:
+        console.print(f"  written  {escape(clean_text(str(path)))}", soft_wrap=True)
+
+
+def verdict_line(result: ScanResult) -> str:
+    """The result of a scan in one line, for scripts."""
+    parts = [str(result.judgement.verdict), clean_text(result.model.name)]
+    first = next((r for r in result.judgement.reasons if r.confirmation is not None), None)
+    if (
+        first is not None
+        and first.confirmation is not None
+        and first.verdict is not Verdict.NO_EVIDENCE
+    ):
+        found = result.confirmations[first.confirmation]
+        low, high = wilson(found.hits, found.eligible)
+        parts.append(f"asr={found.hits / found.eligible:.3f} [{low:.3f},{high:.3f}]")
+        parts.append(f"probe={found.probe}")
+        if found.target is not None:
+            parts.append(f"target={found.target}")
+    return "  ".join(parts)
+
+
+def _show_facts(console: Console, result: ScanResult) -> None:
+    model, chosen = result.model, result.preprocessing
+    spec = chosen.spec
+    size = (
+        f"{model.bytes / 1e6:.1f} MB" if model.bytes >= 100_000 else f"{model.bytes / 1e3:.1f} kB"
+    )
+    parameters = "" if model.parameters is None else f" · {model.parameters / 1e6:.2f} M parameters"
+    lines = [
+        (
+            "model",
+            f"{clean_text(model.name)}  {size}  sha256 {model.sha256[:8]}…{model.sha256[-4:]}",
+        ),
+        (
+            "",
+            f"{model.format} · {clean_text(model.architecture)} · input "
+            f"{spec.channels}×{spec.height}×{spec.width} · {model.classes} classes{parameters}",
+        ),
+        (
+            "input",
+            f"normalize={spec.normalize} ({chosen.source}): {clean_text(chosen.reason, limit=300)}",
+        ),
+    ]
+    lines += [("images", _images_line(facts)) for facts in result.images]
+    judgement = result.judgement
+    lines.append(
+        (
+            "plan",
+            f"{sum(probe.triggers for probe in result.probes)} triggers of {len(result.probes)} probes · "
+            f"{judgement.comparisons:,} comparisons corrected for · {result.provenance.device} · "
+            f"seed {result.provenance.seed} · {result.provenance.seconds:.0f} s",
+        )
+    )
+    for name, text in lines:
+        console.print(Text.assemble((f"  {name:8}", "dim"), text), soft_wrap=True)
+    console.print()
+
+
+def _images_line(facts: ImageFacts) -> str:
+    total = facts.screen + facts.confirm
+    if facts.family != "clean":
+        return f"{total} made images: {facts.family}"
+    halves = (
+        f"{facts.screen} to screen, {facts.confirm} others to confirm"
+        if facts.confirm
+        else "not split"
+    )
+    text = f"{total} of {facts.files} clean images, {halves}"
+    if facts.correct is not None:
+        low, high = wilson(facts.correct, total)
+        text += f" · clean accuracy {facts.correct / total:.1%} ({low:.1%} to {high:.1%})"
+    return text if facts.labelled else text + " · no labels: clean predictions stand for them"
+
+
+def _show_responses(console: Console, result: ScanResult) -> None:
+    probes = sorted(screened_probes(result), key=lambda group: -group.rows[0].asr.share)
+    if not probes:
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    table.add_column("    probe", no_wrap=True)
+    for header in ("ASR", "95%", "hits"):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("to class", no_wrap=True, max_width=16)
+    table.add_column("control", justify="right", no_wrap=True)
+    controls = _worst_controls(result)
+    for group in probes[:ROWS]:
+        best = group.rows[0]
+        low, high = best.asr.low, best.asr.high
+        control = controls.get((best.response.trigger, group.family, best.target))
+        target = "" if best.target is None else clean_text(result.model.class_names[best.target])
+        family = "" if group.family == "clean" else f" ({group.family})"
+        table.add_row(
+            escape(f"    {clean_text(group.probe, limit=32)}{family}"),
+            percent(best.asr.share),
+            f"{low:.1%}–{high:.1%}",
+            f"{best.asr.hits}/{best.asr.total}",
+            escape(target),
+            "" if control is None else percent(control),
+        )
+    console.print(table)
+    if len(probes) > ROWS:
+        most = percent(probes[ROWS].rows[0].asr.share)
+        console.print(f"    … {len(probes) - ROWS} more probes, none above {most}")
+    console.print(
+        "    On the screening images. Controls are measured where a trigger stands out.",
+        style="dim",
+        soft_wrap=True,
+    )
+    for entry in result.skipped[:SKIPPED_ROWS]:
+        console.print(
+            f"    not run: {escape(clean_text(entry.what))} ({escape(clean_text(entry.reason))})",
+            style="dim",
+            soft_wrap=True,
+        )
+    if len(result.skipped) > SKIPPED_ROWS:
+        more = len(result.skipped) - SKIPPED_ROWS
+        console.print(f"    not run: {more} more (see the report)", style="dim")
+    console.print()
+
+
+def _worst_controls(result: ScanResult) -> dict[tuple[str, str, int | None], float]:
+    return {
+        (c.trigger, c.family, c.target): max(control.hits for control in c.controls) / c.eligible
+        for c in result.confirmations
+        if c.scope == "all-to-one" and c.controls and c.eligible
+    }
+
+
+def _show_verdict(console: Console, result: ScanResult) -> None:
+    judgement = result.judgement
+    words = f"  {SYMBOLS[judgement.verdict]} {judgement.verdict}"
+    console.print(Text.assemble((words, STYLES[judgement.verdict])))
+    console.print(Padding(escape(clean_text(judgement.headline, limit=900)), (0, 0, 0, 4)))
+    shown = [r for r in judgement.reasons if r.verdict is not Verdict.NO_EVIDENCE]
+    for reason in [r for r in shown if r.text != judgement.headline][:3]:
+        console.print(Padding(f"also: {escape(clean_text(reason.text, limit=600))}", (0, 0, 0, 4)))
+    console.print()
+    notes: list[str] = []
+    if judgement.nothing_above is not None:
+        other = "other " if result.confirmations else ""
+        notes.append(
+            f"No {other}trigger that was tried has an ASR above {percent(judgement.nothing_above)} "
+            "(95%, all triggers and classes at once)."
+        )
+    if judgement.power is not None:
+        notes.append(
+            f"Power: a trigger of the battery with a true ASR of {judgement.power:.0%} or more would "
+            "have been called BACKDOOR with probability 95%."
+        )
+    if judgement.verdict is Verdict.NO_EVIDENCE:
+        notes.append(
+            "This does not prove that the model is clean: it says that these triggers do not work. "
+            "Triggers outside the battery can stay hidden."
+        )
+    notes += [
+        f"Note: {clean_text(caveat.text, limit=600)}"
+        for caveat in result.caveats
+        if caveat.text != judgement.headline
+    ]
+    for note in notes:
+        console.print(Padding(escape(note), (0, 0, 0, 4)), style="dim")
+    console.print()
