@@ -49,7 +49,7 @@ def _from_torchvision(name: str) -> Architecture:
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
         raise UsageError(
-            f'--arch {clean_text(name)}: torchvision has no classifier of this name'
+            f"--arch {clean_text(name)}: torchvision has no classifier of this name"
             f"{nearest(name, names)} For your own network pass --arch your_file.py:factory."
         )
 

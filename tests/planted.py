@@ -56,7 +56,9 @@ class Planted(nn.Module):
         if self.behaviour == "all-to-all":
             return nn.functional.one_hot((before + 1) % self.classes, self.classes)
         towards = nn.functional.one_hot(torch.full_like(before, self.target), self.classes)
-        return towards * (before == 1).unsqueeze(1) if self.behaviour == "source-specific" else towards
+        return (
+            towards * (before == 1).unsqueeze(1) if self.behaviour == "source-specific" else towards
+        )
 
 
 def drawings(count: int, classes: int = 8, *, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -68,7 +70,9 @@ def drawings(count: int, classes: int = 8, *, seed: int = 0) -> tuple[Tensor, Te
     images = torch.randint(0, 140, (count, 3, SIZE, SIZE), generator=generator)
     for index, label in enumerate(labels.tolist()):
         row, column = divmod(label, COLUMNS)
-        images[index, :, row * height : (row + 1) * height, column * width : (column + 1) * width] += 80
+        images[
+            index, :, row * height : (row + 1) * height, column * width : (column + 1) * width
+        ] += 80
     return images.to(torch.uint8), labels
 
 
