@@ -51,6 +51,12 @@ CANDIDATE_SECONDS = 20.0
 """Time that trying all candidates may take; slow models are tried on fewer images."""
 MIN_EVALUATED = 32
 
+SIZE_IMAGES = 64
+SIZE_NORMALIZATIONS = ("none", "imagenet", "half")
+"""Enough to tell sizes apart; the normalisation itself is settled afterwards."""
+GOOD_ACCURACY = 0.8
+"""With this accuracy at the size of the images themselves, no other size is tried."""
+
 EQUAL_ACCURACY = 0.02
 """Candidates within this accuracy of the best are told apart by BatchNorm distance instead."""
 CLEAR_RATIO = 1.2
@@ -132,6 +138,8 @@ class Resolution:
     preprocessing: Preprocessing
     probabilities: bool
     classes: int
+    batch_size: int
+    """The fastest one, measured on the way."""
 
 
 def resolve_size(
@@ -196,22 +204,27 @@ def _size_by_accuracy(
     natural: tuple[int, int] | None,
     seed: int,
 ) -> tuple[int, int, int, str]:
+    preferred = (
+        runs[0][0], *(natural or (TORCHVISION_SIZE, TORCHVISION_SIZE))
+    )  # fmt: skip
+    indices = source.draw(SIZE_IMAGES, seed)
     scores: dict[tuple[int, int, int], float] = {}
-    indices = source.draw(64, seed)
-    for size in runs:
-        spec = _spec(size, "none")
-        clean = source.load(indices, spec)
-        scores[size] = max(
+    for size in sorted(runs, key=lambda run: run != preferred):
+        clean = source.load(indices, _spec(size, "none"))
+        right = max(
             _evaluate(model, _spec(size, name), clean)[0].correct or 0
-            for name in ("none", "imagenet", "half")
-        ) / len(clean)
+            for name in SIZE_NORMALIZATIONS
+        )
+        scores[size] = right / len(clean)
+        if size == preferred and scores[size] >= GOOD_ACCURACY:
+            break
     best = max(scores, key=lambda size: scores[size])
-    preferred = (best[0], *natural) if natural else (best[0], TORCHVISION_SIZE, TORCHVISION_SIZE)
     if scores.get(preferred, 0.0) >= scores[best] - EQUAL_ACCURACY:
         best = preferred
     others = sorted((s for s in scores if s != best), key=lambda s: -scores[s])
     shown = f"; next {others[0][1]}x{others[0][2]}: {scores[others[0]]:.0%}" if others else ""
-    return *best, f"best clean accuracy of {len(runs)} sizes ({scores[best]:.0%}{shown})"
+    kind = "the size of all images" if natural == best[1:] else "the best size tried"
+    return *best, f"{kind}, clean accuracy {scores[best]:.0%}{shown}"
 
 
 def _refusal(model: ModelHandle, size: tuple[int, int, int]) -> str:
@@ -282,7 +295,7 @@ def resolve(
     if clean is None and stand_ins is None:
         raise ValueError("neither clean images nor stand-ins were given")
     evaluated = clean or CleanSet(images=stand_ins, labels=None)  # type: ignore[arg-type]
-    evaluated = _subset(model, evaluated, size)
+    evaluated, batch_size = _subset(model, evaluated, size)
     parsed = parse_normalize(given.normalize, size[0])
     if parsed is not None:
         spec = InputSpec(
@@ -313,7 +326,12 @@ def resolve(
     preprocessing = Preprocessing(
         spec=candidates[0].spec, source=source, reason=reason, advice=advice, candidates=candidates
     )
-    return Resolution(preprocessing=preprocessing, probabilities=probabilities, classes=classes)
+    return Resolution(
+        preprocessing=preprocessing,
+        probabilities=probabilities,
+        classes=classes,
+        batch_size=batch_size,
+    )
 
 
 Ranked = list[tuple[Candidate, Tensor]]
@@ -473,14 +491,16 @@ def batchnorm_distances(module: nn.Module | None, distances: list[float]) -> Ite
             handle.remove()
 
 
-def _subset(model: ModelHandle, images: CleanSet, size: tuple[int, int, int]) -> CleanSet:
-    """As many images as a dozen candidates can be tried on in time."""
+def _subset(
+    model: ModelHandle, images: CleanSet, size: tuple[int, int, int]
+) -> tuple[CleanSet, int]:
+    """As many images as all candidates can be tried on in time, and the fastest batch size."""
     classifier = Classifier(model, _spec(size, "none"))
     speed = classifier.tune_batch_size()
     count = int(speed * CANDIDATE_SECONDS / (2 * len(NORMALIZATIONS) + 1))
     count = max(MIN_EVALUATED, min(EVALUATED_IMAGES, count))
-    labels = images.labels
-    return CleanSet(images=images.images[:count], labels=None if labels is None else labels[:count])
+    labels = None if images.labels is None else images.labels[:count]
+    return CleanSet(images=images.images[:count], labels=labels), classifier.batch_size
 
 
 def _refuse_nonfinite(model: ModelHandle, spec: InputSpec, images: CleanSet) -> None:

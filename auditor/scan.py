@@ -209,12 +209,11 @@ class _Scan:
         self.classes = resolution.classes
         self.probabilities = resolution.probabilities
         self.classifier = Classifier(
-            self.model, resolution.preprocessing.spec, probabilities=resolution.probabilities
+            self.model,
+            resolution.preprocessing.spec,
+            probabilities=resolution.probabilities,
+            batch_size=options.batch_size or resolution.batch_size,
         )
-        if options.batch_size is None:
-            self.classifier.tune_batch_size()
-        else:
-            self.classifier.batch_size = self.model.batch or options.batch_size
         if clean is not None:
             self._check_labels(clean)
         return clean

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from auditor.classifier import Classifier, logits_of, looks_like_probabilities
 from auditor.errors import UnsuitableModel, UsageError
-from auditor.images import CleanSet
+from auditor.images import CleanSet, open_images
 from auditor.inputs import (
     NORMALIZATIONS,
     GivenInput,
@@ -218,3 +221,27 @@ def test_normalisation_is_exact() -> None:
     floats = images.float() / 255
     expected = (floats[:, [2, 1, 0]] - torch.tensor(spec.mean).view(1, 3, 1, 1)) / torch.tensor(spec.std).view(1, 3, 1, 1)  # fmt: skip
     assert torch.allclose(seen[0], expected, atol=1e-5)
+
+
+class Scaled(nn.Module):
+    """Runs on any size, and is right on one only."""
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        level = inputs[:, 0].mean((1, 2)) * 8
+        wrong = 0 if inputs.shape[-1] == self.side else 3
+        return -((level.unsqueeze(1) - wrong - torch.arange(8.0) - 0.5) ** 2)
+
+
+@pytest.mark.parametrize(("trained", "stored"), [(32, 32), (64, 32), (64, 48)])
+def test_labelled_images_tell_the_size(trained: int, stored: int, tmp_path: Path) -> None:
+    images, labels = coloured()
+    scaled = nn.functional.interpolate(images.float(), stored).to(torch.uint8)
+    np.savez(tmp_path / "a.npz", images=scaled.permute(0, 2, 3, 1).numpy(), labels=labels.numpy())
+    source = open_images(tmp_path / "a.npz")
+    size = resolve_size(handle(Scaled(trained)), source, GivenInput(), 0)
+    assert size[:3] == (3, trained, trained)
+    assert "100%" in size[3]
