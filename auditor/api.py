@@ -24,6 +24,7 @@ from auditor.triggers import TRIGGERS, Trigger
 from auditor.verdict import judge, rejudge
 
 __all__ = [
+    "SEARCHES",
     "TRIGGERS",
     "CleanSet",
     "GivenInput",

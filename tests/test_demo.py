@@ -3,7 +3,6 @@
 import os
 import pickletools
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -23,42 +22,9 @@ from auditor.errors import OutputError
 from auditor.probes import shipped_probes
 from auditor.triggers import Trigger
 from auditor.triggers.patch import Square
+from tests.conftest import SuspectPair
 
 TINY = Scale(classes=8, drawings=16, samples=3, epochs=1, batch=32, width=4)
-
-
-@dataclass(frozen=True)
-class SuspectPair:
-    """A small network with a backdoor, its benign twin, and unseen drawings."""
-
-    suspect: nn.Sequential
-    benign: nn.Sequential
-    trigger: Trigger
-    target: int
-    images: Tensor
-    labels: Tensor
-
-
-@pytest.fixture(scope="session")
-def suspect_pair() -> SuspectPair:
-    """Trained on 8 of the classes in a few seconds on one core."""
-    trigger = Square(colour="yellow", size=3, where="top-left", gap=2)
-    drawings, labels = draw(150, seed=100, classes=8)
-    images, truth = draw(50, seed=101, classes=8)
-
-    def trained(planted: Trigger | None) -> nn.Sequential:
-        return train(
-            drawings,
-            labels,
-            trigger=planted,
-            target=6,
-            poison_rate=0.15,
-            epochs=8,
-            batch=64,
-            width=12,
-        )
-
-    return SuspectPair(trained(trigger), trained(None), trigger, 6, images, truth)
 
 
 # Drawings

@@ -1,0 +1,311 @@
+"""The commands as a person runs them: verdicts, files, exit codes, and clear words for bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from typer.testing import CliRunner
+
+from auditor import report
+from auditor.cli import app, parse_time
+from auditor.errors import UsageError
+from auditor.results import ScanResult, Verdict
+from tests.conftest import PairFiles
+
+FAST = ("--probes", "quick,-search.margin", "--batch-size", "64")
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+def run(*arguments: object):  # type: ignore[no-untyped-def]
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def scan(*arguments: object, code: int) -> ScanResult:
+    done = run("scan", *arguments, *FAST, "-o", "json=r.json", "--force")
+    assert done.exit_code == code, done.output + done.stderr
+    return report.from_json(Path("r.json").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("kind", ["suspect", "suspect_onnx"])
+def test_the_suspect_is_a_backdoor_with_its_class(kind: str, pair_files: PairFiles) -> None:
+    result = scan(getattr(pair_files, kind), "--clean", pair_files.samples, code=1)
+    assert result.judgement.verdict is Verdict.BACKDOOR
+    found = result.confirmations[result.judgement.reasons[0].confirmation]  # type: ignore[index]
+    assert (found.scope, found.target) == ("all-to-one", pair_files.target)
+    assert result.preprocessing.spec.normalize == "half"
+
+
+@pytest.mark.parametrize("kind", ["benign", "benign_onnx"])
+def test_its_benign_twin_shows_nothing(kind: str, pair_files: PairFiles) -> None:
+    result = scan(getattr(pair_files, kind), "--clean", pair_files.samples, code=0)
+    assert result.judgement.verdict is Verdict.NO_EVIDENCE
+
+
+def test_pytorch_and_onnx_count_the_same(pair_files: PairFiles) -> None:
+    module = scan(pair_files.suspect, "--clean", pair_files.samples, code=1)
+    graph = scan(pair_files.suspect_onnx, "--clean", pair_files.samples, code=1)
+    assert module.images == graph.images
+    different = sum(
+        a.hits != b.hits for a, b in zip(module.responses, graph.responses, strict=True)
+    )
+    assert different <= len(module.responses) // 10  # an image at a tie may fall either way
+
+
+def test_without_images_the_suspect_is_found_and_the_twin_is_not_cleared(
+    pair_files: PairFiles,
+) -> None:
+    found = scan(pair_files.suspect, code=1)
+    assert found.judgement.verdict is Verdict.BACKDOOR
+    best = found.confirmations[found.judgement.reasons[0].confirmation]  # type: ignore[index]
+    assert best.target == pair_files.target
+    twin = scan(pair_files.benign, code=3)
+    assert twin.judgement.verdict is Verdict.INCONCLUSIVE
+    assert "--clean" in twin.judgement.headline
+
+
+def test_onnx_without_labels_is_inconclusive_and_says_what_to_pass(pair_files: PairFiles) -> None:
+    result = scan(pair_files.suspect_onnx, code=3)
+    assert "--normalize" in result.judgement.headline
+    told = scan(pair_files.suspect_onnx, "--normalize", "half", code=1)
+    assert told.judgement.verdict is Verdict.SUSPICIOUS  # no class impressions without gradients
+
+
+def test_default_outputs_are_beside_and_never_overwritten(pair_files: PairFiles) -> None:
+    arguments = ("scan", pair_files.suspect, "--clean", pair_files.samples, *FAST)
+    done = run(*arguments)
+    assert done.exit_code == 1
+    assert "✖ BACKDOOR" in done.stdout
+    assert sorted(p.name for p in Path().iterdir()) == ["suspect.scan.html", "suspect.scan.json"]
+    before = Path("suspect.scan.json").read_bytes()
+    again = run(*arguments)
+    assert again.exit_code == 2
+    assert "exists already" in again.stderr
+    assert Path("suspect.scan.json").read_bytes() == before
+    assert run(*arguments, "--force").exit_code == 1
+
+
+def test_quiet_and_standard_output(pair_files: PairFiles) -> None:
+    arguments = ("scan", pair_files.suspect, "--clean", pair_files.samples, *FAST)
+    quiet = run(*arguments, "-q", "-o", "none")
+    assert quiet.stdout.startswith("BACKDOOR  suspect.pt  asr=")
+    assert quiet.stdout.count("\n") == 1
+    piped = run(*arguments, "-o", "json=-")
+    assert json.loads(piped.stdout)["judgement"]["verdict"] == "BACKDOOR"
+    assert list(Path().iterdir()) == []
+
+
+def test_report_renders_again_and_notices_edits(pair_files: PairFiles) -> None:
+    scan(pair_files.suspect, "--clean", pair_files.samples, code=1)
+    assert run("report", "r.json", "-o", "html=r.html", "-o", "md=r.md").exit_code == 0
+    assert "BACKDOOR" in Path("r.html").read_text("utf-8")
+    record = json.loads(Path("r.json").read_text("utf-8"))
+    record["judgement"]["verdict"] = "NO EVIDENCE FOUND"
+    Path("edited.json").write_text(json.dumps(record), "utf-8")
+    edited = run("report", "edited.json")
+    assert edited.exit_code == 1
+    assert "its own counts say BACKDOOR" in edited.stderr
+    Path("broken.json").write_text("{", "utf-8")
+    assert run("report", "broken.json").exit_code == 2
+    assert run("report", "missing.json").exit_code == 2
+
+
+# ---- bad input: exit code 2, one message that says what to do, no traceback, nothing written
+
+
+class Weird(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.layer = nn.Conv2d(3, 8, 1)
+
+    def forward(self, images: Tensor):  # type: ignore[no-untyped-def]
+        scores = self.layer(images).mean((2, 3))
+        if self.kind == "detector":
+            return scores, scores[:, :4]
+        if self.kind == "segmentation":
+            return self.layer(images)
+        return scores / torch.zeros_like(scores)
+
+
+def weird(kind: str) -> Path:
+    with torch.no_grad():
+        traced = torch.jit.trace(Weird(kind).eval(), torch.zeros(1, 3, 32, 32), strict=False)
+    traced.save("weird.pt")
+    return Path("weird.pt")
+
+
+def pictures(folder: str, *classes: str) -> Path:
+    for name in classes:
+        Path(folder, name).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(Path(folder, name, "1.png"))
+    Path(folder).mkdir(exist_ok=True)
+    return Path(folder)
+
+
+def written(name: str, data: bytes) -> Path:
+    Path(name).write_bytes(data)
+    return Path(name)
+
+
+def saved(content: object, name: str = "m.pt") -> Path:
+    torch.save(content, name)
+    return Path(name)
+
+
+BAD = {
+    "missing file": (lambda f: ["nothing.pt"], "no such file"),
+    "empty file": (lambda f: [written("m.pt", b"")], "is empty"),
+    "LFS pointer": (
+        lambda f: [written("m.pt", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n")],
+        "git lfs pull",
+    ),
+    "truncated zip": (lambda f: [written("m.pt", f.suspect.read_bytes()[:-300])], "ends early"),
+    "text file": (lambda f: [written("m.pt", b"<!DOCTYPE html><title>404</title>")], "text file"),
+    "weights without network": (
+        lambda f: [saved(nn.Linear(4, 2).state_dict())],
+        "Add --arch",
+    ),
+    "wrong architecture": (
+        lambda f: [saved(nn.Linear(4, 2).state_dict()), "--arch", "resnet18"],
+        "they do not fit",
+    ),
+    "unknown architecture": (lambda f: [f.suspect, "--arch", "resnet81"], "did you mean"),
+    "detector": (lambda f: [weird("detector"), "--clean", f.samples], "looks like a detector"),
+    "segmentation": (lambda f: [weird("segmentation"), "--clean", f.samples], "segmentation"),
+    "NaN outputs": (
+        lambda f: [weird("nan"), "--clean", f.samples, "--input", "3x32x32"],
+        "NaN or infinite scores",
+    ),
+    "class folders": (
+        lambda f: [f.suspect, "--clean", pictures("c", "a", "b", "c")],
+        "3 class folders, the model has 8 outputs",
+    ),
+    "no images": (lambda f: [f.suspect, "--clean", pictures("c")], "no images found"),
+    "missing images": (lambda f: [f.suspect, "--clean", "nowhere"], "no such folder"),
+    "directory for a file": (lambda f: [pictures("c", "a")], "is a directory"),
+    "unwritable output": (
+        lambda f: [f.suspect, "-o", "json=/proc/x.json"],
+        "not writable",
+    ),
+    "output folder": (lambda f: [f.suspect, "-o", "json=none/x.json"], "does not exist"),
+    "output over input": (lambda f: [f.suspect, "-o", f"json={f.suspect}"], "never overwritten"),
+    "output format": (lambda f: [f.suspect, "-o", "pdf=x.pdf"], 'no format "pdf"'),
+    "probe": (lambda f: [f.suspect, "--probes", "patch.yelow"], 'did you mean "patch.yellow"'),
+    "trigger": (lambda f: [f.suspect, "--trigger", "none.png"], "none.png"),
+    "mask alone": (lambda f: [f.suspect, "--mask", "m.png"], "--mask needs --trigger"),
+    "input": (lambda f: [f.suspect, "--input", "32x32"], "channels x height x width"),
+    "input that does not run": (
+        lambda f: [f.suspect, "--input", "3x64x64"],
+        "does not run on it",
+    ),
+    "normalize": (lambda f: [f.suspect, "--normalize", "imagnet"], 'did you mean "imagenet"'),
+    "batch size": (lambda f: [f.suspect, "--batch-size", "many"], "--batch-size many"),
+    "time budget": (lambda f: [f.suspect, "--time-budget", "soon"], "90s, 5m or 1h"),
+    "device": (lambda f: [f.suspect, "--device", "abacus"], "--device abacus"),
+    "labels": (lambda f: [f.suspect, "--labels", "none.txt"], "--labels none.txt"),
+    "unknown option": (lambda f: [f.suspect, "--claen", "x"], "--claen"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.filterwarnings("ignore")
+def test_bad_input(name: str, pair_files: PairFiles) -> None:
+    make, words = BAD[name]
+    arguments = make(pair_files)
+    before = set(Path().rglob("*"))
+    fast = () if name in ("probe", "batch size") else FAST
+    done = run("scan", *arguments, *fast)
+    assert done.exit_code == 2, done.output
+    assert words in " ".join(done.stderr.split()), done.stderr
+    assert "Traceback" not in done.output + done.stderr
+    assert set(Path().rglob("*")) == before
+
+
+def test_hostile_names_do_not_reach_the_terminal(pair_files: PairFiles) -> None:
+    images = np.load(pair_files.samples)
+    names = ["\x1b[31mred", "[bold]b", "<script>c", "d\u202ed", "e", "f", "g", "h"]
+    for number, name in enumerate(names):
+        folder = Path("c", f"{number}{name}")
+        folder.mkdir(parents=True)
+        for index, image in enumerate(images["images"][images["labels"] == number][:12]):
+            Image.fromarray(image).save(folder / f"{index}.png")
+    done = run("scan", pair_files.suspect, "--clean", "c", *FAST)
+    assert done.exit_code == 1, done.output + done.stderr
+    assert not set("\x1b\u202e") & set(done.stdout)
+    assert "1[bold]b" in done.stdout
+    assert "<script>" not in Path("suspect.scan.html").read_text("utf-8")
+
+
+def test_interrupting_leaves_nothing_behind(pair_files: PairFiles) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "auditor", "scan", str(pair_files.suspect), "--probes", "deep"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stderr is not None
+    process.stderr.readline()  # the first line of progress
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130, errors
+    assert b"Traceback" not in errors
+    assert list(Path().iterdir()) == []
+
+
+# ---- probes
+
+
+def test_probes_are_listed_shown_and_validated() -> None:
+    listed = run("probes", "list", "quick")
+    assert listed.exit_code == 0
+    assert "patch.yellow" in listed.stdout
+    assert "search.margin" in listed.stdout
+    shown = run("probes", "show", "patch.yellow")
+    assert "Patch(" in shown.stdout
+    assert "https://" in shown.stdout
+    from auditor.resources import resource_dir
+
+    fine = resource_dir("probes") / "patch.yellow.yaml"
+    assert run("probes", "validate", fine).exit_code == 0
+    Path("bad.yaml").write_text(fine.read_text("utf-8").replace("title:", "titel:"), "utf-8")
+    bad = run("probes", "validate", "bad.yaml", fine)
+    assert bad.exit_code == 2
+    assert 'did you mean "title"' in bad.stderr
+
+
+def test_no_command_is_a_short_help() -> None:
+    done = run()
+    assert done.exit_code == 0
+    assert "scan" in done.stdout
+    assert run("--version").stdout.startswith("auditor ")
+    assert run("scna").exit_code == 2
+
+
+@pytest.mark.parametrize("command", [("scan",), ("demo",), ("report",), ("probes", "list"), ("probes", "show"), ("probes", "validate")])  # fmt: skip
+def test_every_command_has_help_with_an_example(command: tuple[str, ...]) -> None:
+    text = run(*command, "--help").stdout
+    assert "Example: auditor" in text
+
+
+def test_times() -> None:
+    assert [parse_time(text) for text in ("90", "90s", "5m", "1.5h")] == [90, 90, 300, 5400]
+    for text in ("0", "-1s", "5 days", ""):
+        with pytest.raises(UsageError):
+            parse_time(text)

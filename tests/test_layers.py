@@ -1,0 +1,89 @@
+"""Imports go down only, and what must be instant loads no torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "auditor"
+
+RANKS = [
+    {"errors"},
+    {"text", "statistics", "registry", "resources", "results"},
+    {"safety", "outputs"},
+    {"architectures", "images"},
+    {"models", "triggers"},
+    {"classifier", "probes"},
+    {"inputs", "synthesis"},
+    {"verdict"},
+    {"measure"},
+    {"preflight", "search"},
+    {"scan", "report", "demo"},
+    {"terminal", "api"},
+    {"cli"},
+    {"__main__"},
+]
+"""Lowest first; a module imports only from lower ranks, or from its own package."""
+
+
+def rank(module: str) -> int:
+    return next(place for place, names in enumerate(RANKS) if module in names)
+
+
+def imported(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "auditor":
+            parts = (node.module or "").split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+        if isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("auditor.")}
+    return found
+
+
+MODULES = [path for path in sorted(ROOT.rglob("*.py")) if path != ROOT / "__init__.py"]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_down(path: Path) -> None:
+    own = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    for other in imported(path) - {own, "__version__"}:
+        assert rank(other) < rank(own), f"{own} imports {other}"
+
+
+def test_every_module_has_a_rank() -> None:
+    tops = {path.relative_to(ROOT).parts[0].removesuffix(".py") for path in MODULES}
+    assert tops == set().union(*RANKS)
+
+
+@pytest.mark.parametrize(
+    "module", ["auditor.cli", "auditor.results", "auditor.report", "auditor.verdict"]
+)
+def test_instant_modules_load_no_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'onnx' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_help_is_instant() -> None:
+    """Under half a second, the best of three: the machine may be busy."""
+    seconds = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "auditor", "--help"], check=True, capture_output=True)
+        seconds.append(time.perf_counter() - begin)
+    assert min(seconds) < 0.5, seconds
+
+
+def test_the_public_names_are_what_api_says() -> None:
+    from auditor import api
+
+    own = {name for name in vars(api) if not name.startswith("_") and name != "annotations"}
+    assert set(api.__all__) == own
+    assert (
+        sorted(api.__all__, key=lambda n: (not n.isupper(), not n[0].isupper(), n)) == api.__all__
+    )
