@@ -36,7 +36,7 @@ def probe_table() -> str:
 
 def words(text: str) -> set[str]:
     """Without layout, and without metavars and types: these differ between versions of typer."""
-    return {word for word in text.split() if not re.search(r"[<>{}=]|^MODEL$|^\\[", word)}
+    return {word for word in text.split() if word != "MODEL" and not set("<>{}=[]") & set(word)}
 
 
 GENERATED = {"help:scan": scan_help, "probes": probe_table}
