@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
-from typing import Literal
 
 import torch
 from PIL import Image
@@ -54,6 +53,10 @@ MADE_IMAGES = 128
 MADE_POOL = 512
 CONFIRMED_A_TARGET = 6
 """Triggers that are confirmed for one hypothesis; weaker ones only appear in the screen's table."""
+IMPRESSION_SECONDS = 120.0
+"""Time that class impressions may take; they get fewer steps on a slow machine."""
+STRUCTURELESS = ("leaves", "noise")
+"""Families of made images on which a trigger that needs structure (a warp) does not show."""
 EXHIBITS = 3
 EXHIBIT_IMAGES = 6
 BATTERY_SHARE = 0.7
@@ -139,7 +142,7 @@ class _Scan:
         confirmations: list[Confirmation] = []
         shown: dict[str, tuple[Stamped, Family]] = {}
         for family in families:
-            entries = [s for s in stamped if clean or not _blind(s, family)]
+            entries = self._visible(stamped, family)
             after = measure.screen(
                 self.classifier,
                 family,
@@ -368,6 +371,20 @@ class _Scan:
             usable.append(entry)
         return usable
 
+    def _visible(self, stamped: Sequence[Stamped], family: Family) -> list[Stamped]:
+        """The triggers that show on such images; a warp does not on noise."""
+        if family.name not in STRUCTURELESS:
+            return list(stamped)
+        seen = [entry for entry in stamped if not entry.trigger.needs_structure]
+        if len(seen) < len(stamped):
+            self.skipped.append(
+                Skipped(
+                    what=f"{len(stamped) - len(seen)} triggers on {family.name}",
+                    reason="they need images with structure",
+                )
+            )
+        return seen
+
     def _checkpoint_grids(self) -> Iterator[Stamped]:
         """WaNet checkpoints hold the grid of their own trigger, though not its strength."""
         for strength in (0.5, 1.0):
@@ -578,17 +595,6 @@ class _Scan:
                 else f"{options.time_budget:g} s",
             },
         )
-
-
-IMPRESSION_SECONDS = 120.0
-"""Time that class impressions may take; they get fewer steps on a slow machine."""
-
-STRUCTURELESS: tuple[Literal["leaves", "noise"], ...] = ("leaves", "noise")
-
-
-def _blind(stamped: Stamped, family: Family) -> bool:
-    """True where a trigger does not show on such images (a warp on noise)."""
-    return stamped.trigger.needs_structure and family.name in STRUCTURELESS
 
 
 def _png(image: Tensor) -> str:

@@ -61,7 +61,7 @@ class ProgressLine:
             disable=not self._live,
         )
         self._task: TaskID | None = None
-        self._stage: tuple[str, int] = ("", 0)
+        self._done, self._total = 0, 0
         self._printed = 0.0
 
     def __enter__(self) -> ProgressLine:
@@ -84,12 +84,12 @@ class ProgressLine:
         if not self._live:
             self._print(what, done, total)
             return
-        stage = (what.split()[-2] if " on " in what else what, total)
-        if self._task is None or stage != self._stage:
+        if self._task is None or total != self._total or done < self._done:
+            # another stage: its time left is estimated afresh
             if self._task is not None:
                 self._progress.remove_task(self._task)
             self._task = self._progress.add_task(clean_text(what), total=total)
-            self._stage = stage
+        self._done, self._total = done, total
         self._progress.update(self._task, completed=done, description=clean_text(what))
 
     def _print(self, what: str, done: int, total: int) -> None:

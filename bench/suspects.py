@@ -68,10 +68,8 @@ def main() -> None:
                 capture_output=True, text=True, check=False,
             )  # fmt: skip
             seconds = time.perf_counter() - begin
-            print(
-                f"{title}: exit {done.returncode}, {seconds:.0f} s: {done.stdout.strip()}{done.stderr.strip()}",
-                flush=True,
-            )
+            said = f"{done.stdout.strip()} {done.stderr.strip()}"
+            print(f"{title}: exit {done.returncode}, {seconds:.0f} s: {said}", flush=True)
 
 
 if __name__ == "__main__":

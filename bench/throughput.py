@@ -13,6 +13,7 @@ import argparse
 import platform
 import statistics
 import time
+from pathlib import Path
 
 import torch
 import torchvision
@@ -63,27 +64,16 @@ def plain_seconds(network: nn.Module, images: Tensor, passes: int, batch: int) -
 
 def best_plain(network: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor, int]:
     """The fastest batch size and memory format for plain forward passes."""
-    best = (float("inf"), network, images, 1)
+    sizes = [size for size in BATCH_SIZES if size <= (256 if images.device.type == "cpu" else 1024)]
+    best = (float("inf"), torch.contiguous_format, sizes[0])
     for layout in (torch.contiguous_format, torch.channels_last):
-        copy = network.to(memory_format=layout)
-        inputs = images.contiguous(memory_format=layout)
-        for batch in BATCH_SIZES:
-            if batch > len(images):
-                break
-            plain_seconds(copy, inputs, batch, batch)
-            seconds = min(plain_seconds(copy, inputs, 4 * batch, batch) for _ in range(3)) / (
-                4 * batch
-            )
-            if seconds < best[0]:
-                best = (seconds, copy, inputs, batch)
-        network = copy
-    # the last layout tried is the one the network has now; put the winner's back
-    layout = (
-        torch.channels_last
-        if best[2].is_contiguous(memory_format=torch.channels_last)
-        else torch.contiguous_format
-    )
-    return network.to(memory_format=layout), best[2], best[3]
+        network, images = network.to(memory_format=layout), images.contiguous(memory_format=layout)
+        for batch in sizes:
+            plain_seconds(network, images, batch, batch)
+            fastest = min(plain_seconds(network, images, 512, batch) for _ in range(2))
+            best = min(best, (fastest, layout, batch), key=lambda entry: entry[0])
+    _, layout, batch = best
+    return network.to(memory_format=layout), images.contiguous(memory_format=layout), batch
 
 
 def family(images: Tensor, classifier: Classifier) -> Family:
@@ -123,9 +113,7 @@ def main() -> None:
     for title, (make, side) in NETWORKS.items():
         torch.manual_seed(0)
         images = dead_leaves((arguments.images, 3, side, side), torch.Generator().manual_seed(0))
-        file = FileFacts(
-            path=__import__("pathlib").Path("bench"), kind=Kind.TORCH_ZIP, bytes=0, sha256=""
-        )
+        file = FileFacts(path=Path("bench"), kind=Kind.TORCH_ZIP, bytes=0, sha256="")
         handle = ModuleHandle(file, make(), architecture=title, device=device)
         classifier = Classifier(handle, blank_spec((3, side, side)))
         classifier.tune_batch_size()

@@ -144,6 +144,8 @@ def test_all_to_all_needs_several_sources() -> None:
 def test_source_specific_needs_enough_images() -> None:
     cell = {"scope": "source-specific", "source": 1}
     assert judge(confirmation(40, 0, eligible=40, **cell)).verdict is Verdict.BACKDOOR
+    assert judge(confirmation(36, 0, eligible=40, **cell)).verdict is Verdict.SUSPICIOUS
+    assert judge(confirmation(26, 0, eligible=40, **cell)).verdict is Verdict.NO_EVIDENCE
     assert judge(confirmation(19, 0, eligible=19, **cell)).verdict is Verdict.NO_EVIDENCE
 
 
