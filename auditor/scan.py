@@ -40,19 +40,24 @@ from auditor.results import (
     Skipped,
     Verdict,
 )
-from auditor.search.margin import search_margins
+from auditor.search.margin import OverBudget, search_margins
 from auditor.triggers.warp import GridWarp
 
 MAX_IMAGES = 768
 """Images that are drawn from the clean set: enough for 512 to confirm on."""
 SMALLEST_SPLIT = 64
 """With fewer images, the same ones screen and confirm."""
-SCREEN_IMAGES = (64, 256)
 SCREEN_A_CLASS = 10
+"""Screening images a class, enough to see a source-specific trigger…"""
+SCREEN_IMAGES = (64, 128, 256)
+"""…but no fewer than the first in all; and the second number where that would be more than the third,
+since so many classes cannot all be tested as a source."""
 MADE_IMAGES = 128
 MADE_POOL = 512
 CONFIRMED_A_TARGET = 6
 """Triggers that are confirmed for one hypothesis; weaker ones only appear in the screen's table."""
+MARGIN_SECONDS = 300.0
+"""Time that the data-free margins may take; on a slower machine they are skipped, and that is said."""
 IMPRESSION_SECONDS = 120.0
 """Time that class impressions may take; they get fewer steps on a slow machine."""
 STRUCTURELESS = ("leaves", "noise")
@@ -245,8 +250,9 @@ class _Scan:
         before = self.classifier.predict(clean.images)
         groups = before if clean.labels is None else clean.labels
         total = len(clean)
-        lowest, highest = SCREEN_IMAGES
-        wanted = min(max(lowest, SCREEN_A_CLASS * self.classes), highest)
+        fewest, many_classes, most = SCREEN_IMAGES
+        wanted = max(fewest, SCREEN_A_CLASS * self.classes)
+        wanted = wanted if wanted <= most else many_classes
         split = 0 if total < SMALLEST_SPLIT else min(wanted, total // 2)
         return self._family("clean", clean.images, before, groups, split, clean=clean)
 
@@ -487,13 +493,17 @@ class _Scan:
         if not self.classifier.differentiable:
             self.skipped.append(Skipped(what="search.margin", reason="needs gradients"))
             return None
-        found = search_margins(
-            self.classifier, self.classes,
-            seed=self.options.seed, notify=self.notify, deadline=self.deadline,
-        )  # fmt: skip
-        if found is None:
-            self.skipped.append(Skipped(what="search.margin", reason="time budget"))
-        return found
+        left = self.deadline - time.monotonic()
+        try:
+            return search_margins(
+                self.classifier, self.classes,
+                seed=self.options.seed, notify=self.notify, budget=min(left, MARGIN_SECONDS),
+            )  # fmt: skip
+        except OverBudget as over:
+            why = "time budget" if left < MARGIN_SECONDS else "too slow on this device"
+            reason = f"{why}: it would take about {over.seconds:.0f} s"
+            self.skipped.append(Skipped(what="search.margin", reason=reason))
+            return None
 
     # ---- the record
 

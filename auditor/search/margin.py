@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -25,6 +25,16 @@ LEARNING_RATE = 0.05
 KEEP_LAST = 10
 """The best margin of the last steps counts."""
 MAX_CLASSES = 100
+ESTIMATED_AFTER = 3
+"""Steps after which the time of all of them is known well enough."""
+
+
+class OverBudget(Exception):
+    """The search would take longer than it may; `seconds` says how long, by its first steps."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"about {seconds:.0f} s")
+        self.seconds = seconds
 
 
 def search_margins(
@@ -33,8 +43,8 @@ def search_margins(
     *,
     seed: int,
     notify: Notify = silent,
-    deadline: float = math.inf,
-) -> MarginSearch | None:
+    budget: float = math.inf,
+) -> MarginSearch:
     """Maximise ``z_k - max_{j != k} z_j`` over images in [0, 1], a class at a time.
 
     Every class gets the same starts, so that the numbering of classes does not matter.
@@ -44,46 +54,43 @@ def search_margins(
         classes: K. Of more than 100, an even sample is searched.
         seed: Of the starting images.
         notify: Progress.
-        deadline: `time.monotonic` value after which the search is given up.
+        budget: Seconds that it may take; estimated after a few steps.
 
-    Returns:
-        The margins, or None where the deadline came first.
+    Raises:
+        OverBudget: It would take longer.
     """
     spec = classifier.spec
     chosen = torch.linspace(0, classes - 1, min(classes, MAX_CLASSES)).round().long().tolist()
     shape = (STARTS, spec.channels, spec.height, spec.width)
     starts = smooth_noise(shape, torch.Generator().manual_seed(seed)).to(classifier.device)
-    margins: list[float] = []
     group = max(1, classifier.batch_size // STARTS)
+    margins: list[float] = []
+    begin = time.monotonic()
     for first in range(0, len(chosen), group):
         targets = torch.tensor(chosen[first : first + group], device=classifier.device)
-
-        def report(step: int, first: int = first, targets: Tensor = targets) -> None:
-            done = first + len(targets) * step / STEPS
-            notify("data-free margins", int(done * 100), len(chosen) * 100)
-
-        found = _largest_margins(classifier, starts, targets, report, deadline)
-        if found is None:
-            return None
-        margins += found
+        search = _climb(classifier, starts, targets)
+        for step in range(1, STEPS + 1):
+            best = next(search)
+            share = (first + len(targets) * step / STEPS) / len(chosen)
+            spent = time.monotonic() - begin
+            if step >= ESTIMATED_AFTER and spent / share > budget:
+                raise OverBudget(spent / share)
+            notify("data-free margins", round(share * 1000), 1000)
+        margins += best.view(len(targets), STARTS).amax(1).tolist()
     return MarginSearch(margins=tuple(margins), classes=tuple(chosen), steps=STEPS, starts=STARTS)
 
 
-def _largest_margins(
-    classifier: Classifier,
-    starts: Tensor,
-    targets: Tensor,
-    report: Callable[[int], None],
-    deadline: float,
-) -> list[float] | None:
+def _climb(classifier: Classifier, starts: Tensor, targets: Tensor) -> Iterator[Tensor]:
+    """Gradient ascent from every start to every target; yields the largest margins so far.
+
+    Only those of the last steps count, ``(targets * starts,)``; minus infinity before.
+    """
     target = targets.repeat_interleave(len(starts))
     images = starts.repeat(len(targets), 1, 1, 1).clone().requires_grad_(True)
     optimiser = torch.optim.Adam([images], lr=LEARNING_RATE, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, STEPS, LEARNING_RATE / 10)
     best = torch.full((len(images),), -torch.inf, device=images.device)
     for step in range(STEPS):
-        if time.monotonic() > deadline:
-            return None
         optimiser.zero_grad()
         margin = margins_of(classifier(images), target)
         # Adam does not care about the scale of the loss; its epsilon must not either.
@@ -94,12 +101,11 @@ def _largest_margins(
         schedule.step()
         with torch.no_grad():
             images.clamp_(0, 1)
-        report(step + 1)
-    return best.view(len(targets), len(starts)).amax(1).tolist()
+        yield best
 
 
 def margins_of(logits: Tensor, target: Tensor) -> Tensor:
     """``z_k - max_{j != k} z_j`` for each row; `logits` ``(N, K)``, `target` ``(N,)``."""
     own = logits.gather(1, target.unsqueeze(1))
     others = logits.scatter(1, target.unsqueeze(1), -torch.inf)
-    return (own.squeeze(1) - others.amax(1)).double()
+    return own.squeeze(1) - others.amax(1)
