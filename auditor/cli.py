@@ -445,19 +445,14 @@ def probes_list(
 
     selection = choose_probes(spec, extras=search_tiers())
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for header in ("id", "tier", "kind", "triggers", "tags", "what"):
-        table.add_column(header, justify="right" if header == "triggers" else "left")
+    table.add_column("id", no_wrap=True, overflow="fold")
+    table.add_column("tier", no_wrap=True)
+    table.add_column("triggers", justify="right", no_wrap=True)
+    table.add_column("what")
     for probe in selection.probes:
-        table.add_row(
-            probe.id,
-            probe.tier,
-            probe.kind,
-            str(len(probe.triggers)),
-            " ".join(probe.tags),
-            probe.title,
-        )
+        table.add_row(probe.id, probe.tier, str(len(probe.triggers)), probe.title)
     for name in selection.extras:
-        table.add_row(name, search_tiers()[name], "search", "", "", search_titles()[name])
+        table.add_row(name, search_tiers()[name], "", search_titles()[name])
     Console(highlight=False).print(table)
     counts = {
         tier: sum(len(p.triggers) for p in selection.probes if p.tier == tier)
@@ -468,6 +463,8 @@ def probes_list(
         f"{len(selection.probes)} probes; triggers: {quick} in quick, {quick + standard} in standard, "
         f"{quick + standard + deep} in deep."
     )
+    tags = sorted({tag for probe in selection.probes for tag in probe.tags})
+    typer.echo(f"Tags, for --probes tag:NAME: {', '.join(tags)}.")
 
 
 @probes_app.command("show")
