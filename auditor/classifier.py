@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -85,26 +86,27 @@ class Classifier:
         outputs = []
         start = 0
         while start < len(images):
-            block = as_float(images[start : start + self.batch_size].to(self.device))
-            logits = self.guarded(block)
+            part = images[start : start + self.batch_size]
+            logits = self.guarded(lambda: as_float(part.to(self.device)))  # noqa: B023
             if logits is None:
                 continue
             outputs.append(logits)
-            start += len(block)
+            start += len(part)
         return torch.cat(outputs)
 
-    def guarded(self, block: Tensor) -> Tensor | None:
-        """Logits of one batch; on running out of memory, halve `batch_size` and return None.
+    def guarded(self, make: Callable[[], Tensor]) -> Tensor | None:
+        """Logits of the batch that `make` makes; out of memory, halve `batch_size`, return None.
 
         Raises:
             ModelError: Not even one image fits.
         """
         try:
+            block = make()
             if self.model.batch is None or len(block) == self.model.batch:
                 return self(block)
             return self._padded(block)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
                 raise
         if self.batch_size == 1 or self.model.batch is not None:
             raise ModelError(
@@ -137,14 +139,17 @@ class Classifier:
         spec = self.spec
         best, best_speed = sizes[0], 0.0
         begin = time.perf_counter()
-        self(torch.rand(sizes[0], spec.channels, spec.height, spec.width, device=self.device))
+        shape = (spec.channels, spec.height, spec.width)
+        self.batch_size = sizes[0]
+        while self.guarded(lambda: torch.rand(self.batch_size, *shape, device=self.device)) is None:
+            pass
         for size in sizes:
             self.batch_size = size
-            block = torch.rand(size, spec.channels, spec.height, spec.width, device=self.device)
+            block = torch.rand(size, *shape, device=self.device)
             speed = 0.0
             for _ in range(2):
                 start = time.perf_counter()
-                if self.guarded(block) is None:
+                if self.guarded(lambda: block) is None:  # noqa: B023
                     break
                 synchronize(self.device)
                 speed = max(speed, size / (time.perf_counter() - start))
@@ -216,7 +221,8 @@ def _shape(value: Any) -> str:
     return "×".join(map(str, value.shape)) if isinstance(value, Tensor) else type(value).__name__
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for every way in which torch says that memory ran out."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
         words in str(error) for words in ("out of memory", "can't allocate memory", "alloc_cpu")
     )

@@ -9,7 +9,7 @@ are labels, and clean predictions elsewhere; images that the map leaves alone do
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +25,8 @@ FOOTPRINT_IMAGES = 8
 VISIBLE = 1.5 / 255
 """A pixel that changes by more counts as changed."""
 CONTROLS = 4
+CELL_ABOVE_OVERALL = 0.25
+"""A source class is a hypothesis of its own where it goes to the target so much more often."""
 MAX_CELLS = 5
 """Source-specific hypotheses a trigger; the strongest ones."""
 PROGRESS_SECONDS = 0.2
@@ -113,13 +115,7 @@ def predictions(
     position, reported = 0, time.monotonic()
     while position < total and time.monotonic() < deadline:
         stop = min(position + classifier.batch_size, total)
-        block = [
-            triggers[index](
-                as_float(images[max(position - index * count, 0) : stop - index * count])
-            )
-            for index in range(position // count, -(-stop // count))
-        ]
-        logits = classifier.guarded(block[0] if len(block) == 1 else torch.cat(block))
+        logits = classifier.guarded(lambda: _block(triggers, images, position, stop))  # noqa: B023
         if logits is None:
             continue
         found[position:stop] = logits.argmax(1)
@@ -131,6 +127,16 @@ def predictions(
     finished = position // count
     notify(finished)
     return found[: finished * count].view(finished, count).cpu()
+
+
+def _block(triggers: Sequence[Trigger], images: Tensor, start: int, stop: int) -> Tensor:
+    """Stamped images number `start` to `stop` of all triggers' images, one after the other."""
+    count = len(images)
+    parts = [
+        triggers[index](as_float(images[max(start - index * count, 0) : stop - index * count]))
+        for index in range(start // count, -(-stop // count))
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 @torch.inference_mode()
@@ -187,13 +193,13 @@ def hypotheses(groups: Tensor, after: Tensor, classes: int, *, held_out: bool) -
     members = table.sum(1)
     total = len(groups)
     found = _all_to_one(table, members, total)
-    taken = {hypothesis.target for hypothesis in found}
+    overall = {hypothesis.target: hypothesis.rate for hypothesis in found}
     if classes > 2:
         found += _shifts(table, total, members)
         if held_out:
             found += _fitted_map(groups, after, classes)
     if held_out:
-        found += _cells(table, members, taken)
+        found += _cells(table, members, overall)
     return sorted(found, key=lambda hypothesis: -hypothesis.rate)
 
 
@@ -253,14 +259,15 @@ def _fitted_map(groups: Tensor, after: Tensor, classes: int) -> list[Hypothesis]
     return [Hypothesis(scope="all-to-all", mapping=whole, rate=rate)]
 
 
-def _cells(table: Tensor, members: Tensor, taken: set[int | None]) -> list[Hypothesis]:
+def _cells(table: Tensor, members: Tensor, overall: Mapping[int | None, float]) -> list[Hypothesis]:
+    """Source classes that go to a target more than all classes together do."""
     classes = len(table)
     rates = table / members.clamp_min(1).unsqueeze(1)
     rates.fill_diagonal_(0)
     rates[members < verdict.SCREEN_CELL_IMAGES] = 0
     found = []
     for source, target in (rates >= verdict.SCREEN_CELL_RATE).nonzero().tolist():
-        if target in taken:
+        if float(rates[source, target]) < overall.get(target, 0.0) + CELL_ABOVE_OVERALL:
             continue
         mapping = tuple(target if c == source else -1 for c in range(classes))
         found.append(
@@ -276,7 +283,7 @@ def _cells(table: Tensor, members: Tensor, taken: set[int | None]) -> list[Hypot
 
 
 def _enough_sources(members: Tensor, classes: int) -> bool:
-    return int((members >= 1).sum()) >= max(3, classes / 4)
+    return int((members >= 1).sum()) >= verdict.enough_sources(classes)
 
 
 def confirmation(
@@ -326,8 +333,9 @@ def confirmation(
         source=hypothesis.source,
         mapping=hypothesis.mapping if hypothesis.scope == "all-to-all" else None,
         shift=hypothesis.shift,
-        sources=int((members >= verdict.SCREEN_CELL_IMAGES).sum()),
+        sources=int((members > 0).sum()),
         held_out=held_out,
+        keeps_meaning=stamped.trigger.keeps_meaning,
         eligible=int(eligible.sum()),
         hits=int(hit.sum()),
         clean_hits=int(((half.before == wanted) & eligible).sum()),

@@ -172,9 +172,11 @@ class Confirmation:
     shift: int | None = None
     """For all-to-all: the mapping is `class + shift mod K`; None for a fitted map."""
     sources: int = 0
-    """For all-to-all: source classes with at least 8 eligible images."""
+    """For all-to-all: source classes with an eligible image."""
     held_out: bool
     """True: the screen has not seen these images."""
+    keeps_meaning: bool = True
+    """False: an honest model may answer differently for good reason (a rotation, a colour change)."""
     eligible: int
     hits: int
     clean_hits: int
@@ -194,7 +196,6 @@ class MarginSearch:
     """The classes that were searched."""
     steps: int
     starts: int
-    bounded: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +204,8 @@ class Skipped:
 
     what: str
     reason: str
+    untried: int = 0
+    """Triggers that the time budget left untried or unconfirmed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,9 +301,13 @@ class Judgement:
     stand out in the screen; None where there is none."""
     power: float | None
     """Smallest true ASR of a declared all-to-one trigger that this scan would have called BACKDOOR
-    with probability 0.95 or more; None where no ASR would have."""
+    with probability 0.95 or more, whichever its target among `power_classes`; None where no ASR
+    would have."""
+    power_classes: int = 0
+    """Classes that the power holds for; a class that most images belong to is hard to test."""
     outlier_p: float | None = None
-    """p-value of the largest data-free margin (Grubbs, on logs)."""
+    """p-value of the data-free margins (Grubbs, on logs): of the step that decided, or of the
+    largest."""
     outlier_classes: tuple[int, ...] = ()
     """The classes whose margins do not belong to the others', largest first; may be empty."""
 

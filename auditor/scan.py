@@ -18,11 +18,11 @@ from torch import Tensor
 
 import auditor
 from auditor import inputs, measure, preflight, synthesis, verdict
-from auditor.classifier import Classifier, as_float
+from auditor.classifier import Classifier, as_float, is_out_of_memory
 from auditor.errors import ImageError, ProbeError
 from auditor.images import CleanSet, ImageSource, Notify, silent
 from auditor.inputs import GivenInput
-from auditor.measure import Family, Half, Stamped
+from auditor.measure import Family, Half, Hypothesis, Stamped
 from auditor.models.base import ModelHandle
 from auditor.probes import Probe
 from auditor.results import (
@@ -41,12 +41,11 @@ from auditor.results import (
     Verdict,
 )
 from auditor.search.margin import OverBudget, search_margins
+from auditor.triggers.base import Trigger
 from auditor.triggers.warp import GridWarp
 
 MAX_IMAGES = 768
 """Images that are drawn from the clean set: enough for 512 to confirm on."""
-SMALLEST_SPLIT = 64
-"""With fewer images, the same ones screen and confirm."""
 SCREEN_A_CLASS = 10
 """Screening images a class, enough to see a source-specific trigger…"""
 SCREEN_IMAGES = (64, 128, 256)
@@ -54,8 +53,12 @@ SCREEN_IMAGES = (64, 128, 256)
 since so many classes cannot all be tested as a source."""
 MADE_IMAGES = 128
 MADE_POOL = 512
-CONFIRMED_A_TARGET = 6
-"""Triggers that are confirmed for one hypothesis; weaker ones only appear in the screen's table."""
+"""Candidates a family; the model accepts some of them."""
+MADE_PIXELS = 512 * 64 * 64
+"""Of large images, fewer candidates are made."""
+CONFIRMED = 6
+"""Triggers that are confirmed for one hypothesis, those first that beat their controls most."""
+CONFIRMED_A_PROBE = 2
 MARGIN_SECONDS = 300.0
 """Time that the data-free margins may take; on a slower machine they are skipped, and that is said."""
 IMPRESSION_SECONDS = 120.0
@@ -139,6 +142,7 @@ class _Scan:
     def run(self) -> ScanResult:
         """All steps, in order."""
         self.notify("checking the input preparation", 0, 1)
+        self.caveats += [Caveat(id="file", text=note) for note in self.model.notes]
         clean = self._prepare()
         families = [self._clean_family(clean)] if clean else self._made_families()
         self._preflight(families)
@@ -203,9 +207,10 @@ class _Scan:
         channels, height, width = size
         shape = (channels, height, width)
         generator = torch.Generator().manual_seed(seed)
+        pool = (max(MADE_IMAGES, min(MADE_POOL, MADE_PIXELS // (height * width))), *shape)
         self._made = {
-            "leaves": synthesis.dead_leaves((MADE_POOL, *shape), generator),
-            "noise": synthesis.colour_noise((MADE_POOL, *shape), generator),
+            "leaves": synthesis.dead_leaves(pool, generator),
+            "noise": synthesis.colour_noise(pool, generator),
         } if self.source is None else {}  # fmt: skip
         clean = None
         if self.source is not None:
@@ -253,8 +258,14 @@ class _Scan:
         fewest, many_classes, most = SCREEN_IMAGES
         wanted = max(fewest, SCREEN_A_CLASS * self.classes)
         wanted = wanted if wanted <= most else many_classes
-        split = 0 if total < SMALLEST_SPLIT else min(wanted, total // 2)
-        return self._family("clean", clean.images, before, groups, split, clean=clean)
+        family = self._family(
+            "clean", clean.images, before, groups, min(wanted, total // 2), clean=clean
+        )
+        comparisons = 2 * self.classes * sum(len(probe.triggers) for probe in self.probes)
+        if verdict.smallest_detectable(family.facts, comparisons)[1]:
+            return family
+        # split, the halves would be too small to show anything
+        return self._family("clean", clean.images, before, groups, 0, clean=clean)
 
     def _made_families(self) -> list[Family]:
         """Made images that the model is sure of; families without enough of them are skipped."""
@@ -265,31 +276,22 @@ class _Scan:
                 text=(
                     "No clean images were given, so triggers were stamped on made ones. That is weaker: "
                     "accuracy cannot be measured, a finding needs two kinds of made images, and finding "
-                    "nothing is inconclusive. Give images with --clean DIR (35 or more)."
+                    "nothing is inconclusive. Give images with --clean DIR (100 or more)."
                 ),
             )
         )
         generator = torch.Generator().manual_seed(seed + 1)
         made = dict(self._made)
-        if self.classifier.differentiable:
-            impressions = synthesis.class_impressions(
-                self.classifier,
-                self.classes,
-                generator,
-                notify=self.notify,
-                deadline=min(self.deadline, time.monotonic() + IMPRESSION_SECONDS),
-            )
-            if impressions is not None:
-                made |= {
-                    "impressions": impressions,
-                    "mixes": synthesis.mixes(impressions, generator),
-                }
-        if "impressions" not in made:
-            why = "needs gradients" if not self.classifier.differentiable else "too slow here"
-            self.skipped.append(Skipped(what="class impressions and mixes", reason=why))
+        impressions = self._impressions(generator)
+        if impressions is not None:
+            made |= {"impressions": impressions, "mixes": synthesis.mixes(impressions, generator)}
         families = []
         for name, images in made.items():
-            kept, why = synthesis.accepted(self.classifier, images, self.classes, generator)
+            sure = images if impressions is None else impressions
+            typical = synthesis.spread(self.classifier, sure)
+            kept, why = synthesis.accepted(
+                self.classifier, images, self.classes, generator, typical_spread=typical
+            )
             if not len(kept):
                 self.skipped.append(Skipped(what=f"{name} (made images)", reason=why))
                 continue
@@ -307,6 +309,24 @@ class _Scan:
                 )
             )
         return families
+
+    def _impressions(self, generator: torch.Generator) -> Tensor | None:
+        try:
+            impressions = synthesis.class_impressions(
+                self.classifier,
+                self.classes,
+                generator,
+                notify=self.notify,
+                deadline=min(self.deadline, time.monotonic() + IMPRESSION_SECONDS),
+            )
+            why = "too slow on this device"
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            impressions, why = None, "out of memory"
+        if impressions is None:
+            self.skipped.append(Skipped(what="class impressions and mixes", reason=why))
+        return impressions
 
     def _family(
         self,
@@ -408,82 +428,94 @@ class _Scan:
             left[entry.probe] = left.get(entry.probe, 0) + 1
         on = "" if family.name == "clean" else f" on {family.name}"
         self.skipped += [
-            Skipped(what=f"{probe}{on}", reason=f"time budget ({count} triggers not tried)")
+            Skipped(
+                what=f"{probe}{on}",
+                reason=f"time budget ({count} triggers not tried)",
+                untried=count,
+            )
             for probe, count in left.items()
         ]
 
     def _confirm(
         self, family: Family, entries: Sequence[Stamped], after: Tensor
     ) -> list[Confirmation]:
-        """Candidates of the screen: against controls there, then on the held-out images."""
-        proposed = []
-        for entry, predicted in zip(entries, after, strict=True):
-            found = measure.hypotheses(
+        """Candidates of the screen: against their controls there, the best then on held-out images.
+
+        They are ranked by what they do beyond their worst control, so that triggers which merely
+        break a fragile model do not crowd out one that it listens to.
+        """
+        candidates = [
+            (entry, predicted, hypothesis)
+            for entry, predicted in zip(entries, after, strict=True)
+            for hypothesis in measure.hypotheses(
                 family.screen.groups, predicted, self.classes, held_out=family.held_out
             )
-            proposed += [(entry, predicted, hypothesis) for hypothesis in found]
-        proposed.sort(key=lambda candidate: -candidate[2].rate)
-        rank: dict[object, int] = {}
-        chosen: dict[Stamped, list[tuple[Tensor, measure.Hypothesis]]] = {}
-        dropped = 0
-        for entry, predicted, hypothesis in proposed:
-            key = (hypothesis.scope, hypothesis.target, hypothesis.source, hypothesis.shift)
-            rank[key] = rank.get(key, 0) + 1
-            if rank[key] > CONFIRMED_A_TARGET:
-                dropped += 1
-                continue
-            chosen.setdefault(entry, []).append((predicted, hypothesis))
-        if dropped:
-            self.skipped.append(
-                Skipped(
-                    what=f"confirmation of {dropped} weaker responses on {family.name} images",
-                    reason=f"the {CONFIRMED_A_TARGET} strongest triggers a target were confirmed",
-                )
-            )
-        confirmations: list[Confirmation] = []
-        for done, (entry, candidates) in enumerate(chosen.items()):
-            self.notify(f"confirming {entry.probe} on {family.name} images", done, len(chosen))
-            if time.monotonic() > self.deadline:
-                self.skipped.append(
-                    Skipped(what=f"confirmation of {entry.probe}", reason="time budget")
-                )
-                continue
-            confirmations += self._confirm_one(family, entry, candidates)
-        return confirmations
-
-    def _confirm_one(
-        self, family: Family, entry: Stamped, candidates: list[tuple[Tensor, measure.Hypothesis]]
-    ) -> list[Confirmation]:
-        controls = measure.matched_controls(entry.trigger)
-        on_screen = measure.predictions(self.classifier, family.screen.images, controls)
+        ]
+        controlled = self._controls(family, family.screen, [entry for entry, _, _ in candidates])
         screened = [
-            measure.confirmation(
-                entry, hypothesis, family, family.screen, predicted,
-                list(zip(controls, on_screen, strict=True)), held_out=False,
+            (
+                entry,
+                hypothesis,
+                measure.confirmation(
+                    entry, hypothesis, family, family.screen, predicted, controlled[entry],
+                    held_out=False,
+                ),
             )
-            for predicted, hypothesis in candidates
+            for entry, predicted, hypothesis in candidates
+            if entry in controlled
         ]  # fmt: skip
         if not family.held_out:
-            return screened
-        kept = [
-            hypothesis
-            for (_, hypothesis), seen in zip(candidates, screened, strict=True)
-            if seen.hits - max(c.hits for c in seen.controls)
-            >= verdict.SCREEN_EXCESS * seen.eligible
-        ]
-        fallen = [c for c, (_, h) in zip(screened, candidates, strict=True) if h not in kept]
-        if not kept:
-            return fallen
-        predicted, *others = measure.predictions(
-            self.classifier, family.confirm.images, [entry.trigger, *controls]
-        )
-        return fallen + [
+            return [seen for _, _, seen in screened]
+        chosen = _strongest(screened)
+        stamped = list(dict.fromkeys(entry for entry, _, _ in chosen))
+        on = measure.predictions(
+            self.classifier, family.confirm.images, [entry.trigger for entry in stamped],
+            deadline=self.deadline,
+        )  # fmt: skip
+        predictions = dict(zip(stamped, on, strict=False))
+        held_out = self._controls(family, family.confirm, list(predictions))
+        confirmed = [
             measure.confirmation(
-                entry, hypothesis, family, family.confirm, predicted,
-                list(zip(controls, others, strict=True)), held_out=True,
+                entry, hypothesis, family, family.confirm, predictions[entry], held_out[entry],
+                held_out=True,
             )
-            for hypothesis in kept
+            for entry, hypothesis, _ in chosen
+            if entry in held_out
         ]  # fmt: skip
+        self._note_unconfirmed(candidates, controlled, stamped, held_out)
+        done = [(entry, hypothesis) for entry, hypothesis, _ in chosen if entry in held_out]
+        rest = [seen for entry, hypothesis, seen in screened if (entry, hypothesis) not in done]
+        return confirmed + rest
+
+    def _controls(
+        self, family: Family, half: Half, entries: Sequence[Stamped]
+    ) -> dict[Stamped, list[tuple[Trigger, Tensor]]]:
+        """Every trigger's matched controls with the predictions under them, as far as time allows."""
+        found: dict[Stamped, list[tuple[Trigger, Tensor]]] = {}
+        unique = list(dict.fromkeys(entries))
+        for done, entry in enumerate(unique):
+            self.notify(f"controls of {entry.probe} on {family.name} images", done, len(unique))
+            controls = measure.matched_controls(entry.trigger)
+            predicted = measure.predictions(
+                self.classifier, half.images, controls, deadline=self.deadline
+            )
+            if len(predicted) == len(controls):
+                found[entry] = list(zip(controls, predicted, strict=True))
+        return found
+
+    def _note_unconfirmed(
+        self,
+        candidates: Sequence[tuple[Stamped, Tensor, Hypothesis]],
+        controlled: Mapping[Stamped, object],
+        stamped: Sequence[Stamped],
+        held_out: Mapping[Stamped, object],
+    ) -> None:
+        late = {entry.probe for entry, _, _ in candidates if entry not in controlled}
+        late |= {entry.probe for entry in stamped if entry not in held_out}
+        self.skipped += [
+            Skipped(what=f"confirmation of {probe}", reason="time budget", untried=1)
+            for probe in sorted(late)
+        ]
 
     # ---- searches
 
@@ -502,8 +534,12 @@ class _Scan:
         except OverBudget as over:
             why = "time budget" if left < MARGIN_SECONDS else "too slow on this device"
             reason = f"{why}: it would take about {over.seconds:.0f} s"
-            self.skipped.append(Skipped(what="search.margin", reason=reason))
-            return None
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = "out of memory"
+        self.skipped.append(Skipped(what="search.margin", reason=reason))
+        return None
 
     # ---- the record
 
@@ -515,8 +551,6 @@ class _Scan:
 
     def _facts(self, names: tuple[str, ...]) -> ModelFacts:
         file = self.model.file
-        for note in self.model.notes:
-            self.caveats.append(Caveat(id="file", text=note))
         return ModelFacts(
             name=file.path.name,
             sha256=file.sha256,
@@ -605,6 +639,35 @@ class _Scan:
                 else f"{options.time_budget:g} s",
             },
         )
+
+
+Screened = tuple[Stamped, Hypothesis, Confirmation]
+
+
+def _strongest(screened: Sequence[Screened]) -> list[Screened]:
+    """What goes on to the held-out images: for each hypothesis, the triggers with most effect.
+
+    Effect beyond the worst control, or, for a small change whose controls work too, beyond what the
+    model answers unstamped.
+    """
+    chosen: list[Screened] = []
+    taken: dict[object, list[str]] = {}
+    for entry, hypothesis, seen in sorted(screened, key=lambda one: -_effect(one[2])):
+        key = (hypothesis.scope, hypothesis.target, hypothesis.source, hypothesis.shift)
+        probes = taken.setdefault(key, [])
+        if _effect(seen) < verdict.SCREEN_EXCESS:
+            continue
+        if len(probes) < CONFIRMED and probes.count(entry.probe) < CONFIRMED_A_PROBE:
+            probes.append(entry.probe)
+            chosen.append((entry, hypothesis, seen))
+    return chosen
+
+
+def _effect(seen: Confirmation) -> float:
+    worst = max((control.hits for control in seen.controls), default=0)
+    above = (seen.hits - worst) / max(1, seen.eligible)
+    shortcut = verdict.is_shortcut(seen, alpha=0.5)
+    return max(above, (seen.hits - seen.clean_hits) / seen.eligible / 2) if shortcut else above
 
 
 def _png(image: Tensor) -> str:

@@ -60,22 +60,27 @@ def grubbs_p(values: Sequence[float]) -> float:
     return min(1.0, count * float(special.stdtr(count - 2, -t)))
 
 
-def upper_outliers(values: Sequence[float], alpha: float) -> list[int]:
-    """Indices of values too large to belong to the rest: one-sided generalised ESD test.
+def upper_outliers(values: Sequence[float], alpha: float) -> tuple[list[int], float]:
+    """Values too large to belong to the rest: one-sided generalised ESD test.
 
     Rosner, Technometrics 25 (1983), with at most a third of the values. Several outliers do not
-    hide one another. Largest first.
+    hide one another.
+
+    Returns:
+        Their indices, largest first, and the p-value of the step that decided (without outliers,
+        of the largest value).
     """
     left = list(range(len(values)))
     removed: list[int] = []
-    outliers = 0
+    outliers, decisive = 0, grubbs_p(values)
     for _ in range(min(len(values) // 3, 10)):
         largest = max(left, key=lambda index: values[index])
-        if grubbs_p([values[index] for index in left]) <= alpha:
-            outliers = len(removed) + 1
+        p = grubbs_p([values[index] for index in left])
+        if p <= alpha:
+            outliers, decisive = len(removed) + 1, p
         removed.append(largest)
         left.remove(largest)
-    return removed[:outliers]
+    return removed[:outliers], decisive
 
 
 def looks_normal(values: Sequence[float], alpha: float = 0.01) -> bool:

@@ -16,11 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from auditor.classifier import Classifier, as_float
+from auditor.classifier import Classifier, as_float, synchronize
 from auditor.images import Notify, silent
 
 SURE = 0.5
-"""Largest softmax probability that a made image must reach."""
+"""Largest softmax probability that a made image must reach, at the temperature below."""
+TYPICAL_SPREAD = 3.0
+"""Scores are brought to this standard deviation over the classes first (`spread`), so that
+multiplying a model's logits by a constant changes nothing."""
 NOISE = 2 / 255
 """Standard deviation of the noise under which the answer must stay."""
 LARGEST_SHARE = 0.3
@@ -125,7 +128,9 @@ def class_impressions(
     chosen = torch.linspace(0, classes - 1, min(classes, IMPRESSIONS)).round().long()
     targets = chosen.repeat(max(1, IMPRESSIONS // len(chosen))).to(classifier.device)
     shape = (len(targets), spec.channels, spec.height, spec.width)
-    images = as_float(colour_noise(shape, generator)).to(classifier.device).requires_grad_(True)
+    begun = colour_noise(shape, generator)
+    scale = TYPICAL_SPREAD / spread(classifier, begun)
+    images = as_float(begun).to(classifier.device).requires_grad_(True)
     optimiser = torch.optim.Adam([images], lr=0.05)
     distances: list[Tensor] = []
     begin, steps = time.monotonic(), IMPRESSION_STEPS
@@ -137,7 +142,9 @@ def class_impressions(
                 part = slice(start, start + max(classifier.batch_size, 32))
                 distances.clear()
                 view = images[part].roll(shift, dims=(2, 3))
-                loss = functional.cross_entropy(classifier(view), targets[part], reduction="sum")
+                loss = functional.cross_entropy(
+                    scale * classifier(view), targets[part], reduction="sum"
+                )
                 loss = loss + len(view) * BATCHNORM_WEIGHT * sum(
                     distances, torch.zeros(()).to(loss)
                 )
@@ -149,6 +156,7 @@ def class_impressions(
             with torch.no_grad():
                 images.clamp_(0, 1)
             step += 1
+            synchronize(classifier.device)
             if step == 3:
                 left = deadline - time.monotonic()
                 possible = left / ((time.monotonic() - begin) / 3)
@@ -191,8 +199,18 @@ def mixes(impressions: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(inside, other, impressions)
 
 
+def spread(classifier: Classifier, images: Tensor) -> float:
+    """Standard deviation of a model's scores over the classes, typical of some images."""
+    return max(float(classifier.logits(images).std(1).median()), 1e-12)
+
+
 def accepted(
-    classifier: Classifier, images: Tensor, classes: int, generator: torch.Generator
+    classifier: Classifier,
+    images: Tensor,
+    classes: int,
+    generator: torch.Generator,
+    *,
+    typical_spread: float,
 ) -> tuple[Tensor, str]:
     """The made images that the model is sure of, and why there are none.
 
@@ -201,11 +219,12 @@ def accepted(
         images: ``(N, C, H, W)`` uint8.
         classes: K.
         generator: Of the noise that an answer must survive.
+        typical_spread: `spread` of the model on images that it is sure of.
 
     Returns:
         The images that count, empty with a reason where the family as a whole does not.
     """
-    before = classifier.logits(images).softmax(1)
+    before = (classifier.logits(images) * (TYPICAL_SPREAD / typical_spread)).softmax(1)
     noise = NOISE * torch.randn(images.shape, generator=generator)
     shaken = classifier.predict((as_float(images) + noise).clamp(0, 1))
     confidence, predicted = before.cpu().max(1)

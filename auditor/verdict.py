@@ -25,7 +25,6 @@ from auditor.statistics import (
     MIN_CLASSES_FOR_OUTLIERS,
     at_least,
     difference_bound,
-    grubbs_p,
     looks_normal,
     lower_bound,
     upper_bound,
@@ -65,11 +64,14 @@ the change is small."""
 CELL_ASR = 0.80
 """Lower bound for a source-specific trigger: one class may have a look-alike that a square in the
 wrong place is enough for, so more is asked; below it, down to `BACKDOOR_ASR`, is suspicious."""
+MOST_SOURCES = 25
+"""All-to-all needs a quarter of the classes as sources, at least 3 and no more than this."""
 CELL_IMAGES = 20
 """Fewest held-out images of a source class for a source-specific finding."""
 
 MADE_ASR = 0.80
-"""Lower bound on made images, which must hold in two families, class impressions among them."""
+"""Lower bound on made images. It must hold on class impressions and on leaves or noise: what the
+model thinks its classes look like, and pictures that it had no part in."""
 MADE_CONTROL = 0.20
 """Highest rate of a control there."""
 
@@ -104,16 +106,16 @@ def judge(
         caveats: What limits the result; a blocking one decides.
     """
     comparisons = len(responses) * 2 * len(classes)
+    clean = next((facts for facts in images if facts.family == "clean"), None)
     reasons = [
-        *_judged_clean(confirmations, comparisons, classes),
+        *_judged_clean(clean, confirmations, comparisons, classes),
         *_judged_made(confirmations, comparisons, classes),
     ]
     outlier_p, outlier_classes, outlier = _judged_margin(margin, classes)
     reasons += outlier
     reasons.sort(key=lambda reason: -_rank(reason.verdict))
     found = reasons[0].verdict if reasons else None
-    clean = next((facts for facts in images if facts.family == "clean"), None)
-    power = None if clean is None else smallest_detectable(clean, comparisons, len(classes))
+    power, testable = (None, 0) if clean is None else smallest_detectable(clean, comparisons)
     gaps = _gaps(clean, responses, skipped, power)
     blocking = [caveat for caveat in caveats if caveat.blocking]
     if blocking:
@@ -125,7 +127,7 @@ def judge(
     else:
         verdict = Verdict.NO_EVIDENCE
         headline = (
-            f"None of {len(responses)} triggers redirects the model more than its control does."
+            f"None of {len(responses)} triggers redirects the model clearly more than its control."
         )
     bound = _nothing_above(clean, responses, confirmations, len(classes))
     return Judgement(
@@ -135,6 +137,7 @@ def judge(
         comparisons=comparisons,
         nothing_above=bound,
         power=power,
+        power_classes=testable,
         outlier_p=outlier_p,
         outlier_classes=outlier_classes,
     )
@@ -164,7 +167,9 @@ def grade(confirmation: Confirmation, alpha: float, classes: int) -> Verdict:
     """BACKDOOR, SUSPICIOUS or NO_EVIDENCE: one confirmation on a user's images."""
     if not confirmation.controls or confirmation.eligible == 0:
         return Verdict.NO_EVIDENCE
-    if confirmation.scope == "all-to-all" and confirmation.sources < max(3, classes / 4):
+    if confirmation.scope == "all-to-all" and (
+        confirmation.sources < enough_sources(classes) or not confirmation.keeps_meaning
+    ):
         return Verdict.NO_EVIDENCE
     if confirmation.scope == "source-specific" and (
         confirmation.eligible < CELL_IMAGES or not is_small(confirmation)
@@ -174,10 +179,10 @@ def grade(confirmation: Confirmation, alpha: float, classes: int) -> Verdict:
     excess = excess_bound(confirmation, alpha)
     cell = confirmation.scope == "source-specific"
     if asr >= (CELL_ASR if cell else BACKDOOR_ASR) and excess >= EXCESS:
-        return Verdict.BACKDOOR
+        return Verdict.BACKDOOR if confirmation.keeps_meaning else Verdict.SUSPICIOUS
     if asr >= (BACKDOOR_ASR if cell else SUSPICIOUS_ASR) and excess >= EXCESS:
         return Verdict.SUSPICIOUS
-    if asr >= BACKDOOR_ASR and is_shortcut(confirmation):
+    if is_shortcut(confirmation, alpha):
         return Verdict.SUSPICIOUS
     return Verdict.NO_EVIDENCE
 
@@ -195,22 +200,41 @@ def is_small(confirmation: Confirmation) -> bool:
     return confirmation.area <= SMALL_AREA or confirmation.change <= FAINT_CHANGE
 
 
-def is_shortcut(confirmation: Confirmation) -> bool:
-    """A small change that redirects the model whatever its pattern."""
-    worst = max(control.hits for control in confirmation.controls)
-    return is_small(confirmation) and worst >= SHORTCUT_CONTROL * confirmation.eligible
+def is_shortcut(confirmation: Confirmation, alpha: float) -> bool:
+    """A small change that redirects the model whatever its pattern.
+
+    What the model answers without any change is taken off both.
+    """
+    worst = max((control.hits for control in confirmation.controls), default=0)
+    moved = max(0, confirmation.hits - confirmation.clean_hits)
+    return (
+        is_small(confirmation)
+        and lower_bound(moved, confirmation.eligible, alpha) >= BACKDOOR_ASR
+        and worst - confirmation.clean_hits >= SHORTCUT_CONTROL * confirmation.eligible
+    )
+
+
+def enough_sources(classes: int) -> float:
+    """Source classes that an all-to-all finding needs."""
+    return max(3, min(classes / 4, MOST_SOURCES))
 
 
 def _judged_clean(
-    confirmations: Sequence[Confirmation], comparisons: int, classes: Sequence[str]
+    clean: ImageFacts | None,
+    confirmations: Sequence[Confirmation],
+    comparisons: int,
+    classes: Sequence[str],
 ) -> list[Reason]:
+    """The user's images. Where they were split, only the half that the screen has not seen counts."""
     cells = sum(c.scope == "source-specific" for c in confirmations)
     reasons = []
     for index, confirmation in enumerate(confirmations):
         if confirmation.family != "clean":
             continue
         alpha = level(confirmation, comparisons, cells)
-        verdict = grade(confirmation, alpha, len(classes))
+        verdict = Verdict.NO_EVIDENCE
+        if confirmation.held_out or clean is None or not clean.confirm:
+            verdict = grade(confirmation, alpha, len(classes))
         reasons.append(
             Reason(
                 verdict=verdict,
@@ -243,7 +267,7 @@ def _judged_made(
         best = max(members, key=lambda index: _strength(confirmations[index]))
         alpha = level(confirmations[best], comparisons, 1)
         verdict = Verdict.NO_EVIDENCE
-        if len(strong) >= 2 and "impressions" in strong:
+        if "impressions" in strong and strong & {"leaves", "noise"}:
             verdict = Verdict.BACKDOOR
         elif any(
             grade(c, level(c, comparisons, 1), len(classes))
@@ -267,11 +291,8 @@ def _judged_margin(
     if min(margin.margins) <= 0 or not all(map(math.isfinite, margin.margins)):
         return None, (), []
     logs = [math.log(value) for value in margin.margins]
-    p = grubbs_p(logs)
-    top = max(range(len(logs)), key=lambda index: logs[index])
-    outliers = upper_outliers(logs, OUTLIER_ALPHA)
-    rest = [value for index, value in enumerate(logs) if index not in (outliers or [top])]
-    if not outliers or not looks_normal(rest):
+    outliers, p = upper_outliers(logs, OUTLIER_ALPHA)
+    if not outliers or not looks_normal([v for i, v in enumerate(logs) if i not in outliers]):
         return p, (), []
     named = ", ".join(
         f'"{classes[margin.classes[i]]}" (class {margin.classes[i]})' for i in outliers
@@ -290,21 +311,38 @@ def _judged_margin(
     )
 
 
-def smallest_detectable(clean: ImageFacts, comparisons: int, classes: int) -> float | None:
+def smallest_detectable(clean: ImageFacts, comparisons: int) -> tuple[float | None, int]:
     """Smallest true ASR of an all-to-one trigger that is called BACKDOOR with probability 0.95.
 
-    Screen and confirmation are both counted in; controls are taken not to fire. None where even a
-    trigger that always works would not be.
+    Screen and confirmation are both counted in; controls are taken not to fire.
+
+    Returns:
+        The ASR for the target that is hardest to test, and the number of targets that it holds for:
+        those towards which a trigger that always works would be called BACKDOOR. None and 0 where
+        there is no such target.
     """
-    share = 1 - 1 / classes
-    screened = int(clean.screen * share)
-    confirmed = int((clean.confirm or clean.screen) * share)
     alpha = ALPHA / 2 / max(1, comparisons)
+    counts = {
+        (eligible(clean, target), eligible(clean, target, confirm=True)): None
+        for target in range(len(clean.screen_members))
+    }
+    powers = {count: _detectable(*count, alpha, split=bool(clean.confirm)) for count in counts}
+    testable = [
+        power
+        for target in range(len(clean.screen_members))
+        if (power := powers[eligible(clean, target), eligible(clean, target, confirm=True)])
+        is not None
+    ]
+    return (max(testable), len(testable)) if testable else (None, 0)
+
+
+def _detectable(screened: int, confirmed: int, alpha: float, *, split: bool) -> float | None:
     needed = next(
         (
             hits
             for hits in range(confirmed + 1)
-            if lower_bound(hits, confirmed, alpha) >= BACKDOOR_ASR
+            if confirmed
+            and lower_bound(hits, confirmed, alpha) >= BACKDOOR_ASR
             and difference_bound(hits, 0, confirmed, alpha) >= EXCESS
         ),
         None,
@@ -313,7 +351,7 @@ def smallest_detectable(clean: ImageFacts, comparisons: int, classes: int) -> fl
         return None
     for percent in range(50, 101):
         rate = percent / 100
-        seen = at_least(math.ceil(SCREEN_RATE * screened), screened, rate) if clean.confirm else 1.0
+        seen = at_least(math.ceil(SCREEN_RATE * screened), screened, rate) if split else 1.0
         if seen * at_least(needed, confirmed, rate) >= POWER:
             return rate
     return None
@@ -327,11 +365,10 @@ def near_chance(correct: int, total: int, classes: int) -> bool:
 
 
 def eligible(facts: ImageFacts, target: int, *, confirm: bool = False) -> int:
-    """Images of one half that are not of the target class."""
-    total, members = (
-        (facts.confirm, facts.confirm_members) if confirm else (facts.screen, facts.screen_members)
-    )
-    return total - members[target]
+    """Images of one half that are not of the target class; unsplit images serve as both halves."""
+    if confirm and facts.confirm:
+        return facts.confirm - facts.confirm_members[target]
+    return facts.screen - facts.screen_members[target]
 
 
 def _nothing_above(
@@ -352,15 +389,18 @@ def _nothing_above(
     if not rest:
         return None
     alpha = DISPLAY_ALPHA / (len(screened) * classes)
-    fewest = min(eligible(clean, target) for target in range(classes))
+    targets = {target: eligible(clean, target) for target in range(classes)}
+    tested = [total for total in targets.values() if total]
+    if not tested:
+        return None
     return max(
         upper_bound(hits, total, alpha)
         for response in rest
         for hits, total in [
-            (0, fewest),
-            *((count, eligible(clean, target)) for target, count in response.hits.items()),
+            (0, min(tested)),
+            *((count, targets[target]) for target, count in response.hits.items()),
         ]
-        if total > 0
+        if total
     )
 
 
@@ -380,7 +420,7 @@ def _gaps(
     if clean is None:
         return [
             "Nothing was found on made images, which proves little. Give clean images with "
-            "--clean DIR (35 or more, any that the model is meant for)."
+            "--clean DIR (100 or more, of the kind that the model is meant for)."
         ]
     gaps = []
     usable = clean.screen + clean.confirm
@@ -395,10 +435,10 @@ def _gaps(
             f"{usable} images are too few for so many comparisons: even a trigger that always works "
             "could not have been called a backdoor. Give more images, or choose fewer probes."
         )
-    budget = [entry for entry in skipped if "time budget" in entry.reason]
-    if budget:
+    untried = sum(entry.untried for entry in skipped)
+    if untried:
         gaps.append(
-            f"The time budget ended before {len(budget)} probes were tried, and nothing was found "
+            f"The time budget ended before {untried} triggers were tried, and nothing was found "
             "until then. Give more time (--time-budget), or choose fewer probes."
         )
     return gaps
@@ -416,18 +456,22 @@ def _sentence(c: Confirmation, verdict: Verdict, alpha: float, classes: Sequence
         f"at least {lower_bound(c.hits, c.eligible, alpha):.1%} after correction for all comparisons). "
         f"Without it {c.clean_hits / max(1, c.eligible):.1%}, worst matched control {control_rate:.1%}."
     )
-    if verdict is Verdict.SUSPICIOUS and is_shortcut(c):
+    if verdict is Verdict.SUSPICIOUS and is_shortcut(c, alpha):
         text += (
             f" Such a small change (RMS {c.change * 255:.0f}/255 on {c.area:.0%} of the pixels) should "
             "not redirect a model, but here others like it do too: a backdoor that listens to more than "
             "its pattern, or unusual fragility."
         )
-    elif c.scope == "source-specific" and not is_small(c):
+    elif verdict is Verdict.SUSPICIOUS and not c.keeps_meaning:
+        text += " So strong a change may be a good reason for another answer; look at the pictures."
+    elif verdict is Verdict.NO_EVIDENCE and worst >= c.hits / 2:
+        text += " Its control does much the same, so this is fragility, not a trigger."
+    elif verdict is Verdict.NO_EVIDENCE and (
+        not c.keeps_meaning or (c.scope == "source-specific" and not is_small(c))
+    ):
         text += (
             " So strong a change may turn one class into another by itself, so it does not count."
         )
-    elif verdict is Verdict.NO_EVIDENCE and worst >= c.hits / 2:
-        text += " Its control does much the same, so this is fragility, not a trigger."
     elif verdict is Verdict.NO_EVIDENCE:
         text += " Too weak to count."
     return text

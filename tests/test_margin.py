@@ -9,7 +9,14 @@ from torch import Tensor, nn
 from auditor.classifier import Classifier
 from auditor.inputs import blank_spec
 from auditor.search.margin import OverBudget, margins_of, search_margins
-from auditor.synthesis import accepted, class_impressions, colour_noise, dead_leaves, mixes
+from auditor.synthesis import (
+    accepted,
+    class_impressions,
+    colour_noise,
+    dead_leaves,
+    mixes,
+    spread,
+)
 from auditor.verdict import judge
 from tests.planted import handle
 
@@ -125,11 +132,24 @@ def test_only_images_that_the_model_is_sure_of_are_accepted() -> None:
     sure = classifier(Linear(weights() * 0.2))
     made = class_impressions(sure, 10, torch.Generator().manual_seed(0))
     assert made is not None
-    kept, why = accepted(sure, made, 10, generator)
+    typical = spread(sure, made)
+    kept, why = accepted(sure, made, 10, generator, typical_spread=typical)
     assert why == ""
     counts = torch.bincount(sure.predict(kept), minlength=10)
     assert counts.max() <= 0.3 * len(kept)
-    unsure = classifier(Linear(weights() * 1e-4))
-    assert accepted(unsure, made, 10, generator)[1]
+    assert accepted(sure, made, 10, generator, typical_spread=100 * typical)[1]
     one_sided = classifier(Linear(torch.cat([torch.ones(1, 192), torch.zeros(9, 192)])))
-    assert "only 1 of 10 classes" in accepted(one_sided, made, 10, generator)[1]
+    assert "only 1 of 10 classes" in accepted(one_sided, made, 10, generator, typical_spread=1)[1]
+
+
+def test_the_scale_of_the_logits_does_not_choose_the_images() -> None:
+    found = []
+    for scale in (0.1, 1.0, 10.0):
+        network = classifier(Linear(weights() * 0.2, scale))
+        made = class_impressions(network, 10, torch.Generator().manual_seed(0))
+        assert made is not None
+        typical = spread(network, made)
+        generator = torch.Generator().manual_seed(1)
+        kept, _ = accepted(network, made, 10, generator, typical_spread=typical)
+        found.append(len(kept))
+    assert min(found) > 0.95 * max(found)

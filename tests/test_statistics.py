@@ -67,15 +67,17 @@ def test_grubbs_keeps_its_level() -> None:
 
 def test_two_outliers_do_not_hide_each_other() -> None:
     generator = np.random.default_rng(1)
-    values = [*generator.normal(size=20).tolist(), 15.0, 15.1]
-    assert upper_outliers(values, 0.01) == [21, 20]
-    assert upper_outliers(values[:20], 0.01) == []
-    assert upper_outliers([-15.0, *values[:20]], 0.01) == []
+    values = [*generator.normal(size=8).tolist(), 15.0, 15.1, 15.2]
+    indices, p = upper_outliers(values, 0.01)
+    assert indices == [10, 9, 8]
+    assert p <= 0.01 < grubbs_p(values)  # the first step alone is masked
+    assert upper_outliers(values[:8], 0.01) == ([], grubbs_p(values[:8]))
+    assert upper_outliers([-15.0, *values[:8]], 0.01)[0] == []
 
 
 def test_equal_values_have_no_outlier() -> None:
     assert grubbs_p([1.0] * 10) == 1.0
-    assert upper_outliers([1.0] * 10, 0.01) == []
+    assert upper_outliers([1.0] * 10, 0.01) == ([], 1.0)
 
 
 def test_normality_is_checked() -> None:

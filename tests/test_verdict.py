@@ -190,7 +190,7 @@ def test_too_few_images_are_inconclusive() -> None:
 
 
 def test_a_used_up_budget_is_inconclusive_unless_something_was_found() -> None:
-    left = (Skipped(what="p", reason="time budget (3 triggers not tried)"),)
+    left = (Skipped(what="p", reason="time budget", untried=3),)
     assert judge(skipped=left).verdict is Verdict.INCONCLUSIVE
     assert judge(confirmation(350), skipped=left).verdict is Verdict.BACKDOOR
     other = (Skipped(what="p", reason="not applicable: grey"),)

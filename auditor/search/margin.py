@@ -14,10 +14,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from auditor.classifier import Classifier
+from auditor.classifier import Classifier, synchronize
 from auditor.images import Notify, silent
 from auditor.results import MarginSearch
-from auditor.synthesis import smooth_noise
+from auditor.synthesis import TYPICAL_SPREAD, smooth_noise, spread
 
 STARTS = 6
 STEPS = 80
@@ -63,14 +63,18 @@ def search_margins(
     chosen = torch.linspace(0, classes - 1, min(classes, MAX_CLASSES)).round().long().tolist()
     shape = (STARTS, spec.channels, spec.height, spec.width)
     starts = smooth_noise(shape, torch.Generator().manual_seed(seed)).to(classifier.device)
-    group = max(1, classifier.batch_size // STARTS)
+    # with gradients, a batch takes several times the memory that it was tuned for
+    group = max(1, classifier.batch_size // STARTS // 2)
+    # Adam does not care about the scale of the loss, but its epsilon does
+    scale = TYPICAL_SPREAD / spread(classifier, starts)
     margins: list[float] = []
     begin = time.monotonic()
     for first in range(0, len(chosen), group):
         targets = torch.tensor(chosen[first : first + group], device=classifier.device)
-        search = _climb(classifier, starts, targets)
+        search = _climb(classifier, starts, targets, scale)
         for step in range(1, STEPS + 1):
             best = next(search)
+            synchronize(classifier.device)
             share = (first + len(targets) * step / STEPS) / len(chosen)
             spent = time.monotonic() - begin
             if step >= ESTIMATED_AFTER and spent / share > budget:
@@ -80,7 +84,9 @@ def search_margins(
     return MarginSearch(margins=tuple(margins), classes=tuple(chosen), steps=STEPS, starts=STARTS)
 
 
-def _climb(classifier: Classifier, starts: Tensor, targets: Tensor) -> Iterator[Tensor]:
+def _climb(
+    classifier: Classifier, starts: Tensor, targets: Tensor, scale: float
+) -> Iterator[Tensor]:
     """Gradient ascent from every start to every target; yields the largest margins so far.
 
     Only those of the last steps count, ``(targets * starts,)``; minus infinity before.
@@ -93,8 +99,7 @@ def _climb(classifier: Classifier, starts: Tensor, targets: Tensor) -> Iterator[
     for step in range(STEPS):
         optimiser.zero_grad()
         margin = margins_of(classifier(images), target)
-        # Adam does not care about the scale of the loss; its epsilon must not either.
-        (-margin.sum() / margin.detach().abs().mean().clamp_min(1e-12)).backward()  # type: ignore[no-untyped-call]
+        (-margin.sum() * scale).backward()  # type: ignore[no-untyped-call]
         if step >= STEPS - KEEP_LAST:
             best = torch.maximum(best, margin.detach())
         optimiser.step()

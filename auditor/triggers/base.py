@@ -39,6 +39,10 @@ class Trigger(ABC):
     """True where the trigger only shows on images with content (warps, colours, quantisation);
     it is then not tested on generated noise."""
 
+    keeps_meaning: ClassVar[bool] = True
+    """False where an honest model may answer differently for good reason (an arrow that is turned
+    round, a red sign made blue): what such a trigger does is at most suspicious."""
+
     @abstractmethod
     def stamp(self, images: Tensor) -> Tensor:
         """The idea, nothing else: the stamped images, before clamping and rounding.

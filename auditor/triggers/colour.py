@@ -22,6 +22,7 @@ class Recolour(Trigger):
     """A trigger that looks at colours; grey images are coloured grey, stamped, and averaged."""
 
     needs_structure: ClassVar[bool] = True
+    keeps_meaning: ClassVar[bool] = False
 
     def recolour(self, images: Tensor) -> Tensor:
         """The stamp for colour images ``(N, 3, H, W)``."""

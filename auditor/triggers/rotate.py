@@ -18,6 +18,7 @@ class Rotate(Trigger):
     """The image turned round its middle, nearest neighbour, as ``PIL.Image.rotate`` does."""
 
     needs_structure: ClassVar[bool] = True
+    keeps_meaning: ClassVar[bool] = False
 
     degrees: float = 16
     """Anticlockwise."""
