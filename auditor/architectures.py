@@ -15,6 +15,8 @@ from auditor.errors import UsageError
 from auditor.registry import nearest
 from auditor.text import clean_text
 
+TORCHVISION_SIDE = 224
+
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
@@ -24,6 +26,8 @@ class Architecture:
     build: Callable[[int | None], nn.Module]
     """Number of classes (None where unknown) -> the network with fresh weights."""
     input_size: tuple[int | None, int | None, int | None] = (None, None, None)
+    default_side: int | None = None
+    """Side of the square images that it is made for."""
 
 
 def resolve_architecture(text: str) -> Architecture:
@@ -63,7 +67,10 @@ def _from_torchvision(name: str) -> Architecture:
     # Vision transformers bind their weights to one image size; the others take any.
     fixed = name.startswith("vit_") and not name.endswith("h_14")
     return Architecture(
-        name=name, build=build, input_size=(3, 224, 224) if fixed else (3, None, None)
+        name=name,
+        build=build,
+        input_size=(3, TORCHVISION_SIDE, TORCHVISION_SIDE) if fixed else (3, None, None),
+        default_side=TORCHVISION_SIDE,
     )
 
 

@@ -299,7 +299,7 @@ def upright(image: Image.Image) -> Image.Image:
 def resized(image: Image.Image, spec: InputSpec) -> np.ndarray:
     """A picture at the model's size: ``(H, W, C)`` uint8.
 
-    The shorter side is scaled to fit and the middle is cut out, as torchvision's presets do.
+    The shorter side is scaled to fit and the middle is cut out; nothing is squeezed.
     """
     image = image.convert("L" if spec.channels == 1 else "RGB")
     if image.size != (spec.width, spec.height):

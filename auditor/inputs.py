@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from auditor.architectures import TORCHVISION_SIDE
 from auditor.classifier import Classifier, logits_of, looks_like_probabilities
 from auditor.errors import UnsuitableModel, UsageError
 from auditor.images import CleanSet, ImageSource
@@ -45,7 +46,8 @@ MINMAX = "minmax"
 """Each image stretched to [0, 1] by its own extremes (TrojAI rounds 1 to 3)."""
 
 SIZES = (32, 28, 64, 96, 128, 160, 224, 256, 299, 384)
-TORCHVISION_SIZE = 224
+MAX_SIDE = 512
+"""Larger images are photographs, and no network's input."""
 EVALUATED_IMAGES = 128
 CANDIDATE_SECONDS = 20.0
 """Time that trying all candidates may take; slow models are tried on fewer images."""
@@ -161,6 +163,8 @@ def resolve_size(
         return *size, "given"
     native = source.sizes(source.draw(16, seed)) if source else set()
     (natural,) = native if len(native) == 1 else (None,)
+    if natural and (natural[0] != natural[1] or natural[0] > MAX_SIDE):
+        natural = None  # photographs as they come, not images at the size of a network
     heights = [(fixed[1], fixed[2])] if fixed[1] and fixed[2] else []
     if not heights:
         heights = [*([natural] if natural else []), *((side, side) for side in SIZES)]
@@ -180,6 +184,9 @@ def resolve_size(
         if runs:
             break
     if not runs:
+        told = next((error for error in errors if "auditor" in error), None)
+        if told is not None:  # it runs, and is no classifier
+            raise UnsuitableModel(told)
         shown = ", ".join(f"{h}x{w}" for h, w in heights[:12])
         raise UnsuitableModel(
             f"{clean_text(model.file.path.name)} runs on none of the usual inputs ({shown}): "
@@ -189,11 +196,12 @@ def resolve_size(
         why = "fixed by the file" if fixed[1] else "the only usual size that the network accepts"
         return *runs[0], why
     if source is not None and source.labels is not None:
-        return _size_by_accuracy(model, source, runs, natural, seed)
+        return _size_by_accuracy(model, source, runs, natural, given, seed)
     if natural and (runs[0][0], *natural) in runs:
         return *(runs[0][0], *natural), "the size of all images (the network accepts others too)"
-    if any(fixed):
-        return runs[0][0], TORCHVISION_SIZE, TORCHVISION_SIZE, "torchvision's own size"
+    side = model.default_side
+    if side and (runs[0][0], side, side) in runs:
+        return runs[0][0], side, side, "what torchvision's networks are made for"
     return *runs[0], ""
 
 
@@ -202,18 +210,21 @@ def _size_by_accuracy(
     source: ImageSource,
     runs: list[tuple[int, int, int]],
     natural: tuple[int, int] | None,
+    given: GivenInput,
     seed: int,
 ) -> tuple[int, int, int, str]:
+    side = model.default_side or TORCHVISION_SIDE
+    names = SIZE_NORMALIZATIONS if given.normalize is None else (given.normalize,)
     preferred = (
-        runs[0][0], *(natural or (TORCHVISION_SIZE, TORCHVISION_SIZE))
+        runs[0][0], *(natural or (side, side))
     )  # fmt: skip
     indices = source.draw(SIZE_IMAGES, seed)
     scores: dict[tuple[int, int, int], float] = {}
     for size in sorted(runs, key=lambda run: run != preferred):
         clean = source.load(indices, _spec(size, "none"))
         right = max(
-            _evaluate(model, _spec(size, name), clean)[0].correct or 0
-            for name in SIZE_NORMALIZATIONS
+            _evaluate(model, _spec(size, name, given.order or "rgb"), clean)[0].correct or 0
+            for name in names
         )
         scores[size] = right / len(clean)
         if size == preferred and scores[size] >= GOOD_ACCURACY:
@@ -228,26 +239,17 @@ def _size_by_accuracy(
 
 
 def _refusal(model: ModelHandle, size: tuple[int, int, int]) -> str:
-    """Why the network does not run on inputs of this size; empty where it does."""
+    """Why the network gives no class scores for inputs of this size; empty where it does."""
     try:
         with torch.inference_mode():
             raw = model.call(torch.rand(model.batch or 2, *size, device=model.device))
             logits_of(raw, model.file.path.name)
     except UnsuitableModel as error:
-        if "onnxruntime cannot run" not in str(error):
-            raise
-        return clean_text(str(error), limit=160)
-    except (
-        RuntimeError,
-        ValueError,
-        TypeError,
-        IndexError,
-        AssertionError,
-        AttributeError,
-    ) as error:
-        return clean_text(
-            str(error).strip().splitlines()[0] if str(error) else type(error).__name__, limit=160
-        )
+        return clean_text(str(error), limit=400)
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError,
+            RuntimeError, TypeError, ValueError) as error:  # fmt: skip
+        lines = str(error).strip().splitlines()
+        return clean_text(lines[-1] if lines else type(error).__name__, limit=200)
     return ""
 
 
@@ -386,10 +388,13 @@ def _decide(
     name = best.spec.normalize + (" (BGR)" if best.spec.order == "bgr" else "")
     if labelled:
         rival = others[0][0]
+        rival_name = rival.spec.normalize + (" (BGR)" if rival.spec.order == "bgr" else "")
+        top = max(candidate.correct or 0 for candidate, _ in ranked)
+        tied = "" if best.correct == top else f" (ties up to {top} settled by BatchNorm statistics)"
         return (
             "measured",
-            f"normalize={name} has the best clean accuracy, {best.correct}/{best.images}; "
-            f"next {rival.spec.normalize} with {rival.correct}",
+            f"normalize={name}: clean accuracy {best.correct}/{best.images}{tied}; "
+            f"next {rival_name} with {rival.correct}",
             "",
         )
     advice = (
@@ -410,8 +415,8 @@ def _decide(
         distance = f"{best.batchnorm_distance:.3f}"
         text = f"normalize={name} fits the BatchNorm statistics best on {where} ({distance}"
         if rival is None:
-            return "measured", f"{text}; the others predict the same)", ""
-        text += f"; next {rival.spec.normalize} {rival.batchnorm_distance:.3f})"
+            return "measured", f"{text}; the others predict the same); order RGB assumed", ""
+        text += f"; next {rival.spec.normalize} {rival.batchnorm_distance:.3f}); order RGB assumed"
         return ("measured", text, "") if ratio >= CLEAR_RATIO else ("unresolved", text, advice)
     usual = [
         (c, p) for c, p in ranked if c.spec.normalize in ("none", "half", "imagenet", "cifar10")
@@ -437,7 +442,7 @@ def _evaluate_all(
 ) -> tuple[Candidate, Tensor, bool, int]:
     """How the model likes one candidate: record, predictions, outputs sum to one, classes."""
     classifier = Classifier(model, spec)
-    distances: list[float] = []
+    distances: list[Tensor] = []
     with batchnorm_distances(model.module, distances):
         logits = classifier.logits(images.images)
     probabilities = looks_like_probabilities(logits)
@@ -448,19 +453,21 @@ def _evaluate_all(
     correct = None
     if images.labels is not None:
         correct = int((predictions == images.labels).sum()) if finite else 0
-    distance = sum(distances) / len(distances) if distances else None
+    known = torch.stack(distances) if distances else torch.empty(0)
+    known = known[known.isfinite()]  # a batch of one image may have no variance
+    distance = float(known.mean()) if len(known) else None
     candidate = Candidate(
         spec=spec,
         images=len(images),
         correct=correct,
-        batchnorm_distance=distance if distance is None or distance < float("inf") else 1e30,
+        batchnorm_distance=distance,
         confidence=confidence if finite else 0.0,
     )
     return candidate, predictions, probabilities, logits.shape[1]
 
 
 @contextmanager
-def batchnorm_distances(module: nn.Module | None, distances: list[float]) -> Iterator[None]:
+def batchnorm_distances(module: nn.Module | None, distances: list[Tensor]) -> Iterator[None]:
     """Collect, a BatchNorm layer and batch, how far its input is from what it saw in training.
 
     The Kullback-Leibler divergence of two normal distributions, batch against running
@@ -480,7 +487,7 @@ def batchnorm_distances(module: nn.Module | None, distances: list[float]) -> Ite
             - 1
             + (running / variance).log()
         )
-        distances.append(float(kl.mean()))
+        distances.append(kl.mean())
 
     layers = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)] if module else []
     handles = [layer.register_forward_pre_hook(measure) for layer in layers]

@@ -33,9 +33,8 @@ def check(
             text=f"The input preparation is not settled: {preprocessing.reason}. {preprocessing.advice}.",
             blocking=True,
         )
-    classes = len(half_classes(clean)) if clean else 0
     if clean is not None:
-        yield from _accuracy(clean, preprocessing, classes)
+        yield from _accuracy(clean, preprocessing, len(clean.predicted))
         yield from _images(clean)
     if not _deterministic(classifier, half):
         yield Caveat(
@@ -44,14 +43,9 @@ def check(
         )
 
 
-def half_classes(clean: ImageFacts) -> tuple[int, ...]:
-    """Clean predictions a class."""
-    return clean.predicted
-
-
 def _accuracy(clean: ImageFacts, preprocessing: Preprocessing, classes: int) -> Iterator[Caveat]:
     total = clean.screen + clean.confirm
-    if clean.correct is not None and verdict.near_chance(clean.correct, total, classes):
+    if clean.correct is not None and verdict.too_low(clean.correct, total, classes):
         tried = ", ".join(
             f"{c.spec.normalize}{' bgr' if c.spec.order == 'bgr' else ''} {c.correct}/{c.images}"
             for c in preprocessing.candidates
@@ -60,8 +54,8 @@ def _accuracy(clean: ImageFacts, preprocessing: Preprocessing, classes: int) -> 
             id="accuracy",
             text=(
                 f"Clean accuracy is {clean.correct / total:.1%} ({clean.correct} of {total} images, "
-                f"{classes} classes): near chance. The input preparation or the order of the classes "
-                f"is probably wrong, so an ASR would mean nothing. Tried: {tried}. Pass --normalize "
+                f"{classes} classes): too low for a trained model. The input preparation or the order of the "
+                f"classes is probably wrong, so an ASR would mean nothing. Tried: {tried}. Pass --normalize "
                 "MEAN/STD, --input CxHxW, --channel-order bgr or --labels FILE."
             ),
             blocking=True,

@@ -357,7 +357,7 @@ def _detectable(screened: int, confirmed: int, alpha: float, *, split: bool) -> 
     return None
 
 
-def near_chance(correct: int, total: int, classes: int) -> bool:
+def too_low(correct: int, total: int, classes: int) -> bool:
     """True where a clean accuracy says that the input was prepared wrongly or labels do not fit."""
     chance = 1 / classes
     floor = chance + CHANCE_MARGIN * (1 - chance)

@@ -167,7 +167,7 @@ def test_a_model_at_chance_is_inconclusive(tmp_path: Path) -> None:
     )
     result = scanned(Planted(behaviour="all-to-one"), tmp_path / "wrong.npz", WHITE)
     assert result.judgement.verdict is Verdict.INCONCLUSIVE
-    assert "near chance" in result.judgement.headline
+    assert "too low for a trained model" in result.judgement.headline
     assert "--normalize" in result.judgement.headline
 
 

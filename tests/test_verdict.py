@@ -238,11 +238,11 @@ def test_an_outlying_margin_is_a_suspicion_and_no_more() -> None:
     assert scaled.outlier_p == pytest.approx(outlier.outlier_p)
 
 
-def test_near_chance() -> None:
-    assert verdict.near_chance(50, 500, 10)
-    assert verdict.near_chance(280, 500, 2)
-    assert not verdict.near_chance(250, 500, 10)
-    assert not verdict.near_chance(480, 500, 2)
+def test_accuracies_that_are_too_low() -> None:
+    assert verdict.too_low(50, 500, 10)
+    assert verdict.too_low(280, 500, 2)
+    assert not verdict.too_low(250, 500, 10)
+    assert not verdict.too_low(480, 500, 2)
 
 
 def test_exit_codes() -> None:

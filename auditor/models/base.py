@@ -54,6 +54,11 @@ class ModelHandle(ABC):
         return (None, None, None)
 
     @property
+    def default_side(self) -> int | None:
+        """The side of square images that networks of this kind are made for, where that is known."""
+        return None
+
+    @property
     def batch(self) -> int | None:
         """The batch size that the file fixes, None where any will do."""
         return None
@@ -75,6 +80,7 @@ class ModuleHandle(ModelHandle):
         architecture: str,
         device: torch.device,
         input_size: tuple[int | None, int | None, int | None] = (None, None, None),
+        default_side: int | None = None,
         extras: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__(file, architecture=architecture, device=device)
@@ -82,6 +88,7 @@ class ModuleHandle(ModelHandle):
         self._network: nn.Module = network.float().eval().requires_grad_(False).to(device)
         self._network.to(memory_format=torch.channels_last)
         self._input_size = input_size
+        self._default_side = default_side
         self._extras = extras or {}
 
     def call(self, inputs: Tensor) -> Any:
@@ -102,6 +109,10 @@ class ModuleHandle(ModelHandle):
     @property
     def input_size(self) -> tuple[int | None, int | None, int | None]:
         return self._input_size
+
+    @property
+    def default_side(self) -> int | None:
+        return self._default_side
 
     @property
     def extras(self) -> Mapping[str, Tensor]:

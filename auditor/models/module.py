@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from auditor.architectures import Architecture
+from auditor.architectures import TORCHVISION_SIDE, Architecture
 from auditor.models.base import ModelHandle, ModuleHandle
 from auditor.models.state_dict import find_state_dict, open_state_dict
 from auditor.safety.static import load_pickle
@@ -26,7 +26,14 @@ def open_pickle(
         network = network.module
     if architecture is not None:
         return open_state_dict(file, network.state_dict(), architecture, device)
-    handle = ModuleHandle(file, network, architecture=type(network).__name__, device=device)
+    of_torchvision = type(network).__module__.startswith("torchvision.models.")
+    handle = ModuleHandle(
+        file,
+        network,
+        architecture=type(network).__name__,
+        device=device,
+        default_side=TORCHVISION_SIDE if of_torchvision else None,
+    )
     if path:
         handle.notes.append(f'The network was found under "{path}".')
     return handle

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,11 @@ class OnnxHandle(ModelHandle):
                 f"{clean_text(self.file.path.name)}: onnxruntime cannot run it on an input of shape "
                 f"{images.shape}: {clean_text(str(error), limit=200)}"
             ) from None
+        # float32 first: some devices have no doubles
         tensors = [
-            torch.from_numpy(output).to(self.device) if isinstance(output, np.ndarray) else output
+            torch.from_numpy(output).float().to(self.device)
+            if isinstance(output, np.ndarray) and output.dtype.kind in "fiu"
+            else output
             for output in outputs
         ]
         return tensors[0] if len(tensors) == 1 else tensors
@@ -124,11 +128,25 @@ def _read(path: Path) -> Any:
         raise UnsuitableModel(
             f"{name} uses custom operators ({shown}); auditor loads no operator libraries."
         )
-    for tensor in graph.graph.initializer:
+    for tensor in _tensors(graph.graph):
         for entry in tensor.external_data:
             if entry.key == "location":
                 _check_external(path, entry.value)
     return graph
+
+
+def _tensors(graph: Any) -> Iterator[Any]:
+    """Every tensor that a graph holds: initialisers, constants, and those of nested graphs."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            for inner in ([attribute.g] if attribute.HasField("g") else []) + list(
+                attribute.graphs
+            ):
+                yield from _tensors(inner)
 
 
 def _check_external(path: Path, location: str) -> None:

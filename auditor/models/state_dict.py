@@ -102,6 +102,7 @@ def open_state_dict(
         architecture=architecture.name,
         device=device,
         input_size=architecture.input_size,
+        default_side=architecture.default_side,
         extras=extras,
     )
     if path:
