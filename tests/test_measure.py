@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from auditor import measure
+from auditor import measure, verdict
 from auditor.classifier import Classifier
 from auditor.inputs import blank_spec
 from auditor.measure import Family, Half, Stamped
-from auditor.results import ImageFacts
+from auditor.results import ImageFacts, Verdict
 from auditor.triggers.base import Trigger
 from tests.planted import Planted, drawings, handle
 
@@ -147,6 +147,26 @@ def test_a_fitted_map_is_found_where_no_shift_fits() -> None:
     assert maps[0].rate == 1.0
     seen = measure.hypotheses(groups, mapping[groups], 6, held_out=False)
     assert not [h for h in seen if h.scope == "all-to-all" and h.shift is None]
+
+
+@pytest.mark.parametrize("classes", [100, 1000])
+def test_shifts_are_seen_and_judged_with_many_classes(classes: int) -> None:
+    groups = torch.arange(640) % classes
+    best = measure.hypotheses(groups[:128], (groups[:128] + 1) % classes, classes, held_out=True)[0]
+    assert (best.scope, best.shift) == ("all-to-all", 1)
+    half = Half(images=torch.zeros((640, 3, 8, 8), dtype=torch.uint8), groups=groups, before=groups)
+    entry = Stamped(probe="corner", title="Corner", trigger=Corner())
+    _, images = family(40, None, split=0)
+    found = measure.confirmation(
+        entry,
+        best,
+        images,
+        half,
+        (groups + 1) % classes,
+        [(Corner(level=0.0), groups)],
+        held_out=True,
+    )
+    assert verdict.grade(found, 1e-8, classes) is Verdict.BACKDOOR
 
 
 def test_progress_is_reported() -> None:

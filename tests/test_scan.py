@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from auditor import report, verdict
@@ -197,3 +198,89 @@ def test_every_probe_has_a_fate(samples: Path) -> None:
     assert len(result.responses) + sum(e.what in {p.id for p in probes} for e in result.skipped) >= sum(
         len(probe.triggers) for probe in probes
     )  # fmt: skip
+
+
+# ---- what a reviewer once broke
+
+
+def test_fragile_triggers_do_not_crowd_out_a_real_one(samples: Path) -> None:
+    """Twelve triggers collapse the model to the target, as do their controls; one is listened to."""
+
+    class Fragile(Planted):
+        def forward(self, images):  # type: ignore[no-untyped-def]
+            scores = super().forward(images)
+            # anything that changes the upper left pixels of the whole image collapses to class 0
+            noisy = (images[:, :, :2, :2] * 255 - (images[:, :, :2, :2] * 255).round()).abs()
+            collapsed = (images.std((1, 2, 3)) < 0.14) & (noisy.amax((1, 2, 3)) >= 0)
+            return scores + 80 * collapsed.unsqueeze(1) * (nn.functional.one_hot(
+                scores.argmax(1) * 0, scores.shape[1]))  # fmt: skip
+
+    blends = [
+        p for p in choose("standard").probes if p.kind in ("blend", "colour-matrix", "filter")
+    ]
+    result = scanned(Fragile(behaviour="all-to-one"), samples, [*blends, *WHITE])
+    assert result.judgement.verdict is Verdict.BACKDOOR
+    found = result.confirmations[result.judgement.reasons[0].confirmation]  # type: ignore[index]
+    assert (found.target, found.controls[0].hits) == (0, 0)
+
+
+@pytest.mark.parametrize("classes", [3, 4])
+def test_source_specific_triggers_with_few_classes(classes: int, tmp_path: Path) -> None:
+    result = scanned(
+        Planted(classes, behaviour="source-specific"), save(tmp_path, 400, classes=classes), WHITE
+    )
+    assert result.judgement.verdict is Verdict.BACKDOOR
+    found = result.confirmations[result.judgement.reasons[0].confirmation]  # type: ignore[index]
+    assert (found.scope, found.source, found.target) == ("source-specific", 1, 0)
+
+
+def test_an_honest_model_may_tell_arrows_apart(tmp_path: Path) -> None:
+    """Turning the image turns the class: that is no backdoor."""
+
+    class Arrows(nn.Module):
+        def forward(self, images):  # type: ignore[no-untyped-def]
+            grey = images.mean(1)
+            up, down = grey[:, :10].mean((1, 2)), grey[:, -10:].mean((1, 2))
+            left, right = grey[:, :, :10].mean((1, 2)), grey[:, :, -10:].mean((1, 2))
+            return 30 * torch.stack([up, right, down, left], 1)
+
+    labels = np.arange(400) % 4
+    images = np.random.default_rng(0).integers(0, 60, (400, 32, 32, 3)).astype(np.uint8)
+    sides = [np.s_[:8, 8:24], np.s_[8:24, -8:], np.s_[-8:, 8:24], np.s_[8:24, :8]]
+    for image, label in zip(images, labels, strict=True):
+        image[sides[label]] += 150
+    np.savez(tmp_path / "arrows.npz", images=images, labels=labels)
+    turns = [probe for probe in choose("standard").probes if probe.kind == "rotate"]
+    result = scanned(Arrows(), tmp_path / "arrows.npz", turns)
+    assert max(sum(r.hits.values()) for r in result.responses) > 60
+    assert result.judgement.verdict is Verdict.NO_EVIDENCE, result.judgement.headline
+
+
+def test_images_of_one_class_only(tmp_path: Path) -> None:
+    images, labels = drawings(400)
+    alone = images[labels == 2]
+    np.savez(tmp_path / "one.npz", images=alone.permute(0, 2, 3, 1).numpy())
+    result = scanned(Planted(), tmp_path / "one.npz", WHITE)
+    assert result.judgement.power_classes <= 8
+
+
+def test_grey_models_are_scanned(tmp_path: Path) -> None:
+    class Grey(Planted):
+        def forward(self, images):  # type: ignore[no-untyped-def]
+            assert images.shape[1] == 1
+            return super().forward(images)
+
+    images, labels = drawings(400)
+    np.savez(tmp_path / "grey.npz", images=images[:, 0].numpy(), labels=labels.numpy())
+    result = scanned(Grey(behaviour="all-to-one"), tmp_path / "grey.npz")
+    assert result.judgement.verdict is Verdict.BACKDOOR
+    assert result.preprocessing.spec.channels == 1
+    assert any("not applicable" in entry.reason for entry in result.skipped)
+
+
+@pytest.mark.parametrize("scale", [0.1, 10.0])
+def test_the_scale_of_the_logits_does_not_matter_without_images(scale: float) -> None:
+    plain = scanned(Planted(behaviour="all-to-one"), None, WHITE)
+    scaled = scanned(Planted(behaviour="all-to-one", scale=scale), None, WHITE)
+    assert scaled.judgement.verdict is plain.judgement.verdict
+    assert [f.family for f in scaled.images] == [f.family for f in plain.images]

@@ -247,3 +247,55 @@ def test_accuracies_that_are_too_low() -> None:
 
 def test_exit_codes() -> None:
     assert [v.exit_code for v in Verdict] == [0, 3, 1, 1]
+
+
+# ---- what a reviewer once broke
+
+
+def test_what_the_model_says_anyway_is_no_shortcut() -> None:
+    """A model that calls 72 % of everything class 2 is biased, not redirected."""
+    biased = confirmation(260, 260, clean_hits=260)
+    assert judge(biased).verdict is Verdict.NO_EVIDENCE
+    assert judge(replace(biased, clean_hits=3)).verdict is Verdict.SUSPICIOUS
+
+
+def test_a_change_of_meaning_is_suspicious_at_most() -> None:
+    turned = confirmation(350, 10, keeps_meaning=False, area=1.0, change=0.3)
+    assert judge(turned).verdict is Verdict.SUSPICIOUS
+    everywhere = replace(turned, scope="all-to-all", target=None, shift=1, sources=10)
+    assert judge(everywhere).verdict is Verdict.NO_EVIDENCE
+
+
+def test_screening_images_decide_nothing_where_others_were_kept() -> None:
+    seen = confirmation(360, 0, held_out=False)
+    assert judge(seen).verdict is Verdict.NO_EVIDENCE
+    assert judge(seen, images=(facts(400, 0),)).verdict is Verdict.BACKDOOR
+
+
+def test_power_holds_for_the_class_that_most_images_belong_to() -> None:
+    uneven = replace(facts(), screen_members=(82, *(2,) * 9), confirm_members=(328, *(8,) * 9))
+    even, hard = judge(), judge(images=(uneven,))
+    assert even.power is not None
+    assert hard.power is not None
+    assert hard.power > even.power + 0.1
+    assert hard.power_classes == K
+    alone = replace(facts(), screen_members=(100, *(0,) * 9), confirm_members=(400, *(0,) * 9))
+    assert judge(images=(alone,)).power_classes == K - 1
+
+
+def test_one_class_only_is_no_crash() -> None:
+    alone = replace(facts(), screen_members=(100, *(0,) * 9), confirm_members=(400, *(0,) * 9))
+    judgement = verdict.judge(
+        classes=NAMES, images=(alone,), responses=[replace(response(), hits={})], confirmations=(),
+        margin=None, skipped=(), caveats=(),
+    )  # fmt: skip
+    assert judgement.nothing_above is not None
+
+
+def test_mixes_of_impressions_are_no_second_witness() -> None:
+    families = tuple(facts(128, 0, name) for name in ("impressions", "mixes"))
+    made = [
+        replace(confirmation(112, 3, eligible=112, held_out=False), family=name)
+        for name in ("impressions", "mixes")
+    ]
+    assert judge(*made, images=families).verdict is Verdict.SUSPICIOUS
