@@ -257,9 +257,13 @@ def _show_verdict(console: Console, result: ScanResult) -> None:
             "(95%, all triggers and classes at once)."
         )
     if judgement.power is not None:
+        some = judgement.power_classes < result.model.classes
+        towards = (
+            f"{judgement.power_classes} of {result.model.classes} classes" if some else "any class"
+        )
         notes.append(
-            f"Power: a trigger of the battery with a true ASR of {judgement.power:.0%} or more would "
-            "have been called BACKDOOR with probability 95%."
+            f"Power: a trigger of the battery with a true ASR of {judgement.power:.0%} or more, towards "
+            f"{towards}, would have been called BACKDOOR with probability 95%."
         )
     if judgement.verdict is Verdict.NO_EVIDENCE:
         notes.append(
