@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+
+# Before torch is imported: our networks are tiny, and two threads on a busy machine only wait for
+# each other (OpenMP), which makes minutes of seconds.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
