@@ -86,7 +86,7 @@ def _from_file(text: str) -> Architecture:
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise UsageError(
             f"--arch {clean_text(text)}: running the file failed: {type(error).__name__}: {error}"
         ) from error
@@ -103,7 +103,7 @@ def _from_file(text: str) -> Architecture:
         wants_classes = parameter is not None and parameter.default is inspect.Parameter.empty
         try:
             network = make(num_classes=classes) if wants_classes else make()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UsageError(
                 f"--arch {clean_text(text)}: {factory}() failed: {type(error).__name__}: {error}"
             ) from error

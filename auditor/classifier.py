@@ -15,6 +15,8 @@ from auditor.results import InputSpec
 from auditor.text import clean_text
 
 BATCH_SIZES = (16, 32, 64, 128, 256, 512, 1024)
+CPU_BATCH_SIZES = BATCH_SIZES[:3]
+"""Larger ones gain nothing on a CPU, and stamping then works outside its caches."""
 TUNING_SECONDS = 1.5
 """Time that finding the fastest batch size may take on a slow machine."""
 LOG_FLOOR = 1e-30
@@ -135,7 +137,7 @@ class Classifier:
         if self.model.batch is not None:
             sizes: tuple[int, ...] = (self.model.batch,)
         else:
-            sizes = BATCH_SIZES if self.device.type != "cpu" else BATCH_SIZES[:5]
+            sizes = CPU_BATCH_SIZES if self.device.type == "cpu" else BATCH_SIZES
         spec = self.spec
         best, best_speed = sizes[0], 0.0
         begin = time.perf_counter()
@@ -187,7 +189,7 @@ def logits_of(raw: Any, name: str) -> Tensor:
         parts = raw.items() if isinstance(raw, dict) else enumerate(raw)
         shown = ", ".join(f"{clean_text(str(k), limit=30)} {_shape(v)}" for k, v in list(parts)[:6])
         raise UnsuitableModel(
-            f"{name} returns {len(raw)} outputs ({shown}): it looks like a detector. "
+            f"{name} returns {len(raw)} outputs ({shown}): it looks like a detector, or has several heads. "
             "auditor tests image classifiers, one score a class. Export only the class scores."
         )
     if not isinstance(raw, Tensor):

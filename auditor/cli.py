@@ -16,6 +16,8 @@ import typer
 
 import auditor
 from auditor.errors import AuditorError, UsageError
+from auditor.text import clean_text
+from auditor.watchdog import interruptible
 
 if TYPE_CHECKING:
     from auditor.results import ScanResult
@@ -54,11 +56,15 @@ def reporting(command: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return command(*args, **kwargs)
+            with interruptible():
+                return command(*args, **kwargs)
         except AuditorError as error:
             from auditor.terminal import show_error
 
             show_error(str(error))
+            raise typer.Exit(USAGE_ERROR) from None
+        except OSError as error:
+            typer.echo(f"error: cannot write the result: {error}.", err=True)
             raise typer.Exit(USAGE_ERROR) from None
         except KeyboardInterrupt:
             typer.echo("Stopped. Nothing was written.", err=True)
@@ -163,7 +169,10 @@ TimeBudget = Annotated[
     str | None,
     typer.Option(metavar="TIME", help="Stop after 90s, 5m or 1h; what was not tried is listed."),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Of every random choice. Same seed, same result.")]
+Seed = Annotated[
+    int,
+    typer.Option(min=0, max=2**63 - 2, help="Of every random choice. Same seed, same result."),
+]
 MaxImages = Annotated[
     int, typer.Option(min=1, help="Draw at most so many of the clean images, evenly over classes.")
 ]
@@ -296,6 +305,8 @@ def run_scan(
         names = None if labels is None else api.read_class_names(labels)
         selection = api.choose_probes(probes, extras=api.search_tiers())
         chosen = list(selection.probes)
+        if not chosen and not selection.extras and trigger is None:
+            raise UsageError(f"--probes {clean_text(probes)}: nothing is left to try.")
         if trigger is not None:
             chosen.insert(0, api.probe_from_image(trigger, mask))
         dimensions = api.parse_input(input_size)

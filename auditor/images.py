@@ -358,7 +358,7 @@ def _csv_labels(path: Path, files: list[Path]) -> list[int]:
         name, _, label = line.rpartition(",")
         if not name or (number == 1 and not label.strip().isdigit()):
             continue
-        if not label.strip().isdigit():
+        if not label.strip().isdigit() or len(label.strip()) > 9:
             raise ImageError(
                 f'{clean_text(str(path))} line {number}: "{clean_text(label, limit=40)}" is no class '
                 "number. Expected file,label with labels 0, 1, 2 …"

@@ -6,6 +6,7 @@ claimed; what was chosen, how sure, and the runners-up are part of the result.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -121,7 +122,12 @@ def parse_normalize(
             "0.5,0.5,0.5/0.2,0.2,0.2 (of pixels in [0, 1])."
         ) from None
     mean_, std_ = (v * channels if len(v) == 1 else v for v in (mean_, std_))
-    if len(mean_) != channels or len(std_) != channels or not all(value > 0 for value in std_):
+    if (
+        len(mean_) != channels
+        or len(std_) != channels
+        or not all(math.isfinite(value) and abs(value) < 1e6 for value in (*mean_, *std_))
+        or not all(value > 1e-6 for value in std_)
+    ):
         raise UsageError(
             f"--normalize {clean_text(text)}: {channels} means and {channels} positive deviations "
             "are needed."

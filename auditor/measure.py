@@ -111,6 +111,8 @@ def predictions(
         ``(T', N)`` int64 on the CPU; T' < T where the deadline came first.
     """
     count, total = len(images), len(triggers) * len(images)
+    if not total:
+        return torch.empty((len(triggers), count), dtype=torch.int64)
     found = torch.empty(total, dtype=torch.int64, device=classifier.device)
     position, reported = 0, time.monotonic()
     while position < total and time.monotonic() < deadline:

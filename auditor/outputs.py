@@ -41,6 +41,10 @@ def parse_outputs(
                 f'-o {clean_text(text)}: no format "{clean_text(name)}"{nearest(name, formats)} '
                 f"Write -o FORMAT=PATH with one of {', '.join(formats)}."
             )
+        if not path:
+            raise UsageError(f"-o {clean_text(text)}: the path is missing. Write -o FORMAT=PATH.")
+        if Path(path) in outputs.values():
+            raise UsageError(f"-o {clean_text(text)}: two formats cannot go to one place.")
         if name in outputs:
             raise UsageError(f"-o {clean_text(text)}: {name} was asked for twice.")
         outputs[name] = Path(path)
@@ -62,6 +66,8 @@ def check_outputs(outputs: Mapping[str, Path], *, force: bool, inputs: Sequence[
             raise OutputError(f"{shown} is an input of this command; it is never overwritten.")
         if path.is_dir():
             raise OutputError(f"{shown} is a directory; name a file in it.")
+        if path.exists() and not path.is_file():
+            raise OutputError(f"{shown} is not a regular file; name another -o.")
         if path.exists() and not force:
             raise OutputError(
                 f"{shown} exists already. Add --force to replace it, or name another -o."

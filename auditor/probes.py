@@ -285,6 +285,8 @@ CLOSING = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndTok
 
 def _read(path: Path) -> object:
     try:
+        if not path.is_file():
+            raise ProbeError(f"{path}: no such probe file")
         if path.stat().st_size > MOST_BYTES:
             raise ProbeError(f"{path} is larger than {MOST_BYTES // 1000} kB; no probe is")
         text = path.read_text(encoding="utf-8")

@@ -15,14 +15,14 @@ T = TypeVar("T")
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """A half sentence that proposes the most similar of `names`, or nothing.
+    """The end of a sentence: proposes the most similar of `names`, if one is similar.
 
     Example:
         >>> nearest("pach", ["patch", "warp"])
         '; did you mean "patch"?'
     """
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f'; did you mean "{close[0]}"?' if close else ""
+    return f'; did you mean "{close[0]}"?' if close else "."
 
 
 class Registry(Generic[T]):

@@ -51,6 +51,8 @@ TONES: Mapping[Verdict, str] = {
 }
 
 # What a page shows at most; the rest is counted, and is in the JSON.
+MOST_IMAGES = 1_000_000
+"""In one family; a result that claims more was not made by a scan."""
 LONG_TEXT = 3000
 PICTURE_CHARACTERS = 700_000
 RAW_CHARACTERS = 250_000
@@ -213,8 +215,13 @@ def _contradictions(result: ScanResult) -> Iterator[str]:
         sizes = {len(facts.screen_members), len(facts.confirm_members), len(facts.predicted)}
         if sizes != {classes}:
             yield "images are not counted for every class"
-        if min(facts.screen, facts.confirm) < 0:
-            yield "a negative number of images"
+        if (
+            not 0
+            <= min(facts.screen, facts.confirm)
+            <= max(facts.screen, facts.confirm)
+            <= MOST_IMAGES
+        ):
+            yield "an impossible number of images"
     named = [k for response in result.responses for k in response.hits]
     named += [k for c in result.confirmations for k in (c.target, c.source) if k is not None]
     named += [

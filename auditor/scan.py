@@ -40,7 +40,7 @@ from auditor.results import (
     Skipped,
     Verdict,
 )
-from auditor.search.margin import OverBudget, search_margins
+from auditor.search.margin import NoGradient, OverBudget, search_margins
 from auditor.triggers.base import Trigger
 from auditor.triggers.warp import GridWarp
 
@@ -531,6 +531,8 @@ class _Scan:
                 self.classifier, self.classes,
                 seed=self.options.seed, notify=self.notify, budget=min(left, MARGIN_SECONDS),
             )  # fmt: skip
+        except NoGradient:
+            reason = "the scores have no gradient with respect to the image"
         except OverBudget as over:
             why = "time budget" if left < MARGIN_SECONDS else "too slow on this device"
             reason = f"{why}: it would take about {over.seconds:.0f} s"

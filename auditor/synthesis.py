@@ -142,9 +142,10 @@ def class_impressions(
                 part = slice(start, start + max(classifier.batch_size, 32))
                 distances.clear()
                 view = images[part].roll(shift, dims=(2, 3))
-                loss = functional.cross_entropy(
-                    scale * classifier(view), targets[part], reduction="sum"
-                )
+                logits = classifier(view)
+                if not logits.requires_grad:
+                    return None  # the scores do not depend on the image
+                loss = functional.cross_entropy(scale * logits, targets[part], reduction="sum")
                 loss = loss + len(view) * BATCHNORM_WEIGHT * sum(
                     distances, torch.zeros(()).to(loss)
                 )

@@ -102,7 +102,8 @@ class ProgressLine:
 def show_error(message: str) -> None:
     """One error message on stderr."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(Text.assemble(("error: ", "bold red"), message))
+    lines = [clean_text(line, limit=1000) for line in message.splitlines()[:40]]
+    console.print(Text.assemble(("error: ", "bold red"), "\n".join(lines)))
 
 
 def show_scan(result: ScanResult, written: Sequence[Path]) -> None:

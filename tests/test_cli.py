@@ -219,6 +219,15 @@ BAD = {
     "time budget": (lambda f: [f.suspect, "--time-budget", "soon"], "90s, 5m or 1h"),
     "device": (lambda f: [f.suspect, "--device", "abacus"], "--device abacus"),
     "labels": (lambda f: [f.suspect, "--labels", "none.txt"], "--labels none.txt"),
+    "nothing to try": (lambda f: [f.suspect, "--probes", "quick,-*"], "nothing is left"),
+    "probe file": (lambda f: [f.suspect, "--probes", "/dev/zero"], "no such probe file"),
+    "device node": (lambda f: [f.suspect, "-o", "json=/dev/null", "--force"], "not a regular file"),
+    "one place for two": (
+        lambda f: [f.suspect, "-o", "json=x", "-o", "html=x"],
+        "cannot go to one place",
+    ),
+    "no path": (lambda f: [f.suspect, "-o", "json="], "the path is missing"),
+    "endless numbers": (lambda f: [f.suspect, "--normalize", "inf/1"], "--normalize inf/1"),
     "unknown option": (lambda f: [f.suspect, "--claen", "x"], "--claen"),
 }
 
@@ -229,7 +238,7 @@ def test_bad_input(name: str, pair_files: PairFiles) -> None:
     make, words = BAD[name]
     arguments = make(pair_files)
     before = set(Path().rglob("*"))
-    fast = () if name in ("probe", "batch size") else FAST
+    fast = () if name in ("probe", "batch size", "nothing to try", "probe file") else FAST
     done = run("scan", *arguments, *fast)
     assert done.exit_code == 2, done.output
     assert words in " ".join(done.stderr.split()), done.stderr
@@ -267,6 +276,29 @@ def test_interrupting_leaves_nothing_behind(pair_files: PairFiles) -> None:
     assert process.returncode == 130, errors
     assert b"Traceback" not in errors
     assert list(Path().iterdir()) == []
+
+
+class Endless(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        total = images.mean()
+        while bool(total > -1.0):
+            total = total * 0.5
+        return images.mean((2, 3)) + total
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_that_never_answers_can_be_interrupted() -> None:
+    torch.jit.script(Endless()).save("endless.pt")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "auditor", "scan", "endless.pt"], stderr=subprocess.PIPE
+    )
+    assert process.stderr is not None
+    process.stderr.readline()
+    time.sleep(4)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert b"Traceback" not in errors
 
 
 # ---- probes

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1] / "auditor"
 
 RANKS = [
     {"errors"},
-    {"text", "statistics", "registry", "resources", "results"},
+    {"text", "statistics", "registry", "resources", "results", "watchdog"},
     {"safety", "outputs"},
     {"architectures", "images"},
     {"models", "triggers"},

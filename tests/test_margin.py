@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from auditor.classifier import Classifier
 from auditor.inputs import blank_spec
-from auditor.search.margin import OverBudget, margins_of, search_margins
+from auditor.search.margin import NoGradient, OverBudget, margins_of, search_margins
 from auditor.synthesis import (
     accepted,
     class_impressions,
@@ -87,6 +87,17 @@ def test_of_many_classes_an_even_sample_is_searched() -> None:
 def test_a_search_that_would_take_too_long_is_given_up_at_once() -> None:
     with pytest.raises(OverBudget):
         search_margins(classifier(Linear(weights())), 10, seed=0, budget=1e-6)
+
+
+class Deaf(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.arange(10.0).expand(len(images), 10)
+
+
+def test_scores_that_do_not_depend_on_the_image_are_said_to_be_so() -> None:
+    with pytest.raises(NoGradient):
+        search_margins(classifier(Deaf()), 10, seed=0)
+    assert class_impressions(classifier(Deaf()), 10, torch.Generator()) is None
 
 
 # ---- made images

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import pickle
+import time
 import zipfile
 from pathlib import Path
 
@@ -205,6 +206,9 @@ def _plain_zip(path: Path) -> None:
         (lambda path: None, "no such file"),
         (lambda path: path.mkdir(), "is a directory"),
         (lambda path: path.write_bytes(b""), "is empty"),
+        (lambda path: path.write_bytes(b"\x08"), "not a model file"),
+        (lambda path: path.write_bytes(b" \n \n"), "text file"),
+        (lambda path: path.write_bytes(b"\0\x10\0\0\0\0\0\0" + b'{"a":' * 2000), "safetensors"),
         (
             lambda path: path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
             "Git LFS pointer",
@@ -311,6 +315,83 @@ def test_torchscript_that_writes_a_file_is_refused_and_not_run(tmp_path: Path) -
     with pytest.raises(UnsafeModel, match=r"torch\.save|__setstate__"):
         load_model(hostile)
     assert not marker.exists()
+
+
+def _hostile_script(tmp_path: Path, name: str, line: str) -> Path:
+    """A TorchScript archive with one more line of code in a member called `name`."""
+    torch.jit.script(network()).save(str(tmp_path / "fine.pt"))
+    hostile = tmp_path / "hostile.pt"
+    with zipfile.ZipFile(tmp_path / "fine.pt") as source, zipfile.ZipFile(hostile, "w") as target:
+        root = source.namelist()[0].split("/")[0]
+        for member in source.infolist():
+            target.writestr(member.filename, source.read(member))
+        target.writestr(f"{root}/{name}", line)
+    return hostile
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "words"),
+    [
+        ("code/x.py", 'getattr(torch, "save")(x, "f")', "it calls getattr"),
+        ("code/x.py", "getattr(torch, name)(x)", "it calls getattr"),
+        ("code/x.PY", "y = 1", "odd name"),
+        ("CODE/x.pY", "y = 1", "odd name"),
+        ("code/x.py", "ops.evil.run(x)", "operators of 'evil'"),
+        ("code/x.py", "t = torch\nt.from_file(x)", "it calls t.from_file"),
+        ("code/x.py", "y = " + "-" * 100_000 + "1", "unreadable code"),
+    ],
+)
+def test_torchscript_ways_round_are_refused(
+    name: str, line: str, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UnsafeModel, match=words):
+        load_model(_hostile_script(tmp_path, name, line))
+
+
+def test_archive_members_that_differ_in_case_only_are_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "m.pt", "w") as archive:
+        archive.writestr("m/data.pkl", b"")
+        archive.writestr("m/DATA.pkl", b"")
+    with pytest.raises(UnreadableModel, match="twice"):
+        load_model(tmp_path / "m.pt")
+
+
+def _selfish() -> dict[str, object]:
+    content: dict[str, object] = {}
+    content.update({f"key{number}": content for number in range(60)})
+    return content
+
+
+def _hollow() -> nn.Module:
+    with torch.device("meta"):
+        return nn.Sequential(nn.Linear(4, 4))
+
+
+def _shadowing() -> nn.Module:
+    net = network()
+    net.__dict__["parameters"] = 3
+    return net
+
+
+def _without_modules() -> nn.Module:
+    net = network()
+    net.__dict__["_modules"] = 3
+    return net
+
+
+@pytest.mark.parametrize("make", [_selfish, _hollow, _shadowing, _without_modules])
+def test_pickles_with_odd_insides(make: object, tmp_path: Path) -> None:
+    torch.save(make(), tmp_path / "m.pt")  # type: ignore[operator]
+    begin = time.monotonic()
+    with pytest.raises(UnsuitableModel):
+        load_model(tmp_path / "m.pt")
+    assert time.monotonic() - begin < 5
+
+
+def test_a_claim_of_very_many_classes_is_refused(tmp_path: Path) -> None:
+    torch.save({"fc.weight": torch.zeros(1).expand(10**12, 512)}, tmp_path / "m.pt")
+    with pytest.raises(UnsuitableModel, match="1,000,000,000,000 rows"):
+        load_model(tmp_path / "m.pt", arch="resnet18")
 
 
 def test_onnx_external_data_stays_in_its_folder(tmp_path: Path) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from auditor.architectures import TORCHVISION_SIDE, Architecture
+from auditor.errors import UnsuitableModel
 from auditor.models.base import ModelHandle, ModuleHandle
 from auditor.models.state_dict import find_state_dict, open_state_dict
 from auditor.safety.static import load_pickle
 from auditor.safety.structure import FileFacts
+from auditor.text import clean_text
 
 
 def open_pickle(
@@ -24,6 +26,7 @@ def open_pickle(
         return open_state_dict(file, content, architecture, device)
     if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
         network = network.module
+    _check(network, clean_text(file.path.name))
     if architecture is not None:
         return open_state_dict(file, network.state_dict(), architecture, device)
     of_torchvision = type(network).__module__.startswith("torchvision.models.")
@@ -37,6 +40,26 @@ def open_pickle(
     if path:
         handle.notes.append(f'The network was found under "{path}".')
     return handle
+
+
+def _check(network: nn.Module, name: str) -> None:
+    """Refuse a pickled network whose insides are not those of one.
+
+    The unpickler restores a module's `__dict__` as the file says, whatever that is.
+    """
+    try:
+        sound = all(
+            isinstance(value, Tensor) and not value.is_meta
+            for value in network.state_dict().values()
+        )
+        own = set().union(*(vars(module) for module in network.modules()))
+    except (AttributeError, KeyError, RecursionError, RuntimeError, TypeError, ValueError):
+        sound, own = False, set()
+    if not sound or own & set(dir(nn.Module)) - set(vars(nn.Module())):
+        raise UnsuitableModel(
+            f"{name}: the pickled network is damaged, has no values, or hides methods of its class. Save "
+            "its state_dict and pass --arch, or export it to ONNX."
+        )
 
 
 def find_module(content: Any) -> tuple[str, nn.Module | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ MAX_DEPTH = 4
 PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.", "backbone.")
 """What wrappers put before every key (DataParallel, torch.compile, Lightning)."""
 MAX_LISTED = 5
+MAX_CLASSES = 100_000
 
 StateDict = dict[str, Tensor]
 
@@ -32,11 +34,13 @@ def find_state_dict(checkpoint: Any) -> tuple[str, StateDict]:
         checkpoint holds no weights.
     """
     best: tuple[str, StateDict] = ("", {})
-    stack: list[tuple[str, Any, int]] = [("", checkpoint, 0)]
-    while stack:
-        path, entry, depth = stack.pop(0)
-        if not isinstance(entry, Mapping) or depth > MAX_DEPTH:
+    queue: deque[tuple[str, Any, int]] = deque([("", checkpoint, 0)])
+    visited: set[int] = set()
+    while queue:
+        path, entry, depth = queue.popleft()
+        if not isinstance(entry, Mapping) or depth > MAX_DEPTH or id(entry) in visited:
             continue
+        visited.add(id(entry))
         tensors = {
             key: value
             for key, value in entry.items()
@@ -44,7 +48,7 @@ def find_state_dict(checkpoint: Any) -> tuple[str, StateDict]:
         }
         if len(tensors) > len(best[1]):
             best = (path, tensors)
-        stack += [
+        queue += [
             (f"{path}.{key}" if path else str(key), value, depth + 1)
             for key, value in entry.items()
         ]
@@ -54,6 +58,11 @@ def find_state_dict(checkpoint: Any) -> tuple[str, StateDict]:
 def class_count(state: StateDict) -> int | None:
     """Rows of the last matrix in a state dict: the number of classes of most classifiers."""
     matrices = [tensor for tensor in state.values() if tensor.ndim == 2]
+    if matrices and matrices[-1].shape[0] > MAX_CLASSES:
+        raise UnsuitableModel(
+            f"The last matrix in the file has {matrices[-1].shape[0]:,} rows; no classifier has so many "
+            f"classes (auditor takes {MAX_CLASSES:,})."
+        )
     return matrices[-1].shape[0] if matrices else None
 
 
@@ -118,6 +127,11 @@ def fit(network: nn.Module, state: StateDict, *, name: str, architecture: str) -
     """
     own = network.state_dict()
     state = unprefixed(state, set(own))
+    hollow = [
+        key for key, tensor in state.items() if tensor.is_meta or tensor.layout != torch.strided
+    ]
+    if hollow:
+        raise UnsuitableModel(f"{name}: weights without values, first {_listed(hollow)}.")
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in own]
     differing = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -21,12 +22,14 @@ class TorchScriptHandle(ModelHandle):
         super().__init__(file, architecture="TorchScript", device=device)
         check_torchscript(file.path)
         try:
-            self._network: Any = torch.jit.load(str(file.path), map_location=device)  # type: ignore[no-untyped-call]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that TorchScript is deprecated helps no reviewer
+                self._network: Any = torch.jit.load(str(file.path), map_location=device)  # type: ignore[no-untyped-call]
             self._network.eval()
         except (RuntimeError, ValueError) as error:
             raise UnreadableModel(
                 f"{clean_text(file.path.name)} cannot be loaded as TorchScript "
-                f"({clean_text(str(error).splitlines()[0], limit=160)})."
+                f"({clean_text(str(error).strip(), limit=200)})."
             ) from None
         for parameter in self._network.parameters():
             parameter.requires_grad_(False)

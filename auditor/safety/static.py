@@ -143,7 +143,12 @@ def check_torchscript(path: Path) -> None:
     findings: list[str] = []
     with zipfile.ZipFile(path) as archive:
         for member in archive.namelist():
+            # torch's reader ignores the case of names
+            inner = member.partition("/")[2].casefold()
+            if not inner.startswith("code/") or inner.endswith(".debug_pkl"):
+                continue
             if not member.endswith(".py"):
+                findings.append(f"it holds code under an odd name, {clean_text(member, limit=80)}")
                 continue
             try:
                 tree = ast.parse(archive.read(member).decode("utf-8"))
@@ -165,12 +170,24 @@ def _code_findings(tree: ast.AST) -> list[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and node.name in ("__setstate__", "__getstate__"):
             findings.append(f"it runs {node.name} while loading")
-        if not isinstance(node, ast.Attribute):
+        access = _attribute(node)
+        if access is None:
             continue
-        if node.attr in FORBIDDEN_OPERATORS:
+        owner, name = access
+        root = owner.id if isinstance(owner, ast.Name) else None
+        if name is None or name in FORBIDDEN_OPERATORS:
             findings.append(f"it calls {clean_text(ast.unparse(node), limit=60)}")
-        owner = node.value
-        foreign = isinstance(owner, ast.Name) and owner.id == "ops"
-        if foreign and node.attr not in OPERATOR_LIBRARIES:
-            findings.append(f"it uses operators of {clean_text(node.attr, limit=60)!r}")
+        elif root == "ops" and name not in OPERATOR_LIBRARIES:
+            findings.append(f"it uses operators of {clean_text(name, limit=60)!r}")
     return findings
+
+
+def _attribute(node: ast.AST) -> tuple[ast.expr, str | None] | None:
+    """Owner and name of `owner.name` or `getattr(owner, "name")`; name None if it is computed."""
+    if isinstance(node, ast.Attribute):
+        return node.value, node.attr
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
+        constant = len(node.args) == 2 and isinstance(node.args[1], ast.Constant)
+        name = node.args[1].value if constant else None  # type: ignore[attr-defined]
+        return node.args[0] if node.args else node.func, name if isinstance(name, str) else None
+    return None

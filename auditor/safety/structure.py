@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import struct
 import zipfile
+from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -89,7 +91,7 @@ def _kind(path: Path, head: bytes, size: int) -> Kind:
     if _is_onnx(path, head):
         return Kind.ONNX
     if _is_text(head):
-        shown = clean_text(head.decode("utf-8", "replace").strip().splitlines()[0], limit=60)
+        shown = clean_text(head.decode("utf-8", "replace").strip(), limit=60)
         raise UnreadableModel(
             f'{name} is a text file, not a model (it begins with "{shown}"). '
             "If it is an error page or a pointer, download the model again."
@@ -119,8 +121,10 @@ def _kind_of_zip(path: Path) -> Kind:
             if len(members) > MAX_MEMBERS:
                 raise UnreadableModel(f"{name}: {len(members)} members in the archive; refused.")
             names = [member.filename for member in members]
-            if len(set(names)) != len(names):
-                twice = next(n for n in names if names.count(n) > 1)
+            # torch's reader ignores the case of names
+            counts = Counter(name.casefold() for name in names)
+            twice = next((n for n in names if counts[n.casefold()] > 1), None)
+            if twice is not None:
                 raise UnreadableModel(
                     f'{name}: the archive holds "{clean_text(twice)}" twice, so that readers '
                     "disagree about its content; refused."
@@ -176,6 +180,8 @@ def _is_safetensors(head: bytes, size: int) -> bool:
         return False
     try:
         json.loads(head[8 : 8 + length])
+    except RecursionError:
+        return False
     except ValueError:
         return bool(length > len(head) - 8)
     return True
@@ -183,7 +189,7 @@ def _is_safetensors(head: bytes, size: int) -> bool:
 
 def _is_onnx(path: Path, head: bytes) -> bool:
     """A ModelProto begins with field 1 (ir_version, a varint) in every exporter's output."""
-    return (head[:1] == b"\x08" and 1 <= head[1] <= 64) or (
+    return (len(head) > 1 and head[:1] == b"\x08" and 1 <= head[1] <= 64) or (
         path.suffix.lower() == ".onnx" and not _is_text(head)
     )
 
@@ -202,10 +208,5 @@ def _similar(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
         return f' The folder "{clean_text(str(folder))}" does not exist either.'
-    from auditor.registry import nearest
-
-    return (
-        nearest(path.name, (entry.name for entry in folder.iterdir()))
-        .replace(";", "")
-        .replace(" did", " Did", 1)
-    )
+    close = difflib.get_close_matches(path.name, [entry.name for entry in folder.iterdir()], n=1)
+    return f' Did you mean "{clean_text(close[0])}"?' if close else ""

@@ -29,6 +29,10 @@ ESTIMATED_AFTER = 3
 """Steps after which the time of all of them is known well enough."""
 
 
+class NoGradient(Exception):
+    """The scores do not depend on the image, or not differentiably."""
+
+
 class OverBudget(Exception):
     """The search would take longer than it may; `seconds` says how long, by its first steps."""
 
@@ -99,6 +103,8 @@ def _climb(
     for step in range(STEPS):
         optimiser.zero_grad()
         margin = margins_of(classifier(images), target)
+        if not margin.requires_grad:
+            raise NoGradient
         (-margin.sum() * scale).backward()  # type: ignore[no-untyped-call]
         if step >= STEPS - KEEP_LAST:
             best = torch.maximum(best, margin.detach())
