@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -17,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from auditor.architectures import TORCHVISION_SIDE
+from auditor.batchnorm import watched
 from auditor.classifier import Classifier, logits_of, looks_like_probabilities
 from auditor.errors import UnsuitableModel, UsageError
 from auditor.images import CleanSet, ImageSource
@@ -449,7 +448,7 @@ def _evaluate_all(
     """How the model likes one candidate: record, predictions, outputs sum to one, classes."""
     classifier = Classifier(model, spec)
     distances: list[Tensor] = []
-    with batchnorm_distances(model.module, distances):
+    with watched(model.module, lambda *seen: distances.append(_divergence(*seen))):
         logits = classifier.logits(images.images)
     probabilities = looks_like_probabilities(logits)
     shares = logits if probabilities else logits.softmax(1)
@@ -472,36 +471,18 @@ def _evaluate_all(
     return candidate, predictions, probabilities, logits.shape[1]
 
 
-@contextmanager
-def batchnorm_distances(module: nn.Module | None, distances: list[Tensor]) -> Iterator[None]:
-    """Collect, a BatchNorm layer and batch, how far its input is from what it saw in training.
+def _divergence(
+    layer: nn.BatchNorm2d, mean: Tensor, variance: Tensor, running_mean: Tensor, running_var: Tensor
+) -> Tensor:
+    """Kullback-Leibler divergence of two normal distributions, batch against running statistics.
 
-    The Kullback-Leibler divergence of two normal distributions, batch against running
-    statistics, in nats, mean over channels.
+    In nats, mean over channels.
     """
-
-    def measure(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        assert isinstance(layer, nn.BatchNorm2d)  # noqa: S101 - hooks are put on these alone
-        if layer.running_mean is None or layer.running_var is None:
-            return
-        mean = inputs[0].mean(dim=(0, 2, 3))
-        variance = inputs[0].var(dim=(0, 2, 3)) + layer.eps
-        running = layer.running_var + layer.eps
-        kl = 0.5 * (
-            variance / running
-            + (mean - layer.running_mean) ** 2 / running
-            - 1
-            + (running / variance).log()
-        )
-        distances.append(kl.mean())
-
-    layers = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)] if module else []
-    handles = [layer.register_forward_pre_hook(measure) for layer in layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    variance, running = variance + layer.eps, running_var + layer.eps
+    kl = 0.5 * (
+        variance / running + (mean - running_mean) ** 2 / running - 1 + (running / variance).log()
+    )
+    return kl.mean()
 
 
 def _subset(

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from auditor.batchnorm import watched
 from auditor.classifier import Classifier, as_float, synchronize
 from auditor.images import Notify, silent
 
@@ -135,7 +134,7 @@ def class_impressions(
     distances: list[Tensor] = []
     begin, steps = time.monotonic(), IMPRESSION_STEPS
     step = 0
-    with _batchnorm_losses(classifier.model.module, distances):
+    with watched(classifier.model.module, lambda *seen: distances.append(_statistics_loss(*seen))):
         while step < steps:
             shift = torch.randint(-JITTER, JITTER + 1, (2,), generator=generator).tolist()
             for start in range(0, len(images), max(classifier.batch_size, 32)):
@@ -168,24 +167,12 @@ def class_impressions(
     return _eight_bits(images.detach(), spec.channels).cpu()
 
 
-@contextmanager
-def _batchnorm_losses(module: nn.Module | None, distances: list[Tensor]) -> Iterator[None]:
-    """Collect how far each BatchNorm layer's batch statistics are from its running ones."""
-
-    def measure(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        assert isinstance(layer, nn.BatchNorm2d)  # noqa: S101 - hooks are put on these alone
-        if layer.running_mean is None or layer.running_var is None:
-            return
-        mean, variance = inputs[0].mean(dim=(0, 2, 3)), inputs[0].var(dim=(0, 2, 3))
-        distances.append((mean - layer.running_mean).norm() + (variance - layer.running_var).norm())
-
-    layers = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)] if module else []
-    handles = [layer.register_forward_pre_hook(measure) for layer in layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _statistics_loss(
+    layer: nn.BatchNorm2d, mean: Tensor, variance: Tensor, running_mean: Tensor, running_var: Tensor
+) -> Tensor:
+    """Distance of a batch's statistics from the running ones: norms of both differences."""
+    distance: Tensor = (mean - running_mean).norm() + (variance - running_var).norm()
+    return distance
 
 
 def mixes(impressions: Tensor, generator: torch.Generator) -> Tensor:

@@ -322,17 +322,12 @@ def smallest_detectable(clean: ImageFacts, comparisons: int) -> tuple[float | No
         there is no such target.
     """
     alpha = ALPHA / 2 / max(1, comparisons)
-    counts = {
-        (eligible(clean, target), eligible(clean, target, confirm=True)): None
+    halves = [
+        (eligible(clean, target), eligible(clean, target, confirm=True))
         for target in range(len(clean.screen_members))
-    }
-    powers = {count: _detectable(*count, alpha, split=bool(clean.confirm)) for count in counts}
-    testable = [
-        power
-        for target in range(len(clean.screen_members))
-        if (power := powers[eligible(clean, target), eligible(clean, target, confirm=True)])
-        is not None
     ]
+    powers = {half: _detectable(*half, alpha, split=bool(clean.confirm)) for half in set(halves)}
+    testable = [power for half in halves if (power := powers[half]) is not None]
     return (max(testable), len(testable)) if testable else (None, 0)
 
 

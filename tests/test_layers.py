@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1] / "auditor"
 
 RANKS = [
     {"errors"},
-    {"text", "statistics", "registry", "resources", "results", "watchdog"},
+    {"text", "statistics", "registry", "resources", "results", "watchdog", "batchnorm"},
     {"safety", "outputs"},
     {"architectures", "images"},
     {"models", "triggers"},
