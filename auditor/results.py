@@ -2,6 +2,7 @@
 
 They hold no tensors and import no torch, so that a report can be rendered anywhere. `ScanResult`
 is the versioned log record of one scan; `verdict.judge` recomputes its verdict from its counts.
+`PurifyResult` is that of one purification, with the scans of the model before and after in it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from enum import StrEnum
 from typing import Literal
 
 SCAN_SCHEMA = "auditor.scan/1"
+PURIFY_SCHEMA = "auditor.purify/1"
 
 
 class Verdict(StrEnum):
@@ -328,4 +330,291 @@ class ScanResult:
     caveats: tuple[Caveat, ...]
     judgement: Judgement
     exhibits: tuple[Exhibit, ...]
+    provenance: Provenance
+
+
+# ---- purification
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitFacts:
+    """One part of the clean set."""
+
+    images: int
+    members: tuple[int, ...]
+    """Images a class (by label or prediction), length K."""
+    digest: str
+    """SHA-256 over the stored pixels and labels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """How many of the same images meet a condition, a model at a time."""
+
+    before: int
+    """The suspect."""
+    after: int
+    """The purified model."""
+    baseline: int | None = None
+    """The suspect after plain fine-tuning with the same images; None where it was not run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """One trigger on the judge images, a model at a time."""
+
+    origin: Literal["found", "judge"]
+    """"found": the scan found it and the purifier knew it; "judge": `--judge-trigger`, which the
+    purifier never saw."""
+    probe: str
+    title: str
+    trigger: str
+    """Its repr, which rebuilds it."""
+    scope: Scope
+    target: int | None
+    source: int | None = None
+    mapping: tuple[int, ...] | None = None
+    """Source class -> target class, for all-to-all; -1 where a source was not seen."""
+    eligible: int
+    hits: Counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """The model in the middle of a purification, on fit images that were kept back for choosing."""
+
+    step: int
+    asr: float
+    """Highest ASR of the triggers that the purifier knows; 0 where it knows none."""
+    acc: float
+    loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One attempt of a purifier."""
+
+    what: Literal["masks", "weights"]
+    settings: dict[str, str]
+    steps: int
+    images: int
+    """Images that went forward and backward."""
+    seconds: float
+    checks: tuple[Check, ...]
+    outcome: str
+    """One sentence: what it reached on the kept-back fit images, and what was made of it."""
+    kept: bool
+    """Its result is (part of) the purified model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeFacts:
+    """How the model was purified."""
+
+    name: str
+    title: str
+    source: str
+    """The paper, or why the recipe is as it is."""
+    settings: dict[str, str]
+    stages: tuple[Stage, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskLayer:
+    """The masks of one layer of the purified model, in the order of the network."""
+
+    layer: str
+    kind: str
+    """BatchNorm, LayerNorm, Conv, Linear …"""
+    channels: int
+    lower_bound: float
+    histogram: tuple[int, ...]
+    """Channels a bin; bin i of n holds the masks in [i / n, (i + 1) / n), the last one those of 1
+    and more."""
+    near_zero: int
+    """Masks below 0.1."""
+    near_one: int
+    """Masks above 0.9."""
+    smallest: float
+    mean: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangedChannel:
+    """One of the channels that were changed most."""
+
+    layer: str
+    channel: int
+    mask: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangedTensor:
+    """A tensor that was changed as a whole: relative size of the change, `|W' - W| / |W|`."""
+
+    name: str
+    elements: int
+    change: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One judge image in the t-SNE map, before and after."""
+
+    label: int
+    stamped: bool
+    before: tuple[float, float]
+    after: tuple[float, float]
+    predicted_before: int
+    predicted_after: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedding:
+    """One common t-SNE map of the features of both models."""
+
+    features: str
+    """What was embedded: "penultimate features", or "logits" where hooks have no effect."""
+    trigger: str
+    perplexity: float
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confusion:
+    """Judge images a class and predicted class, unstamped: `before[true][predicted]`."""
+
+    before: tuple[tuple[int, ...], ...]
+    after: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One judge image with and without a trigger, as both models see it."""
+
+    label: int
+    clean_png: str
+    """PNG, base64."""
+    stamped_png: str
+    clean_before: int
+    """Predicted class."""
+    clean_before_probability: float
+    stamped_before: int
+    stamped_before_probability: float
+    clean_after: int
+    clean_after_probability: float
+    stamped_after: int
+    stamped_after_probability: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseExhibit:
+    """A trigger that the suspect obeyed, on some judge images."""
+
+    probe: str
+    trigger: str
+    target: int | None
+    difference_png: str
+    """Mean absolute change, stretched to full contrast; PNG, base64."""
+    cases: tuple[Case, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StressRow:
+    """A model that is taught the trigger again, on the judge images."""
+
+    model: Literal["purified", "fine-tuned"]
+    hits_before: int
+    """Stamped judge images that go to the target, before the re-tuning."""
+    hits_after: int
+    correct_after: int
+    """Rightly classified unstamped judge images, after it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stress:
+    """Does it come back? The re-tuning attack (PAM, NeurIPS 2024)."""
+
+    probe: str
+    trigger: str
+    target: int
+    poisoned: int
+    """Stamped images with the target's label that the model is re-tuned on."""
+    clean: int
+    epochs: int
+    lr: float
+    eligible: int
+    total: int
+    rows: tuple[StressRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """The purified file, read back."""
+
+    name: str
+    """File name without its folder."""
+    sha256: str
+    bytes: int
+    format: str
+    tensors: int
+    """Tensors whose numbers differ from the input's."""
+    largest_difference: float
+    """Largest difference of a logit between the file, loaded again, and the model that was judged."""
+    compared: int
+    """Images that were compared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goals:
+    """What the user wanted, and whether it holds on the judge images."""
+
+    max_asr: float
+    max_acc_drop: float
+    missed: tuple[str, ...]
+    """A sentence for each goal that was missed; empty: all goals are met."""
+
+    @property
+    def met(self) -> bool:
+        """True where nothing was missed."""
+        return not self.missed
+
+
+@dataclass(frozen=True, kw_only=True)
+class PurifyResult:
+    """Everything that one purification did and what it was judged by."""
+
+    schema: str
+    model: ModelFacts
+    preprocessing: Preprocessing
+    fit: SplitFacts
+    judge: SplitFacts
+    labelled: bool
+    """False: the suspect's own clean predictions stand for labels, and ACC is agreement with it."""
+    evidence: ScanResult
+    """The scan of the suspect on the fit images: what the purifier was told."""
+    before: ScanResult
+    """The suspect on the judge images."""
+    after: ScanResult | None
+    """The purified model on the judge images: same probes, same seed. None where the model was not
+    touched."""
+    recipe: RecipeFacts | None
+    """None where there was nothing to remove, and the model was left alone."""
+    accuracy: Counts
+    """Rightly classified unstamped judge images."""
+    outcomes: tuple[Outcome, ...]
+    masks: tuple[MaskLayer, ...]
+    """Empty where no masks are part of the result."""
+    channels: tuple[ChangedChannel, ...]
+    tensors: tuple[ChangedTensor, ...]
+    """Tensors that were changed beyond masks, most changed first; empty where masks sufficed."""
+    exhibits: tuple[CaseExhibit, ...]
+    embedding: Embedding | None
+    confusion: Confusion | None
+    stress: Stress | None
+    goals: Goals
+    written: Written | None
+    """None where nothing was written."""
+    caveats: tuple[Caveat, ...]
     provenance: Provenance
