@@ -305,7 +305,7 @@ def test_torchscript_that_writes_a_file_is_refused_and_not_run(tmp_path: Path) -
     with zipfile.ZipFile(tmp_path / "fine.pt") as source, zipfile.ZipFile(hostile, "w") as target:
         for member in source.infolist():
             data = source.read(member)
-            if member.filename.endswith("container.py"):
+            if "container" in member.filename and member.filename.endswith(".py"):
                 code = data.decode().replace(
                     "def forward(", f'def __setstate__(self, x: Tensor) -> NoneType:\n    torch.save(x, "{marker}")\n    return None\n  def forward(', 1
                 )  # fmt: skip

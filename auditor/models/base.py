@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from auditor.errors import UnsuitableModel
+from auditor.masks import MaskSite, find_sites
+from auditor.models.patching import Locate, write_changed
+from auditor.models.slots import slots_of, training
 from auditor.safety.structure import FileFacts
+from auditor.text import clean_text
 
 
 class ModelHandle(ABC):
@@ -23,15 +29,68 @@ class ModelHandle(ABC):
         """What a reader of the report should know about how the file was opened."""
 
     @abstractmethod
-    def call(self, inputs: Tensor) -> Any:
-        """Run the network.
+    def call(
+        self,
+        inputs: Tensor,
+        overrides: Mapping[str, Tensor] | None = None,
+        *,
+        train: bool = False,
+    ) -> Any:
+        """Run the network, on its own tensors or on others.
+
+        The network itself is the same afterwards, whatever happens during the call.
 
         Args:
             inputs: ``(N, C, H, W)`` float32 on `device`, already normalised.
+            overrides: Name -> tensor that stands in for the network's own during this call, all
+                its aliases included; gradients flow to it.
+            train: Run in train mode: dropout drops, BatchNorm uses the batch's statistics and
+                updates the running ones in place in the tensors of `overrides`. Those that
+                `overrides` does not name are updated in copies that are thrown away.
 
         Returns:
             Whatever the network returns; `classifier.logits_of` makes sense of it.
+
+        Raises:
+            KeyError: The network has no tensor of a name in `overrides`.
+            NotImplementedError: The format has no gradients, so nothing can be overridden.
         """
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every parameter and buffer by name, as the network holds it; empty where it hides them.
+
+        Floating ones are float32 on `device`. Not copies: do not change them. A tensor that has
+        several names (tied weights) is listed under the first.
+        """
+        return {}
+
+    def mask_sites(self) -> list[MaskSite]:
+        """Where masks can act on this network; empty where its numbers cannot be changed."""
+        return []
+
+    def write(self, changed: Mapping[str, Tensor], path: Path) -> None:
+        """Write a copy of the suspect's file in which some tensors have other values.
+
+        Everything else stays: container, keys, shapes, dtypes, order, other entries. The values
+        are cast to the dtypes that the file stores, and given to all aliases of a tied tensor.
+
+        Args:
+            changed: Name as in `tensors` -> its new values, of the same shape, on any device.
+            path: The new file, which does not exist.
+
+        Raises:
+            OutputError: The file cannot be written, or the values cannot be put into it.
+            UnsuitableModel: The format cannot be changed; says what to do.
+        """
+        raise UnsuitableModel(
+            f"{clean_text(self.file.path.name)} is {self.file.kind}, whose numbers auditor cannot "
+            "change yet. Save the network with torch.save."
+        )
+
+    @property
+    def trainable_statistics(self) -> bool:
+        """True where `call(train=True)` updates running statistics of BatchNorm layers."""
+        return False
 
     @property
     def module(self) -> nn.Module | None:
@@ -82,17 +141,53 @@ class ModuleHandle(ModelHandle):
         input_size: tuple[int | None, int | None, int | None] = (None, None, None),
         default_side: int | None = None,
         extras: Mapping[str, Tensor] | None = None,
+        locate: Locate | None = None,
     ) -> None:
         super().__init__(file, architecture=architecture, device=device)
         # channels-last: convolutions run up to twice as fast, on CPU and GPU alike
         self._network: nn.Module = network.float().eval().requires_grad_(False).to(device)
         self._network.to(memory_format=torch.channels_last)
+        self._slots = slots_of(self._network)
         self._input_size = input_size
         self._default_side = default_side
         self._extras = extras or {}
+        self._locate = locate
 
-    def call(self, inputs: Tensor) -> Any:
-        return self._network(inputs.contiguous(memory_format=torch.channels_last))
+    def call(
+        self,
+        inputs: Tensor,
+        overrides: Mapping[str, Tensor] | None = None,
+        *,
+        train: bool = False,
+    ) -> Any:
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        tensors = self._slots.first_named(overrides or {})
+        if not train:
+            with self._slots.holding(tensors):
+                return self._network(inputs)
+        with self._slots.holding(self._slots.copied_buffers() | tensors), training(self._network):
+            raw = self._network(inputs)
+        # in train mode inception_v3 and googlenet return auxiliary logits besides
+        return raw.logits if isinstance(raw, tuple) and hasattr(raw, "logits") else raw
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self._slots.tensors()
+
+    def mask_sites(self) -> list[MaskSite]:
+        return find_sites(self._network)
+
+    def write(self, changed: Mapping[str, Tensor], path: Path) -> None:
+        if self._locate is None:
+            super().write(changed, path)
+            return
+        write_changed(self.file, path, self._slots.with_all_names(changed), self._locate)
+
+    @property
+    def trainable_statistics(self) -> bool:
+        return any(
+            isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None
+            for module in self._network.modules()
+        )
 
     @property
     def module(self) -> nn.Module:

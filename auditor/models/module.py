@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from auditor.architectures import TORCHVISION_SIDE, Architecture
 from auditor.errors import UnsuitableModel
 from auditor.models.base import ModelHandle, ModuleHandle
-from auditor.models.state_dict import find_state_dict, open_state_dict
+from auditor.models.patching import Home
+from auditor.models.state_dict import Keys, find_state_dict, open_state_dict
 from auditor.safety.static import load_pickle
 from auditor.safety.structure import FileFacts
 from auditor.text import clean_text
@@ -21,14 +22,13 @@ def open_pickle(
 ) -> ModelHandle:
     """Open a file of `torch.save`, zip or legacy, executing nothing of it."""
     content = load_pickle(file.path)
-    path, network = find_module(content)
+    keys, network = find_module(content)
     if network is None:
         return open_state_dict(file, content, architecture, device)
-    if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        network = network.module
     _check(network, clean_text(file.path.name))
     if architecture is not None:
-        return open_state_dict(file, network.state_dict(), architecture, device)
+        state = network.state_dict()
+        return open_state_dict(file, state, architecture, device, locate=locate_in_module)
     of_torchvision = type(network).__module__.startswith("torchvision.models.")
     handle = ModuleHandle(
         file,
@@ -36,10 +36,23 @@ def open_pickle(
         architecture=type(network).__name__,
         device=device,
         default_side=TORCHVISION_SIDE if of_torchvision else None,
+        locate=locate_in_module,
     )
-    if path:
-        handle.notes.append(f'The network was found under "{path}".')
+    if keys:
+        handle.notes.append(f'The network was found under "{clean_text(str(keys[0]))}".')
     return handle
+
+
+def locate_in_module(content: Any) -> Home:
+    """Where the tensors of a pickled network are in the content of its file."""
+    keys, network = find_module(content)
+    if network is None:
+        raise ValueError("the content holds no pickled network")
+    tensors: dict[str, Tensor] = {
+        **dict(network.named_parameters(remove_duplicate=False)),
+        **dict(network.named_buffers(remove_duplicate=False)),
+    }
+    return Home(keys=keys, tensors=tensors)
 
 
 def _check(network: nn.Module, name: str) -> None:
@@ -62,12 +75,25 @@ def _check(network: nn.Module, name: str) -> None:
         )
 
 
-def find_module(content: Any) -> tuple[str, nn.Module | None]:
-    """The network in a checkpoint: itself, or the first one among its entries."""
+def find_module(content: Any) -> tuple[Keys, nn.Module | None]:
+    """The network in a checkpoint, and the key that leads to it, where it is not the content.
+
+    Of several networks the first; what wraps one for several GPUs is taken off.
+    """
     if isinstance(content, nn.Module):
-        return "", content
+        return (), _unwrapped(content)
     if isinstance(content, dict) and len(find_state_dict(content)[1]) == 0:
         for key, value in content.items():
             if isinstance(value, nn.Module):
-                return str(key), value
-    return "", None
+                return (key,), _unwrapped(value)
+    return (), None
+
+
+def _unwrapped(network: nn.Module) -> nn.Module:
+    if not isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return network
+    try:
+        inner = network.module
+    except (AttributeError, TypeError):  # damaged, as `_check` will say
+        return network
+    return inner if isinstance(inner, nn.Module) else network

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,15 @@ class OnnxHandle(ModelHandle):
         self._sizes = (sizes[0], sizes[1], sizes[2])
         self._outputs = [output.name for output in self._session.get_outputs()]
 
-    def call(self, inputs: Tensor) -> Any:
+    def call(
+        self,
+        inputs: Tensor,
+        overrides: Mapping[str, Tensor] | None = None,
+        *,
+        train: bool = False,
+    ) -> Any:
+        if overrides or train:
+            raise NotImplementedError("onnxruntime computes with the file's own tensors only")
         images = inputs.detach().cpu().numpy()
         if self._channels_last:
             images = images.transpose(0, 2, 3, 1)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Container, Iterable, Mapping
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from auditor.architectures import Architecture
 from auditor.errors import UnsuitableModel
 from auditor.models.base import ModuleHandle
+from auditor.models.patching import Home, Locate
 from auditor.safety.structure import FileFacts
 from auditor.text import clean_text
 
@@ -22,23 +24,25 @@ MAX_LISTED = 5
 MAX_CLASSES = 100_000
 
 StateDict = dict[str, Tensor]
+Keys = tuple[Any, ...]
+Value = TypeVar("Value")
 
 
-def find_state_dict(checkpoint: Any) -> tuple[str, StateDict]:
-    """The weights in a checkpoint, and the path of keys that leads to them.
+def find_state_dict(checkpoint: Any) -> tuple[Keys, StateDict]:
+    """The weights in a checkpoint, and the keys that lead to them.
 
     The nested dictionary with the most tensors wins; of two with as many, the first in the file.
 
     Returns:
-        Path such as `net` (empty for a bare state dict), and name -> tensor; empty where the
+        Keys such as `("net",)` (none for a bare state dict), and name -> tensor; empty where the
         checkpoint holds no weights.
     """
-    best: tuple[str, StateDict] = ("", {})
-    queue: deque[tuple[str, Any, int]] = deque([("", checkpoint, 0)])
+    best: tuple[Keys, StateDict] = ((), {})
+    queue: deque[tuple[Keys, Any]] = deque([((), checkpoint)])
     visited: set[int] = set()
     while queue:
-        path, entry, depth = queue.popleft()
-        if not isinstance(entry, Mapping) or depth > MAX_DEPTH or id(entry) in visited:
+        path, entry = queue.popleft()
+        if not isinstance(entry, Mapping) or len(path) > MAX_DEPTH or id(entry) in visited:
             continue
         visited.add(id(entry))
         tensors = {
@@ -48,11 +52,16 @@ def find_state_dict(checkpoint: Any) -> tuple[str, StateDict]:
         }
         if len(tensors) > len(best[1]):
             best = (path, tensors)
-        queue += [
-            (f"{path}.{key}" if path else str(key), value, depth + 1)
-            for key, value in entry.items()
-        ]
+        queue += [((*path, key), value) for key, value in entry.items()]
     return best
+
+
+def locate_state_dict(checkpoint: Any, wanted: Container[str]) -> Home:
+    """Where the tensors of a network with the names `wanted` are in a checkpoint."""
+    keys, state = find_state_dict(checkpoint)
+    entries = unprefixed({key: key for key in state}, wanted)
+    tensors = {name: state[key] for name, key in entries.items()}
+    return Home(keys=keys, tensors=tensors, entries=entries)
 
 
 def class_count(state: StateDict) -> int | None:
@@ -66,32 +75,48 @@ def class_count(state: StateDict) -> int | None:
     return matrices[-1].shape[0] if matrices else None
 
 
-def unprefixed(state: StateDict, wanted: set[str]) -> StateDict:
+def unprefixed(state: dict[str, Value], wanted: Container[str]) -> dict[str, Value]:
     """`state` without the wrapper's prefix, if that makes more keys fit the network's."""
+
+    def fitting(names: Iterable[str]) -> int:
+        return sum(name in wanted for name in names)
+
     best = state
     while prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in state)), None):
-        state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
-        if len(wanted & state.keys()) > len(wanted & best.keys()):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+        if fitting(state) > fitting(best):
             best = state
     return best
 
 
 def open_state_dict(
-    file: FileFacts, checkpoint: Any, architecture: Architecture | None, device: torch.device
+    file: FileFacts,
+    checkpoint: Any,
+    architecture: Architecture | None,
+    device: torch.device,
+    *,
+    locate: Locate | None = None,
 ) -> ModuleHandle:
     """Put a checkpoint's weights into the network of `architecture`.
+
+    Args:
+        file: The suspect.
+        checkpoint: The weights, alone or among other entries.
+        architecture: The network they belong to.
+        device: Where it will run.
+        locate: Finds the weights in the file's content, where that is more than `checkpoint`.
 
     Raises:
         UnsuitableModel: There are no weights, no architecture was given, or they do not fit.
     """
     name = clean_text(file.path.name)
-    path, state = find_state_dict(checkpoint)
+    keys, state = find_state_dict(checkpoint)
     if not state:
         raise UnsuitableModel(
             f"{name} holds no weights (it is a {clean_text(type(checkpoint).__name__)}"
             f"{_keys_of(checkpoint)}). Save the network or its state_dict."
         )
-    under = f' under "{clean_text(path)}"' if path else ""
+    under = f' under "{clean_text(".".join(map(str, keys)))}"' if keys else ""
     if architecture is None:
         raise UnsuitableModel(
             f"{name} holds only weights ({len(state)} tensors{under}), not the network: first "
@@ -113,8 +138,9 @@ def open_state_dict(
         input_size=architecture.input_size,
         default_side=architecture.default_side,
         extras=extras,
+        locate=locate or partial(locate_state_dict, wanted=frozenset(network.state_dict())),
     )
-    if path:
+    if keys:
         handle.notes.append(f"The weights were found{under}.")
     return handle
 

@@ -6,8 +6,10 @@ import ast
 import enum
 import importlib
 import inspect
+import mmap
 import re
 import zipfile
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +74,16 @@ def allowed_global(name: str) -> type[Any] | None:
     return entry if issubclass(entry, nn.Module | enum.Enum) else None
 
 
-def load_pickle(path: Path) -> Any:
+def load_pickle(path: Path, *, writable: bool = False) -> Any:
     """Read a file of `torch.save` without executing anything in it.
 
     torch's weights-only unpickler, with the classes of torch's and torchvision's own networks
     allowed. Tensors land on the CPU.
+
+    Args:
+        path: The file.
+        writable: Let the tensors be the file's own bytes: what is written to them is written to the
+            file. For zip files only; torch does not offer it on Windows.
 
     Raises:
         UnsafeModel: The file needs other code; lists the names it wants and the ways out.
@@ -86,8 +93,8 @@ def load_pickle(path: Path) -> Any:
     while True:
         entries: list[Any] = [(entry, name) for name, entry in allowed.items()]
         try:
-            with torch.serialization.safe_globals(entries):
-                return torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(entries), _mapping(writable):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=writable)
         except Exception as error:  # whatever a hostile file provokes has one of two answers
             message = str(error)
         wanted = [name for name in _wanted_globals(path, message) if name not in allowed]
@@ -106,6 +113,12 @@ def load_pickle(path: Path) -> Any:
         if refused:
             raise UnsafeModel(_refusal(path, refused))
         allowed |= {name: entry for name in wanted if (entry := allowed_global(name)) is not None}
+
+
+def _mapping(writable: bool) -> AbstractContextManager[None]:
+    if not writable:
+        return nullcontext()
+    return torch.serialization.set_default_mmap_options(mmap.MAP_SHARED)
 
 
 def _wanted_globals(path: Path, message: str) -> list[str]:
