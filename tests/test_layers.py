@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[1] / "auditor"
 RANKS = [
     {"errors"},
     {"text", "statistics", "registry", "resources", "results", "watchdog", "batchnorm"},
-    {"safety", "outputs"},
-    {"architectures", "images"},
+    {"safety", "outputs", "drawing"},
+    {"architectures", "images", "masks", "charts"},
     {"models", "triggers"},
     {"classifier", "probes"},
     {"inputs", "synthesis"},
@@ -25,6 +25,7 @@ RANKS = [
     {"preflight", "search"},
     {"scan", "report", "demo"},
     {"terminal", "api"},
+    {"terminal_purify"},
     {"cli"},
     {"__main__"},
 ]

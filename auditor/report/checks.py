@@ -1,0 +1,260 @@
+"""What no scan and no purification writes: a report would fail on it, or lie."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+from auditor.report.pictures import read_image
+from auditor.results import (
+    SCAN_SCHEMA,
+    CaseExhibit,
+    Confusion,
+    Counts,
+    Embedding,
+    MaskLayer,
+    PurifyResult,
+    RecipeFacts,
+    ScanResult,
+    SplitFacts,
+    Stress,
+)
+
+MOST_IMAGES = 1_000_000
+"""In one family; a result that claims more was not made by a scan."""
+MOST_POINTS = 20_000
+MOST_BINS = 200
+
+
+def contradictions(result: ScanResult | PurifyResult) -> Iterator[str]:
+    """What is wrong with the numbers of a result, each in a few words."""
+    return _of_scan(result) if isinstance(result, ScanResult) else _of_purification(result)
+
+
+def _of_scan(result: ScanResult) -> Iterator[str]:
+    classes = result.model.classes
+    if len(result.model.class_names) != classes:
+        yield f"{len(result.model.class_names)} class names for {classes} classes"
+    families = {facts.family for facts in result.images}
+    for facts in result.images:
+        sizes = {len(facts.screen_members), len(facts.confirm_members), len(facts.predicted)}
+        if sizes != {classes}:
+            yield "images are not counted for every class"
+        if (
+            not 0
+            <= min(facts.screen, facts.confirm)
+            <= max(facts.screen, facts.confirm)
+            <= MOST_IMAGES
+        ):
+            yield "an impossible number of images"
+    named = [k for response in result.responses for k in response.hits]
+    named += [k for c in result.confirmations for k in (c.target, c.source) if k is not None]
+    named += [
+        p
+        for e in result.exhibits
+        for picture in e.pictures
+        for p in (picture.before, picture.after)
+    ]
+    named += [e.target for e in result.exhibits if e.target is not None]
+    named += result.margin.classes if result.margin else ()
+    strange = next((k for k in named if not 0 <= k < classes), None)
+    if strange is not None:
+        yield f"class {strange} of {classes}"
+    if {response.family for response in result.responses} - families:
+        yield "a response on images that are not described"
+    for response in result.responses:
+        if any(not 0 <= count <= response.images for count in response.hits.values()):
+            yield "a response with more hits than images"
+    for c in result.confirmations:
+        if any(
+            not 0 <= hits <= c.eligible
+            for hits in (c.hits, c.clean_hits, *(k.hits for k in c.controls))
+        ):
+            yield "a confirmation with more hits than images"
+        if c.mapping is not None and len(c.mapping) != classes:
+            yield "a map of classes that does not cover them"
+    if result.margin is not None and len(result.margin.margins) != len(result.margin.classes):
+        yield "margins that do not fit their classes"
+    for reason in result.judgement.reasons:
+        if reason.confirmation is not None and not 0 <= reason.confirmation < len(
+            result.confirmations
+        ):
+            yield "a reason that cites a confirmation which is not there"
+
+
+def _of_purification(result: PurifyResult) -> Iterator[str]:
+    classes = result.model.classes
+    if len(result.model.class_names) != classes:
+        yield f"{len(result.model.class_names)} class names for {classes} classes"
+    yield from _of_nested_scans(result)
+    yield from _of_split("fit", result.fit, classes)
+    yield from _of_split("judge", result.judge, classes)
+    strange = next((k for k in _named_classes(result) if not 0 <= k < classes), None)
+    if strange is not None:
+        yield f"class {strange} of {classes}"
+    if not _within(result.accuracy, result.judge.images):
+        yield "more rightly classified images than images"
+    yield from _of_outcomes(result)
+    if result.recipe is not None:
+        yield from _of_recipe(result.recipe)
+    for layer in result.masks:
+        yield from _of_masks(layer)
+    yield from _of_changes(result)
+    for exhibit in result.exhibits:
+        yield from _of_exhibit(exhibit)
+    if result.embedding is not None:
+        yield from _of_embedding(result.embedding)
+    if result.confusion is not None:
+        yield from _of_confusion(result.confusion, result)
+    if result.stress is not None:
+        yield from _of_stress(result.stress)
+    if not (_is_share(result.goals.max_asr) and _is_share(result.goals.max_acc_drop)):
+        yield "a goal that is no share"
+    written = result.written
+    if written is not None and not (
+        min(written.bytes, written.tensors, written.compared) >= 0
+        and 0 <= written.largest_difference < math.inf
+    ):
+        yield "an impossible written file"
+
+
+def _of_nested_scans(result: PurifyResult) -> Iterator[str]:
+    scans = {"evidence": result.evidence, "before": result.before, "after": result.after}
+    for name, scan in scans.items():
+        if scan is None:
+            continue
+        if scan.schema != SCAN_SCHEMA:
+            yield f'the scan "{name}" is of another version'
+        if scan.model.classes != result.model.classes:
+            yield f'the scan "{name}" is of a model with {scan.model.classes} classes'
+        for problem in _of_scan(scan):
+            yield f'in the scan "{name}", {problem}'
+
+
+def _of_split(name: str, split: SplitFacts, classes: int) -> Iterator[str]:
+    if not 0 <= split.images <= MOST_IMAGES:
+        yield f"an impossible number of {name} images"
+    if len(split.members) != classes:
+        yield f"{name} images that are not counted for every class"
+    elif min(split.members, default=0) < 0 or sum(split.members) != split.images:
+        yield f"{name} images that do not add up"
+
+
+def _named_classes(result: PurifyResult) -> Iterator[int]:
+    for outcome in result.outcomes:
+        yield from (k for k in (outcome.target, outcome.source) if k is not None)
+    for exhibit in result.exhibits:
+        if exhibit.target is not None:
+            yield exhibit.target
+        for case in exhibit.cases:
+            yield case.label
+            yield from (case.clean_before, case.stamped_before)
+            yield from (case.clean_after, case.stamped_after)
+    if result.embedding is not None:
+        for point in result.embedding.points:
+            yield from (point.label, point.predicted_before, point.predicted_after)
+    if result.stress is not None:
+        yield result.stress.target
+
+
+def _of_outcomes(result: PurifyResult) -> Iterator[str]:
+    classes = result.model.classes
+    for outcome in result.outcomes:
+        if outcome.eligible > result.judge.images or not _within(outcome.hits, outcome.eligible):
+            yield "an outcome with more hits than images"
+        mapping = outcome.mapping
+        if mapping is not None and (
+            len(mapping) != classes or not all(-1 <= k < classes for k in mapping)
+        ):
+            yield "a map of classes that does not cover them"
+
+
+def _of_recipe(recipe: RecipeFacts) -> Iterator[str]:
+    for stage in recipe.stages:
+        if min(stage.steps, stage.images) < 0:
+            yield "a stage with fewer than no steps"
+        for check in stage.checks:
+            if not (_is_share(check.asr) and _is_share(check.acc) and check.step >= 0):
+                yield "a check of a stage that is no share"
+
+
+def _of_masks(layer: MaskLayer) -> Iterator[str]:
+    if not 1 <= len(layer.histogram) <= MOST_BINS or min(layer.histogram) < 0:
+        yield "a histogram of masks that counts nothing"
+    elif sum(layer.histogram) != layer.channels:
+        yield "a histogram of masks that does not count every channel"
+    if (
+        min(layer.near_zero, layer.near_one) < 0
+        or layer.near_zero + layer.near_one > layer.channels
+    ):
+        yield "more masks near 0 and 1 than channels"
+    if not _finite(layer.lower_bound, layer.smallest, layer.mean):
+        yield "a mask that is no number"
+
+
+def _of_changes(result: PurifyResult) -> Iterator[str]:
+    channels = {layer.layer: layer.channels for layer in result.masks}
+    for changed in result.channels:
+        if not 0 <= changed.channel < channels.get(changed.layer, MOST_IMAGES):
+            yield "a changed channel that its layer does not have"
+        if not _finite(changed.mask):
+            yield "a mask that is no number"
+    if not _finite(*(tensor.change for tensor in result.tensors)):
+        yield "a change that is no number"
+
+
+def _of_exhibit(exhibit: CaseExhibit) -> Iterator[str]:
+    pictures = [exhibit.difference_png]
+    for case in exhibit.cases:
+        pictures += [case.clean_png, case.stamped_png]
+        sure = [case.clean_before_probability, case.stamped_before_probability]
+        sure += [case.clean_after_probability, case.stamped_after_probability]
+        if not all(map(_is_share, sure)):
+            yield "a probability outside 0 to 1"
+    if not all(map(read_image, pictures)):
+        yield "a picture that is no PNG"
+
+
+def _of_embedding(embedding: Embedding) -> Iterator[str]:
+    if len(embedding.points) > MOST_POINTS:
+        yield "more points in the map than it can have"
+    if not _finite(embedding.perplexity):
+        yield "a perplexity that is no number"
+    if not all(_finite(*point.before, *point.after) for point in embedding.points):
+        yield "a point without a place"
+
+
+def _of_confusion(confusion: Confusion, result: PurifyResult) -> Iterator[str]:
+    classes = result.model.classes
+    pairs = ((confusion.before, result.accuracy.before), (confusion.after, result.accuracy.after))
+    for rows, correct in pairs:
+        if len(rows) != classes or any(len(row) != classes for row in rows):
+            yield "a confusion matrix that does not cover the classes"
+            continue
+        if min(map(min, rows)) < 0 or sum(map(sum, rows)) != result.judge.images:
+            yield "a confusion matrix that does not count every image"
+        elif sum(rows[k][k] for k in range(classes)) != correct:
+            yield "a confusion matrix that disagrees with the accuracy"
+
+
+def _of_stress(stress: Stress) -> Iterator[str]:
+    for row in stress.rows:
+        if not (
+            0 <= row.hits_before <= stress.eligible
+            and 0 <= row.hits_after <= stress.eligible
+            and 0 <= row.correct_after <= stress.total
+        ):
+            yield "a stress test with more hits than images"
+
+
+def _within(counts: Counts, total: int) -> bool:
+    every: Iterable[int] = (counts.before, counts.after, counts.baseline or 0)
+    return all(0 <= count <= total for count in every)
+
+
+def _is_share(value: float) -> bool:
+    return 0 <= value <= 1
+
+
+def _finite(*values: float) -> bool:
+    return all(map(math.isfinite, values))

@@ -1,0 +1,329 @@
+"""What the reports of a purification show: its counts, put in order and joined."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from auditor.report.numbers import Rate, number, percent
+from auditor.report.scan_view import ScreenedProbe, SeenResponse, screened_probes
+from auditor.results import (
+    Counts,
+    Embedding,
+    MaskLayer,
+    Outcome,
+    PurifyResult,
+    Verdict,
+)
+
+Which = Literal["before", "after", "baseline"]
+
+NO_PROOF = (
+    "A found trigger that stopped working is not proof that the backdoor is gone: these are the "
+    "triggers that were found; the attacker's own may differ."
+)
+NEVER_SEEN = (
+    "Judge triggers were never seen by the purifier: it was neither told nor tuned by them."
+)
+NOTHING_FOUND = "No trigger that was tried works on this model, so the model was not touched."
+
+
+class Ending(StrEnum):
+    """How a purification ended."""
+
+    MET = "GOALS MET"
+    MISSED = "GOALS MISSED"
+    NOTHING = "NOTHING TO REMOVE"
+
+
+ENDING_SYMBOLS: Mapping[Ending, str] = {Ending.MET: "✔", Ending.MISSED: "✖", Ending.NOTHING: "–"}
+ENDING_TONES: Mapping[Ending, str] = {
+    Ending.MET: "met",
+    Ending.MISSED: "bad",
+    Ending.NOTHING: "none",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """The same images under each model."""
+
+    before: Rate
+    after: Rate
+    baseline: Rate | None
+    """Plain fine-tuning."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeenOutcome:
+    """An outcome with its rates."""
+
+    number: int
+    """Counted from 1, in the order of the result."""
+    outcome: Outcome
+    rates: Rates
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeChange:
+    """The strongest response of a probe, before and after."""
+
+    probe: str
+    title: str
+    family: str
+    triggers: int
+    before: SeenResponse
+    after: SeenResponse | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanLine:
+    """One of the scans around a purification."""
+
+    what: str
+    images: str
+    verdict: Verdict
+    headline: str
+    nothing_above: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskTotals:
+    """All masks of the purified model."""
+
+    layers: int
+    channels: int
+    near_zero: int
+    near_one: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moved:
+    """Images of one class that are predicted as another, before and after."""
+
+    label: int
+    predicted: int
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapRow:
+    """One class in the t-SNE map: how many of its images are predicted as it."""
+
+    label: int
+    plain: int
+    plain_before: int
+    plain_after: int
+    stamped: int
+    stamped_before: int
+    stamped_after: int
+
+
+def ending(result: PurifyResult) -> Ending:
+    """A missed goal comes first, also where the model was not touched."""
+    if not result.goals.met:
+        return Ending.MISSED
+    return Ending.NOTHING if result.recipe is None else Ending.MET
+
+
+def is_touched(result: PurifyResult) -> bool:
+    """Whether there is a purified model that differs from the suspect."""
+    return result.recipe is not None and result.after is not None
+
+
+def rates(counts: Counts, total: int) -> Rates:
+    """The rates of counts over the same images."""
+    baseline = None if counts.baseline is None else Rate(counts.baseline, total)
+    return Rates(
+        before=Rate(counts.before, total), after=Rate(counts.after, total), baseline=baseline
+    )
+
+
+def accuracy(result: PurifyResult) -> Rates:
+    """Clean accuracy on the judge images, or agreement with the suspect."""
+    return rates(result.accuracy, result.judge.images)
+
+
+def accuracy_word(result: PurifyResult) -> str:
+    """What the accuracy is called."""
+    return "accuracy" if result.labelled else "agreement with the suspect"
+
+
+def outcomes(result: PurifyResult) -> list[SeenOutcome]:
+    """Every outcome with its rates, in the order of the result."""
+    return [
+        SeenOutcome(number=index + 1, outcome=outcome, rates=rates(outcome.hits, outcome.eligible))
+        for index, outcome in enumerate(result.outcomes)
+    ]
+
+
+def highest(seen: Sequence[SeenOutcome], which: Which) -> tuple[Rate, SeenOutcome] | None:
+    """The highest ASR under one model, and the trigger that has it."""
+    measured = [
+        (rate, entry)
+        for entry in seen
+        if (rate := getattr(entry.rates, which)) is not None and rate.total > 0
+    ]
+    return max(measured, key=lambda pair: (pair[0].share, -pair[1].number), default=None)
+
+
+def has_judge_triggers(result: PurifyResult) -> bool:
+    """Whether triggers were given that the purifier never saw."""
+    return any(outcome.origin == "judge" for outcome in result.outcomes)
+
+
+def headline(result: PurifyResult) -> str:
+    """What came of it, in one or two sentences with their numbers."""
+    kind = ending(result)
+    if kind is Ending.MISSED:
+        said = " ".join(result.goals.missed[:4])
+        return said if result.recipe is not None else f"{said} The model was not touched."
+    if kind is Ending.NOTHING:
+        return NOTHING_FOUND
+    seen, right, goals = outcomes(result), accuracy(result), result.goals
+    before, after = highest(seen, "before"), highest(seen, "after")
+    known = (
+        f"The highest ASR went from {percent(before[0].share)} to {percent(after[0].share)} "
+        f"(goal: at most {percent(goals.max_asr)}), {accuracy_word(result)}"
+        if before is not None and after is not None
+        else accuracy_word(result).capitalize()
+    )
+    return (
+        f"{known} from {percent(right.before.share)} to {percent(right.after.share)} "
+        f"(goal: a loss of at most {points(goals.max_acc_drop)})."
+    )
+
+
+def points(share: float) -> str:
+    """A difference of shares in percentage points."""
+    return f"{share * 100:.1f} points"
+
+
+def difference(before: Rate, after: Rate) -> str:
+    """How a share changed, as "−1.0 points"."""
+    change = round(100 * (after.share - before.share), 1)
+    sign = "−" if change < 0 else "+" if change > 0 else "±"
+    return f"{sign}{abs(change):.1f} points"
+
+
+def cautions(result: PurifyResult) -> list[str]:
+    """What has to stand beside every ASR of a purified model."""
+    if not result.outcomes or not is_touched(result):
+        return []
+    return [NO_PROOF, *([NEVER_SEEN] if has_judge_triggers(result) else [])]
+
+
+def written_sentence(result: PurifyResult) -> str:
+    """What was written, or plainly that nothing was, and why."""
+    written = result.written
+    if written is not None:
+        anyway = "" if result.goals.met else "It was written although a goal was missed. "
+        return (
+            f"{anyway}It was read back and compared with the model that was judged: the largest "
+            f"difference of an output on {written.compared} images is "
+            f"{number(written.largest_difference)}."
+        )
+    if not is_touched(result):
+        return "No file was written, because nothing was changed."
+    if not result.goals.met:
+        return "No file was written, because a goal was missed."
+    return "No file was written, although the goals are met."
+
+
+def probe_changes(result: PurifyResult) -> list[ProbeChange]:
+    """Each probe of the scan before beside the same probe of the scan after, strongest first."""
+    later = {
+        (group.family, group.probe): group
+        for group in ([] if result.after is None else screened_probes(result.after))
+    }
+
+    def change(group: ScreenedProbe) -> ProbeChange:
+        other = later.get((group.family, group.probe))
+        return ProbeChange(
+            probe=group.probe,
+            title=group.title,
+            family=group.family,
+            triggers=len(group.rows),
+            before=group.rows[0],
+            after=None if other is None else other.rows[0],
+        )
+
+    found = [change(group) for group in screened_probes(result.before)]
+    return sorted(found, key=lambda row: (-_strongest_share(row), row.probe, row.family))
+
+
+def _strongest_share(row: ProbeChange) -> float:
+    return max(row.before.asr.share, row.after.asr.share if row.after else 0.0)
+
+
+def scan_lines(result: PurifyResult) -> list[ScanLine]:
+    """The scans before the purification, and the one after it."""
+    scans = [
+        ("the suspect", f"{result.fit.images} fit images", result.evidence),
+        ("the suspect", f"{result.judge.images} judge images", result.before),
+        ("the purified model", f"{result.judge.images} judge images", result.after),
+    ]
+    return [
+        ScanLine(
+            what=what,
+            images=images,
+            verdict=scan.judgement.verdict,
+            headline=scan.judgement.headline,
+            nothing_above=scan.judgement.nothing_above,
+        )
+        for what, images, scan in scans
+        if scan is not None
+    ]
+
+
+def mask_totals(layers: Sequence[MaskLayer]) -> MaskTotals:
+    """Sums over the layers."""
+    return MaskTotals(
+        layers=len(layers),
+        channels=sum(layer.channels for layer in layers),
+        near_zero=sum(layer.near_zero for layer in layers),
+        near_one=sum(layer.near_one for layer in layers),
+    )
+
+
+def most_changed(layers: Sequence[MaskLayer], limit: int) -> list[tuple[int, MaskLayer]]:
+    """The layers whose masks are furthest from 1 on average, in the order of the network."""
+    order = sorted(range(len(layers)), key=lambda index: (layers[index].mean, index))
+    return [(index, layers[index]) for index in sorted(order[:limit])]
+
+
+def moved_most(result: PurifyResult) -> list[Moved]:
+    """Confusions whose counts changed, the largest change first."""
+    if result.confusion is None:
+        return []
+    before, after = result.confusion.before, result.confusion.after
+    changes = (
+        Moved(label=row, predicted=column, before=count, after=after[row][column])
+        for row, counts in enumerate(before)
+        for column, count in enumerate(counts)
+        if row != column and count != after[row][column]
+    )
+    return sorted(changes, key=lambda m: (-abs(m.after - m.before), m.label, m.predicted))
+
+
+def map_rows(embedding: Embedding) -> list[MapRow]:
+    """The map in numbers, a class a row."""
+
+    def row(label: int) -> MapRow:
+        own = [point for point in embedding.points if point.label == label]
+        plain = [point for point in own if not point.stamped]
+        stamped = [point for point in own if point.stamped]
+        return MapRow(
+            label=label,
+            plain=len(plain),
+            plain_before=sum(point.predicted_before == label for point in plain),
+            plain_after=sum(point.predicted_after == label for point in plain),
+            stamped=len(stamped),
+            stamped_before=sum(point.predicted_before == label for point in stamped),
+            stamped_after=sum(point.predicted_after == label for point in stamped),
+        )
+
+    return [row(label) for label in sorted({point.label for point in embedding.points})]

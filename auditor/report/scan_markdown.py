@@ -1,0 +1,189 @@
+"""The summary of a scan in Markdown."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from auditor.report.json import to_json
+from auditor.report.markdown import MARKDOWN_ROWS, code, counted, cut, fenced, inert, more
+from auditor.report.numbers import duration, interval, moment, percent
+from auditor.report.page import SYMBOLS, plain_label
+from auditor.report.scan_view import (
+    Checked,
+    ScreenedProbe,
+    checked_confirmations,
+    clean_accuracy,
+    count_triggers,
+    highest_response,
+    screened_probes,
+)
+from auditor.results import Confirmation, Reason, ScanResult
+
+
+def scan_markdown(result: ScanResult) -> str:
+    """A summary for a pull request or a ticket, at most 65,536 characters."""
+    checked, screened = checked_confirmations(result), screened_probes(result)
+    lines = [*_head(result), ""]
+    lines += [*_numbers(result, checked, screened), ""]
+    for title, part in (
+        ("Why", _reasons(result.judgement.reasons)),
+        ("Confirmed on other images, against controls", _checked(checked, result)),
+        ("Screened", _screened(screened, result)),
+        ("Not checked", _skipped(result)),
+        ("Limits", _limits(result)),
+        ("To repeat", _provenance(result)),
+    ):
+        if part:
+            lines += [f"### {title}", "", *part, ""]
+    return cut("\n".join(lines).rstrip("\n") + "\n")
+
+
+def _head(result: ScanResult) -> list[str]:
+    judgement, model = result.judgement, result.model
+    return [
+        f"## {SYMBOLS[judgement.verdict]} {judgement.verdict}: {code(model.name)}",
+        "",
+        inert(judgement.headline, limit=1500),
+        "",
+        f"{code(model.format, 60)} · {code(model.architecture, 80)} · {model.classes} classes · "
+        f"sha256 {code(model.sha256, 64)} · {inert(moment(result.provenance.started))}",
+    ]
+
+
+def _numbers(
+    result: ScanResult, checked: Sequence[Checked], screened: Sequence[ScreenedProbe]
+) -> list[str]:
+    top, accuracy, (ran, planned) = (
+        highest_response(checked, screened),
+        clean_accuracy(result),
+        count_triggers(result),
+    )
+    lines = ["| number | value | |", "|---|---:|---|"]
+    if top is not None:
+        lines.append(f"| highest ASR | {percent(top.asr.share)} | {counted(top.asr)} |")
+        if top.control is not None:
+            lines.append(
+                f"| worst matched control | {percent(top.control.share)} | {counted(top.control)} |"
+            )
+        if top.clean is not None:
+            lines.append(
+                f"| without the trigger | {percent(top.clean.share)} | {counted(top.clean)} |"
+            )
+    if accuracy is not None:
+        lines.append(f"| clean accuracy | {percent(accuracy.share)} | {counted(accuracy)} |")
+    lines.append(f"| triggers run | {ran} | of {planned}, from {len(result.probes)} probes |")
+    for facts in result.images:
+        held = (
+            f"{facts.screen} to screen, {facts.confirm} others to confirm"
+            if facts.confirm
+            else "not split"
+        )
+        lines.append(
+            f"| {code(facts.family, 30)} images | {facts.screen + facts.confirm} | {held} |"
+        )
+    bound = result.judgement.nothing_above
+    if bound is not None:
+        lines += [
+            "",
+            f"No trigger that is not listed has an all-to-one ASR above {percent(bound)} (95%, "
+            f"simultaneous).",
+        ]
+    return lines
+
+
+def _reasons(reasons: Sequence[Reason]) -> list[str]:
+    lines = [
+        f"- {SYMBOLS[reason.verdict]} **{reason.verdict}** {inert(reason.text, limit=700)}"
+        for reason in reasons[:MARKDOWN_ROWS]
+    ]
+    return [*lines, *more(len(reasons), MARKDOWN_ROWS, "reasons")]
+
+
+def _checked(checked: Sequence[Checked], result: ScanResult) -> list[str]:
+    if not checked:
+        return []
+    lines = [
+        "| | probe | trigger | effect | ASR | 95% | without | worst control |",
+        "|---|---|---|---|---:|---:|---:|---:|",
+    ]
+    for row in checked[:MARKDOWN_ROWS]:
+        mark = "·" if row.verdict is None else SYMBOLS[row.verdict]
+        worst = "" if row.worst is None else percent(row.worst.share)
+        lines.append(
+            f"| {mark} | {code(row.found.probe, 60)} | {code(row.found.trigger, 120)} | "
+            f"{_effect(row.found, result)} | {percent(row.asr.share)} "
+            f"({row.asr.hits}/{row.asr.total}) | "
+            f"{interval(row.asr)} | {percent(row.clean.share)} | {worst} |"
+        )
+    return [*lines, *more(len(checked), MARKDOWN_ROWS, "confirmations")]
+
+
+def _effect(found: Confirmation, result: ScanResult) -> str:
+    names = result.model.class_names
+
+    def name(number: int) -> str:
+        label = plain_label(number, names, 40)
+        return code(label) if label == f"class {number}" else f"{code(label)} ({number})"
+
+    if found.scope == "all-to-one" and found.target is not None:
+        return f"all → {name(found.target)}"
+    if found.scope == "source-specific" and found.target is not None and found.source is not None:
+        return f"{name(found.source)} → {name(found.target)}"
+    return f"all-to-all, shift {found.shift}" if found.shift is not None else "all-to-all map"
+
+
+def _screened(screened: Sequence[ScreenedProbe], result: ScanResult) -> list[str]:
+    if not screened:
+        return []
+    lines = [
+        "| probe | images | triggers | highest ASR | 95% | class |",
+        "|---|---|---:|---:|---:|---|",
+    ]
+    for group in screened[:MARKDOWN_ROWS]:
+        best = group.rows[0]
+        target = (
+            ""
+            if best.target is None
+            else code(plain_label(best.target, result.model.class_names, 40))
+        )
+        lines.append(
+            f"| {code(group.probe, 60)} | {code(group.family, 30)} | {len(group.rows)} | "
+            f"{percent(best.asr.share)} ({best.asr.hits}/{best.asr.total}) | "
+            f"{interval(best.asr)} | {target} |"
+        )
+    return [*lines, *more(len(screened), MARKDOWN_ROWS, "probes")]
+
+
+def _skipped(result: ScanResult) -> list[str]:
+    lines = [f"- {inert(s.what)}: {inert(s.reason)}" for s in result.skipped[:MARKDOWN_ROWS]]
+    return [*lines, *more(len(result.skipped), MARKDOWN_ROWS, "entries")]
+
+
+def _limits(result: ScanResult) -> list[str]:
+    lines = [
+        f"- {'**blocking:** ' if caveat.blocking else ''}{inert(caveat.text, limit=700)}"
+        for caveat in result.caveats[:MARKDOWN_ROWS]
+    ]
+    lines += more(len(result.caveats), MARKDOWN_ROWS, "caveats")
+    lines.append(
+        "- A scan finds triggers that it tried or that a search exhibited. Triggers made anew for "
+        "each "
+        "image, semantic and physical ones and undeclared ones can stay hidden: no evidence never "
+        "means safe."
+    )
+    return lines
+
+
+def _provenance(result: ScanResult) -> list[str]:
+    provenance = result.provenance
+    versions = ", ".join(f"{k} {v}" for k, v in sorted(provenance.versions.items()))
+    lines = [*fenced(provenance.command), ""]
+    lines += [f"- images {code(f.family, 30)}: digest {code(f.digest, 64)}" for f in result.images]
+    lines.append(
+        f"- seed {provenance.seed} · {inert(provenance.device)} · {duration(provenance.seconds)}"
+    )
+    lines.append(f"- auditor {inert(provenance.auditor, 40)} · {inert(versions, 600)}")
+    digest = hashlib.sha256(to_json(result).encode()).hexdigest()
+    lines.append(f"- result JSON: sha256 `{digest}`")
+    return lines
