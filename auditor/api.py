@@ -16,19 +16,26 @@ from auditor.models.load import load_model, resolve_device
 from auditor.probes import Probe, load_probe
 from auditor.probes import choose as choose_probes
 from auditor.probes import from_image as probe_from_image
+from auditor.purifiers import PURIFIERS, Purifier
+from auditor.purify import Options as PurifyOptions
+from auditor.purify import purify
 from auditor.report import from_json, to_html, to_json, to_markdown
-from auditor.results import ScanResult, Verdict
+from auditor.results import PurifyResult, ScanResult, Verdict
 from auditor.scan import SEARCHES, scan
 from auditor.scan import Options as ScanOptions
 from auditor.triggers import TRIGGERS, Trigger
-from auditor.verdict import judge, rejudge
+from auditor.verdict import judge, judge_purification, rejudge, rejudge_purification
 
 __all__ = [
+    "PURIFIERS",
     "SEARCHES",
     "TRIGGERS",
     "CleanSet",
     "GivenInput",
     "Probe",
+    "Purifier",
+    "PurifyOptions",
+    "PurifyResult",
     "ScanOptions",
     "ScanResult",
     "Trigger",
@@ -36,14 +43,17 @@ __all__ = [
     "choose_probes",
     "from_json",
     "judge",
+    "judge_purification",
     "load_model",
     "load_probe",
     "open_images",
     "parse_input",
     "parse_normalize",
     "probe_from_image",
+    "purify",
     "read_class_names",
     "rejudge",
+    "rejudge_purification",
     "resolve_device",
     "scan",
     "search_tiers",

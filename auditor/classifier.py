@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -52,16 +52,25 @@ class Classifier:
         """True where gradients with respect to the images exist."""
         return self.model.differentiable
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(
+        self,
+        images: Tensor,
+        overrides: Mapping[str, Tensor] | None = None,
+        *,
+        train: bool = False,
+    ) -> Tensor:
         """Logits of images, in one forward pass.
 
         Args:
             images: ``(N, C, H, W)`` float32 in [0, 1] on `device`.
+            overrides: Tensors in place of the model's own, see `ModelHandle.call`.
+            train: Train mode, see there.
 
         Returns:
             ``(N, K)`` float32; with a gradient where grad mode is on and the model has one.
         """
-        logits = logits_of(self.model.call(self.prepared(images)), self.model.file.path.name)
+        raw = self.model.call(self.prepared(images), overrides, train=train)
+        logits = logits_of(raw, self.model.file.path.name)
         return logits.clamp_min(LOG_FLOOR).log() if self.probabilities else logits
 
     def prepared(self, images: Tensor) -> Tensor:

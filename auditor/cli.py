@@ -20,7 +20,8 @@ from auditor.text import clean_text
 from auditor.watchdog import interruptible
 
 if TYPE_CHECKING:
-    from auditor.results import ScanResult
+    from auditor.purifiers import Purifier
+    from auditor.results import PurifyResult, ScanResult
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -28,10 +29,16 @@ R = TypeVar("R")
 USAGE_ERROR = 2
 INTERRUPTED = 130
 FORMATS = ("json", "html", "md")
+PURIFY_FORMATS = ("model", *FORMATS)
 
 EPILOG = (
     "Exit codes: 0 no evidence found, 1 BACKDOOR or SUSPICIOUS, 2 wrong usage or unreadable input, "
     "3 inconclusive, 130 interrupted."
+)
+
+PURIFY_EPILOG = (
+    "Exit codes: 0 goals met (or nothing to remove), 1 goals missed, 2 wrong usage or unreadable input, "
+    "3 the scan was inconclusive and nothing was done, 130 interrupted."
 )
 
 app = typer.Typer(
@@ -81,6 +88,23 @@ class Order(StrEnum):
 
     RGB = "rgb"
     BGR = "bgr"
+
+
+class Recipe(StrEnum):
+    """How to purify."""
+
+    INFORMED = "informed"
+    PAPER = "paper"
+    FINETUNE = "finetune"
+
+
+class Bound(StrEnum):
+    """Shape of NFT's lower bound of masks over depth."""
+
+    EXPONENTIAL = "exponential"
+    LINEAR = "linear"
+    COSINE = "cosine"
+    NONE = "none"
 
 
 ModelPath = Annotated[
@@ -175,6 +199,98 @@ Seed = Annotated[
 ]
 MaxImages = Annotated[
     int, typer.Option(min=1, help="Draw at most so many of the clean images, evenly over classes.")
+]
+
+
+# ---- options of purify
+
+
+FitPath = Annotated[
+    Path,
+    typer.Option(
+        "--clean",
+        metavar="DIR",
+        help="Clean images: DIR/<class>/*.png, or a flat folder (labels.csv optional), or .npz.",
+    ),
+]
+JudgePath = Annotated[
+    Path | None,
+    typer.Option(
+        "--judge",
+        metavar="DIR",
+        help="Images to judge by, like --clean. Left out, a share of --clean is held out.",
+    ),
+]
+Holdout = Annotated[
+    float,
+    typer.Option(min=0.05, max=0.95, help="Share of --clean that is only judged by."),
+]
+RecipeName = Annotated[
+    Recipe,
+    typer.Option(
+        help="informed: unlearn what the scan found, masks first. paper: NFT as published. "
+        "finetune: plain fine-tuning."
+    ),
+]
+JudgeTrigger = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="IMG",
+        help="A trigger to judge by, an image or a probe file (repeatable). The purifier never sees it.",
+    ),
+]
+MaxAsr = Annotated[
+    float, typer.Option(min=0, max=1, help="Goal: highest attack success rate that may be left.")
+]
+MaxAccDrop = Annotated[
+    float,
+    typer.Option(min=0, max=1, help="Goal: largest share of clean accuracy that may be lost."),
+]
+StressTest = Annotated[
+    bool,
+    typer.Option("--stress", help="Does it come back? Re-tune the result on 5 stamped images."),
+]
+Baseline = Annotated[
+    bool, typer.Option("--baseline/--no-baseline", help="Run plain fine-tuning beside it.")
+]
+Anyway = Annotated[
+    bool, typer.Option("--anyway", help="Purify although the scan showed no trigger.")
+]
+WriteAnyway = Annotated[
+    bool, typer.Option("--write-anyway", help="Write the model although a goal was missed.")
+]
+Iterations = Annotated[int, typer.Option(min=1, help="Of --recipe paper.")]
+Regulariser = Annotated[
+    bool, typer.Option("--regulariser/--no-regulariser", help="Of --recipe paper: pull to 1.")
+]
+MixUp = Annotated[bool, typer.Option("--mixup/--no-mixup", help="Of --recipe paper: mix images.")]
+MaskBound = Annotated[
+    Bound, typer.Option(help="Of --recipe paper: lower bound of masks over depth.")
+]
+DepthAware = Annotated[
+    bool,
+    typer.Option("--depth-aware", help="Of --recipe paper: stretch the bound over deep networks."),
+]
+TrainStatistics = Annotated[
+    bool,
+    typer.Option(
+        "--train-statistics/--keep-statistics",
+        help="Of --recipe paper: BatchNorm statistics follow the clean images, as published.",
+    ),
+]
+PurifyOutput = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="FMT=PATH",
+        help="Result file, model=, json=, html= or md= (repeatable; none writes nothing). Default: "
+        "MODEL.purified.pt (with the ending of the input), MODEL.purify.json and MODEL.purify.html in "
+        "the current folder.",
+    ),
+]
+PurifyImages = Annotated[
+    int, typer.Option("--max-images", min=1, help="Draw at most so many of the clean images.")
 ]
 
 
@@ -342,6 +458,227 @@ def run_scan(
     return result, list(outputs.values())
 
 
+@app.command(epilog=PURIFY_EPILOG)
+@reporting
+def purify(
+    model: ModelPath,
+    clean: FitPath,
+    judge: JudgePath = None,
+    holdout: Holdout = 0.4,
+    arch: Arch = None,
+    labels: Labels = None,
+    recipe: RecipeName = Recipe.INFORMED,
+    probes: ProbeSpec = "standard",
+    trigger: TriggerImage = None,
+    mask: MaskImage = None,
+    judge_trigger: JudgeTrigger = None,
+    max_asr: MaxAsr = 0.05,
+    max_acc_drop: MaxAccDrop = 0.03,
+    stress: StressTest = False,
+    baseline: Baseline = True,
+    anyway: Anyway = False,
+    write_anyway: WriteAnyway = False,
+    input_size: Input = None,
+    normalize: Normalize = "auto",
+    channel_order: ChannelOrder = None,
+    output: PurifyOutput = None,
+    force: Force = False,
+    quiet: Quiet = False,
+    device: Device = "auto",
+    batch_size: BatchSize = "auto",
+    seed: Seed = 0,
+    max_images: PurifyImages = 2000,
+    iterations: Iterations = 1000,
+    regulariser: Regulariser = True,
+    mixup: MixUp = True,
+    mask_bound: MaskBound = Bound.EXPONENTIAL,
+    depth_aware: DepthAware = False,
+    train_statistics: TrainStatistics = True,
+) -> None:
+    """Remove the backdoor from MODEL with clean images, and prove it on images held out.
+
+    Scans, purifies, writes the model in its own format, reads it back and scans again. The input is
+    never touched. What counts are images that the purification has not seen.
+
+    Example: auditor purify model.pt --clean ./samples
+
+    Example: auditor purify model.pt --clean ./samples --trigger sticker.png --stress
+    """
+    paper: dict[str, object] = {
+        "iterations": iterations,
+        "mixup": mixup,
+        "bound": mask_bound.value,
+        "depth_aware": depth_aware,
+        "statistics": train_statistics,
+        **({} if regulariser else {"regulariser": 0.0}),
+    }
+    defaults: dict[str, object] = {
+        "iterations": 1000, "mixup": True, "bound": "exponential", "depth_aware": False,
+        "statistics": True,
+    }  # fmt: skip
+    if recipe is not Recipe.PAPER and paper != defaults:
+        odd = next(name for name, value in paper.items() if defaults.get(name) != value)
+        raise UsageError(f"{odd} is a setting of --recipe paper, not of {recipe}.")
+    result, written = run_purify(
+        model,
+        clean=clean,
+        judge=judge,
+        holdout=holdout,
+        arch=arch,
+        labels=labels,
+        recipe=recipe,
+        settings=paper if recipe is Recipe.PAPER else {},
+        probes=probes,
+        trigger=trigger,
+        mask=mask,
+        judge_triggers=judge_trigger or [],
+        max_asr=max_asr,
+        max_acc_drop=max_acc_drop,
+        stress=stress,
+        baseline=baseline,
+        anyway=anyway,
+        write_anyway=write_anyway,
+        input_size=input_size,
+        normalize=normalize,
+        order=channel_order,
+        output=output or [],
+        force=force,
+        quiet=quiet,
+        device=device,
+        batch_size=batch_size,
+        seed=seed,
+        max_images=max_images,
+    )
+    from auditor.terminal_purify import goals_line, show_purify
+
+    if quiet:
+        typer.echo(goals_line(result))
+    elif Path("-") not in written:
+        show_purify(result, written)
+    if result.recipe is None:
+        raise typer.Exit(result.evidence.judgement.verdict.exit_code)
+    raise typer.Exit(0 if result.goals.met else 1)
+
+
+def run_purify(
+    model: Path,
+    *,
+    clean: Path,
+    judge: Path | None = None,
+    holdout: float = 0.4,
+    arch: str | None = None,
+    labels: Path | None = None,
+    recipe: Recipe = Recipe.INFORMED,
+    settings: dict[str, object] | None = None,
+    probes: str = "standard",
+    trigger: Path | None = None,
+    mask: Path | None = None,
+    judge_triggers: list[Path] | None = None,
+    max_asr: float = 0.05,
+    max_acc_drop: float = 0.03,
+    stress: bool = False,
+    baseline: bool = True,
+    anyway: bool = False,
+    write_anyway: bool = False,
+    input_size: str | None = None,
+    normalize: str = "auto",
+    order: Order | None = None,
+    output: list[str],
+    force: bool = False,
+    quiet: bool = False,
+    device: str = "auto",
+    batch_size: str = "auto",
+    seed: int = 0,
+    max_images: int = 2000,
+) -> tuple[PurifyResult, list[Path]]:
+    """Purify one file and write what came of it; what `purify` and `demo` share."""
+    from auditor.outputs import check_outputs, parse_outputs, write_text
+
+    defaults = {
+        "model": Path(f"{model.stem}.purified{model.suffix}"),
+        **{name: Path(f"{model.stem}.purify.{name}") for name in ("json", "html")},
+    }
+    outputs = parse_outputs(output, PURIFY_FORMATS, defaults)
+    named = judge_triggers or []
+    given_files = [path for path in (model, trigger, mask, labels, *named) if path is not None]
+    check_outputs(outputs, force=force, inputs=given_files)
+    if outputs.get("model") == Path("-"):
+        raise UsageError("-o model=-: the model goes to a file, not to standard output.")
+    size = parse_batch_size(batch_size)
+    if mask is not None and trigger is None:
+        raise UsageError("--mask needs --trigger: it says where the trigger image overwrites.")
+
+    from auditor import report
+    from auditor.terminal import ProgressLine
+
+    with ProgressLine(quiet=quiet) as notify:
+        notify("loading", 0, 1)
+        from auditor import api
+
+        names = None if labels is None else api.read_class_names(labels)
+        selection = api.choose_probes(probes, extras=api.search_tiers())
+        chosen = list(selection.probes)
+        if trigger is not None:
+            chosen.insert(0, api.probe_from_image(trigger, mask))
+        if not chosen:
+            raise UsageError(f"--probes {clean_text(probes)}: nothing is left to try.")
+        purifier: Purifier = api.PURIFIERS[recipe.value](**(settings or {}))
+        judged_by = tuple(
+            api.load_probe(path)
+            if path.suffix.lower() in (".yaml", ".yml")
+            else api.probe_from_image(path, None)
+            for path in named
+        )
+        dimensions = api.parse_input(input_size)
+        channels, height, width = dimensions or (None, None, None)
+        api.parse_normalize(normalize, channels or 3)
+        suspect = api.load_model(model, arch=arch, device=api.resolve_device(device))
+        command = shlex.join(["auditor", *sys.argv[1:]])
+        result = api.purify(
+            suspect,
+            chosen,
+            api.open_images(clean, names),
+            outputs.get("model"),
+            api.PurifyOptions(
+                recipe=purifier,
+                scan=api.ScanOptions(
+                    given=api.GivenInput(
+                        channels=channels,
+                        height=height,
+                        width=width,
+                        normalize=None if normalize == "auto" else normalize,
+                        order=None if order is None else order.value,
+                    ),
+                    searches=selection.extras,
+                    class_names=names,
+                    batch_size=size,
+                    command=command,
+                ),
+                holdout=holdout,
+                max_images=max_images,
+                max_asr=max_asr,
+                max_acc_drop=max_acc_drop,
+                judge_probes=judged_by,
+                baseline=baseline,
+                stress=stress,
+                anyway=anyway,
+                write_anyway=write_anyway,
+                arch=arch,
+                seed=seed,
+                command=command,
+            ),
+            notify,
+            None if judge is None else api.open_images(judge, names),
+        )
+        notify("writing the report", 0, 1)
+        renderers = {"json": report.to_json, "html": report.to_html, "md": report.to_markdown}
+        texts = {name: renderers[name](result) for name in outputs if name in renderers}
+    for name, text in texts.items():
+        write_text(outputs[name], text)
+    paths = [path for name, path in outputs.items() if name != "model" or result.written]
+    return result, paths
+
+
 @app.command()
 @reporting
 def demo(
@@ -397,7 +734,9 @@ def demo(
 @app.command()
 @reporting
 def report(
-    result: Annotated[Path, typer.Argument(metavar="RESULT", help="A .json file that scan wrote.")],
+    result: Annotated[
+        Path, typer.Argument(metavar="RESULT", help="A .json file that scan or purify wrote.")
+    ],
     output: Output = None,
     force: Force = False,
 ) -> None:
@@ -410,8 +749,10 @@ def report(
     """
     from auditor import report as rendering
     from auditor.outputs import check_outputs, parse_outputs, write_text
+    from auditor.results import PurifyResult
     from auditor.terminal import show_error, show_scan
-    from auditor.verdict import rejudge
+    from auditor.terminal_purify import show_purify
+    from auditor.verdict import rejudge, rejudge_purification
 
     try:
         text = result.read_text("utf-8")
@@ -427,13 +768,23 @@ def report(
     }
     for name, path in outputs.items():
         write_text(path, renderers[name](record))
-    if Path("-") not in outputs.values():
-        show_scan(record, list(outputs.values()))
-    again = rejudge(record)
-    if again.verdict is not record.judgement.verdict:
+    silent = Path("-") in outputs.values()
+    if isinstance(record, PurifyResult):
+        if not silent:
+            show_purify(record, list(outputs.values()))
+        says, counts = (
+            "met" if goals.met else "missed"
+            for goals in (record.goals, rejudge_purification(record))
+        )
+        says, counts = f"goals {says}", f"goals {counts}"
+    else:
+        if not silent:
+            show_scan(record, list(outputs.values()))
+        says, counts = str(record.judgement.verdict), str(rejudge(record).verdict)
+    if says != counts:
         show_error(
-            f"the file says {record.judgement.verdict}, but its own counts say {again.verdict}: it was "
-            "edited, or written by another version."
+            f"the file says {says}, but its own counts say {counts}: it was edited, or written by another "
+            "version."
         )
         raise typer.Exit(1)
 

@@ -126,6 +126,50 @@ class ImageSource:
         )
 
 
+class PartSource(ImageSource):
+    """Some images of a source, as a source of its own: the halves of a split."""
+
+    def __init__(self, whole: ImageSource, indices: Sequence[int]) -> None:
+        labels = None if whole.labels is None else [whole.labels[index] for index in indices]
+        super().__init__(whole.name, len(indices), labels, whole.class_names)
+        self._whole, self._indices = whole, list(indices)
+
+    def sizes(self, indices: Sequence[int]) -> set[tuple[int, int]]:
+        return self._whole.sizes([self._indices[index] for index in indices])
+
+    def load(self, indices: Sequence[int], spec: InputSpec, notify: Notify = silent) -> CleanSet:
+        return self._whole.load([self._indices[index] for index in indices], spec, notify)
+
+
+def split(
+    source: ImageSource, holdout: float, *, limit: int, seed: int
+) -> tuple[PartSource, PartSource]:
+    """Draw images and part them once: some to work on, the others to judge by.
+
+    The share is taken of every class, where there are labels. A class with one image gives it to
+    the first part.
+
+    Args:
+        source: Where the images come from.
+        holdout: Share of the images that goes to the second part, in (0, 1).
+        limit: Draw at most so many, evenly over the classes.
+        seed: Of the draw.
+    """
+    by_class: dict[int | None, list[int]] = {}
+    for index in source.draw(limit, seed):
+        by_class.setdefault(source.label_of(index), []).append(index)
+    first: list[int] = []
+    second: list[int] = []
+    owed = 0.0
+    for members in by_class.values():
+        owed += holdout * len(members)  # what is rounded off in one class is made up in the next
+        count = min(round(owed), len(members) - 1)
+        owed -= count
+        first += members[count:]
+        second += members[:count]
+    return PartSource(source, first), PartSource(source, second)
+
+
 class FolderSource(ImageSource):
     """`DIR/<class>/*.png`, or a flat folder, perhaps with `labels.csv` (file,label).
 

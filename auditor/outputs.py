@@ -13,6 +13,12 @@ from auditor.registry import nearest
 from auditor.text import clean_text
 
 STDOUT = Path("-")
+ENDINGS = {
+    "htm": "html",
+    "markdown": "md",
+    **dict.fromkeys(("pt", "pth", "bin", "ckpt", "ts", "torchscript"), "model"),
+}
+"""Endings of files that are not the name of their format."""
 
 
 def parse_outputs(
@@ -35,7 +41,7 @@ def parse_outputs(
         name, separator, path = text.partition("=")
         if not separator:
             name, path = Path(text).suffix.lstrip("."), text
-        name = {"htm": "html", "markdown": "md"}.get(name, name)
+        name = ENDINGS.get(name, name) if not separator else name
         if name not in formats:
             raise UsageError(
                 f'-o {clean_text(text)}: no format "{clean_text(name)}"{nearest(name, formats)} '
@@ -100,7 +106,7 @@ def write_text(path: Path, text: str) -> None:
         ) as file:
             temporary = Path(file.name)
             file.write(text)
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(default_mode())
         temporary.replace(path)
     except OSError as error:
         raise OutputError(
@@ -111,7 +117,8 @@ def write_text(path: Path, text: str) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _umask() -> int:
+def default_mode() -> int:
+    """The permissions that a new file gets here; temporary files are made with fewer."""
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    return 0o666 & ~mask

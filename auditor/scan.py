@@ -21,7 +21,7 @@ from auditor import inputs, measure, preflight, synthesis, verdict
 from auditor.classifier import Classifier, as_float, is_out_of_memory
 from auditor.errors import ImageError, ProbeError
 from auditor.images import CleanSet, ImageSource, Notify, silent
-from auditor.inputs import GivenInput
+from auditor.inputs import GivenInput, Resolution
 from auditor.measure import Family, Half, Hypothesis, Stamped
 from auditor.models.base import ModelHandle
 from auditor.probes import Probe
@@ -84,6 +84,8 @@ class Options:
     """How to scan."""
 
     given: GivenInput = field(default_factory=GivenInput)
+    resolution: Resolution | None = None
+    """How to prepare the input, where an earlier scan of the same model has settled it."""
     searches: tuple[str, ...] = tuple(SEARCHES)
     class_names: tuple[str, ...] | None = None
     """Names in the order of the outputs, where the user gave them."""
@@ -118,6 +120,27 @@ def scan(
         ImageError: The images or their labels do not fit the model.
     """
     return _Scan(model, probes, source, options or Options(), notify).run()
+
+
+def stamped_triggers(model: ModelHandle, probes: Sequence[Probe]) -> list[Stamped]:
+    """Everything that a scan stamps: what the file itself holds, then the probes, quick ones first."""
+    return [
+        *_checkpoint_grids(model),
+        *(
+            Stamped(probe=probe.id, title=probe.title, trigger=trigger)
+            for probe in sorted(probes, key=lambda p: ("quick", "standard", "deep").index(p.tier))
+            for trigger in probe.triggers
+        ),
+    ]
+
+
+def _checkpoint_grids(model: ModelHandle) -> Iterator[Stamped]:
+    """WaNet checkpoints hold the grid of their own trigger, though not its strength."""
+    for strength in (0.5, 1.0):
+        grid = GridWarp.from_checkpoint(model.extras, strength=strength)
+        if grid is not None:
+            title = f"The warping grid of the checkpoint itself, strength {strength:g}"
+            yield Stamped(probe="warp.checkpoint", title=title, trigger=grid)
 
 
 class _Scan:
@@ -203,8 +226,13 @@ class _Scan:
     def _prepare(self) -> CleanSet | None:
         """Settle the input preparation; the clean set at the model's size, if there is one."""
         options, seed = self.options, self.options.seed
-        *size, why = inputs.resolve_size(self.model, self.source, options.given, seed)
-        channels, height, width = size
+        settled = options.resolution
+        if settled is None:
+            *size, why = inputs.resolve_size(self.model, self.source, options.given, seed)
+            channels, height, width = size
+        else:
+            spec = settled.preprocessing.spec
+            channels, height, width = spec.channels, spec.height, spec.width
         shape = (channels, height, width)
         generator = torch.Generator().manual_seed(seed)
         pool = (max(MADE_IMAGES, min(MADE_POOL, MADE_PIXELS // (height * width))), *shape)
@@ -216,8 +244,11 @@ class _Scan:
         if self.source is not None:
             indices = self.source.draw(options.max_images, seed)
             clean = self.source.load(indices, inputs.blank_spec(shape), self.notify)
-        stand_ins = torch.cat([part[:64] for part in self._made.values()]) if self._made else None
-        resolution = inputs.resolve(self.model, shape, why, clean, stand_ins, options.given)
+        resolution = settled
+        if resolution is None:
+            made = self._made.values()
+            stand_ins = torch.cat([part[:64] for part in made]) if made else None
+            resolution = inputs.resolve(self.model, shape, why, clean, stand_ins, options.given)
         self.preprocessing = resolution.preprocessing
         self.classes = resolution.classes
         self.probabilities = resolution.probabilities
@@ -378,16 +409,8 @@ class _Scan:
         """Every trigger that applies to this input, quick tiers first; the others are skipped."""
         if not families:
             return []
-        entries = [
-            Stamped(probe=probe.id, title=probe.title, trigger=trigger)
-            for probe in sorted(
-                self.probes, key=lambda p: ("quick", "standard", "deep").index(p.tier)
-            )
-            for trigger in probe.triggers
-        ]
-        entries = [*self._checkpoint_grids(), *entries]
         usable = []
-        for entry in entries:
+        for entry in stamped_triggers(self.model, self.probes):
             try:
                 for trigger in (entry.trigger, *measure.matched_controls(entry.trigger)):
                     measure.footprint(trigger, families[0].screen.images[:1])
@@ -410,14 +433,6 @@ class _Scan:
                 )
             )
         return seen
-
-    def _checkpoint_grids(self) -> Iterator[Stamped]:
-        """WaNet checkpoints hold the grid of their own trigger, though not its strength."""
-        for strength in (0.5, 1.0):
-            grid = GridWarp.from_checkpoint(self.model.extras, strength=strength)
-            if grid is not None:
-                title = f"The warping grid of the checkpoint itself, strength {strength:g}"
-                yield Stamped(probe="warp.checkpoint", title=title, trigger=grid)
 
     def _battery_deadline(self) -> float:
         return self.begin + BATTERY_SHARE * self.options.time_budget
@@ -597,8 +612,8 @@ class _Scan:
         )
         pictures = tuple(
             Picture(
-                before_png=_png(before[index]),
-                after_png=_png(stamped[index]),
+                before_png=png_of(before[index]),
+                after_png=png_of(stamped[index]),
                 before=int(probabilities[index].argmax()),
                 before_probability=float(probabilities[index].max()),
                 after=int(stamped_probabilities[index].argmax()),
@@ -611,7 +626,7 @@ class _Scan:
             trigger=found.trigger,
             family=found.family,
             target=found.target,
-            difference_png=_png((change / change.max().clamp_min(1e-6)).unsqueeze(0)),
+            difference_png=png_of((change / change.max().clamp_min(1e-6)).unsqueeze(0)),
             pictures=pictures,
         )
 
@@ -672,7 +687,7 @@ def _effect(seen: Confirmation) -> float:
     return max(above, (seen.hits - seen.clean_hits) / seen.eligible / 2) if shortcut else above
 
 
-def _png(image: Tensor) -> str:
+def png_of(image: Tensor) -> str:
     """An image ``(C, H, W)`` in [0, 1] as base64 PNG."""
     pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     stream = io.BytesIO()

@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from auditor.results import (
     Caveat,
     Confirmation,
+    Counts,
+    Goals,
     ImageFacts,
     Judgement,
     MarginSearch,
+    Outcome,
+    PurifyResult,
     Reason,
     Response,
     ScanResult,
@@ -489,3 +494,61 @@ def _strength(c: Confirmation) -> int:
 
 def _rank(verdict: Verdict) -> int:
     return list(Verdict).index(verdict)
+
+
+def judge_purification(
+    *,
+    accuracy: Counts,
+    images: int,
+    outcomes: Sequence[Outcome],
+    after: ScanResult | None,
+    max_asr: float,
+    max_acc_drop: float,
+) -> Goals:
+    """Whether a purification reached what the user wanted, on the judge images.
+
+    Args:
+        accuracy: Rightly classified unstamped images.
+        images: Of so many.
+        outcomes: Every trigger that was found or named; each must fall to `max_asr`.
+        after: The purified model's own scan; it must not show a backdoor. None where the model was
+            left alone: then there are no goals.
+        max_asr: Highest ASR that may be left.
+        max_acc_drop: Largest share of the images that may be lost.
+    """
+    if after is None:
+        return Goals(max_asr=max_asr, max_acc_drop=max_acc_drop, missed=())
+    missed = [
+        f"{outcome.probe} still redirects {outcome.hits.after} of {outcome.eligible} judge images "
+        f"({outcome.hits.after / outcome.eligible:.1%}; the goal is {max_asr:.1%})."
+        for outcome in outcomes
+        if outcome.hits.after > max_asr * outcome.eligible + 1e-9
+    ]
+    drop = (accuracy.before - accuracy.after) / max(1, images)
+    if drop > max_acc_drop + 1e-9:
+        missed.append(
+            f"ACC dropped by {drop * 100:.1f} points, from {accuracy.before} to {accuracy.after} of "
+            f"{images} judge images (the goal is {max_acc_drop * 100:.1f})."
+        )
+    if after.judgement.verdict is Verdict.BACKDOOR:
+        missed.append(
+            f"The scan of the purified model shows a backdoor: {after.judgement.headline}"
+        )
+    return Goals(max_asr=max_asr, max_acc_drop=max_acc_drop, missed=tuple(missed))
+
+
+def rejudge_purification(result: PurifyResult) -> Goals:
+    """The goals of a recorded purification, computed again from its counts."""
+    return judge_purification(
+        accuracy=result.accuracy,
+        images=result.judge.images,
+        outcomes=result.outcomes,
+        after=None if result.after is None else replace_judgement(result.after),
+        max_asr=result.goals.max_asr,
+        max_acc_drop=result.goals.max_acc_drop,
+    )
+
+
+def replace_judgement(scan: ScanResult) -> ScanResult:
+    """A recorded scan with the judgement that its own counts give."""
+    return replace(scan, judgement=rejudge(scan))

@@ -64,6 +64,10 @@ class ModelHandle(ABC):
         """
         return {}
 
+    def weights(self) -> dict[str, Tensor]:
+        """Those of `tensors` that training changes by gradients: no running statistics."""
+        return {}
+
     def mask_sites(self) -> list[MaskSite]:
         """Where masks can act on this network; empty where its numbers cannot be changed."""
         return []
@@ -172,6 +176,9 @@ class ModuleHandle(ModelHandle):
 
     def tensors(self) -> dict[str, Tensor]:
         return self._slots.tensors()
+
+    def weights(self) -> dict[str, Tensor]:
+        return self._slots.weights()
 
     def mask_sites(self) -> list[MaskSite]:
         return find_sites(self._network)

@@ -40,6 +40,14 @@ class Slots:
         """First name -> the network's own tensor."""
         return {name: slots[0].tensor for name, slots in self._slots.items()}
 
+    def weights(self) -> dict[str, Tensor]:
+        """Those of `tensors` that are parameters, and floating."""
+        return {
+            name: slots[0].tensor
+            for name, slots in self._slots.items()
+            if not all(slot.buffer for slot in slots) and slots[0].tensor.is_floating_point()
+        }
+
     def copied_buffers(self) -> dict[str, Tensor]:
         """Copies of those of `tensors` that are no parameters: running statistics and the like."""
         return {

@@ -75,6 +75,9 @@ class TorchScriptHandle(ModelHandle):
     def tensors(self) -> dict[str, Tensor]:
         return self._slots.tensors()
 
+    def weights(self) -> dict[str, Tensor]:
+        return self._slots.weights() if self._differentiable else {}
+
     def mask_sites(self) -> list[MaskSite]:
         return find_sites(self._network) if self._differentiable else []
 

@@ -1,0 +1,110 @@
+"""Features of images before and after a purification, in one common t-SNE map."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from auditor.classifier import Classifier, as_float
+from auditor.purifiers.features import anchor_layers, tapped
+from auditor.results import Embedding, Point
+from auditor.triggers import Trigger
+
+MOST_IMAGES = 150
+"""Each gives two points, clean and stamped, in each of two maps."""
+FEWEST_IMAGES = 8
+PERPLEXITY = 30.0
+
+
+def embed(
+    before: Classifier,
+    after: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    trigger: Trigger,
+    *,
+    seed: int,
+) -> Embedding | None:
+    """The map, or None where there are too few images for one.
+
+    Args:
+        before: The suspect.
+        after: The purified model, of the same architecture.
+        images: ``(N, C, H, W)`` uint8 on the device.
+        labels: ``(N,)`` on the CPU.
+        trigger: What half of the points are stamped with.
+        seed: Of the map.
+    """
+    images, labels = images[:MOST_IMAGES], labels[:MOST_IMAGES]
+    if len(images) < FEWEST_IMAGES:
+        return None
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    parts, answers = [], []
+    kind = "penultimate features"
+    for classifier in (before, after):
+        for stamped in (False, True):
+            features, predicted, found = _features(classifier, images, trigger if stamped else None)
+            kind = kind if found else "logits"
+            parts.append(features)
+            answers.append(predicted)
+    if kind == "logits" or len({part.shape[1] for part in parts}) > 1:
+        parts = [
+            _logits(classifier, images, trigger if stamped else None)
+            for classifier in (before, after)
+            for stamped in (False, True)
+        ]
+    table = torch.cat(parts).double()
+    # a few components carry the structure, and t-SNE of them is fast and the same everywhere
+    table = table - table.mean(0)
+    components = min(30, *table.shape)
+    reduced = PCA(components, svd_solver="full", random_state=seed).fit_transform(table.numpy())
+    perplexity = min(PERPLEXITY, (len(table) - 1) / 4)
+    places = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
+    count = len(images)
+    points = []
+    for stamped in (False, True):
+        for index in range(count):
+            first = stamped * count + index
+            second = first + 2 * count
+            points.append(
+                Point(
+                    label=int(labels[index]),
+                    stamped=stamped,
+                    before=(round(float(places[first, 0]), 2), round(float(places[first, 1]), 2)),
+                    after=(round(float(places[second, 0]), 2), round(float(places[second, 1]), 2)),
+                    predicted_before=int(answers[int(stamped)][index]),
+                    predicted_after=int(answers[2 + int(stamped)][index]),
+                )
+            )
+    return Embedding(
+        features=kind, trigger=repr(trigger), perplexity=perplexity, points=tuple(points)
+    )
+
+
+def _stamped(images: Tensor, trigger: Trigger | None) -> Tensor:
+    seen = as_float(images)
+    return seen if trigger is None else trigger(seen)
+
+
+@torch.no_grad()
+def _features(
+    classifier: Classifier, images: Tensor, trigger: Trigger | None
+) -> tuple[Tensor, Tensor, bool]:
+    """Penultimate features ``(N, D)``, predictions ``(N,)``; logits, and False, without hooks."""
+    layers = anchor_layers(classifier, images)[-1:]
+    kept, predicted = [], []
+    with tapped(layers) as taken:
+        for part in torch.split(images, classifier.batch_size):
+            logits = classifier(_stamped(part, trigger))
+            features = taken()
+            whole = bool(features) and len(features[-1]) == len(part)
+            kept.append((features[-1] if whole else logits).flatten(1).float().cpu())
+            predicted.append(logits.argmax(1).cpu())
+            found = whole
+    return torch.cat(kept), torch.cat(predicted), found
+
+
+def _logits(classifier: Classifier, images: Tensor, trigger: Trigger | None) -> Tensor:
+    return classifier.logits(_stamped(images, trigger)).cpu()

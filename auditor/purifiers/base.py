@@ -1,0 +1,177 @@
+"""What every purifier is: clean images and evidence in, changed tensors out."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from auditor import measure
+from auditor.classifier import Classifier, is_out_of_memory, synchronize
+from auditor.errors import ModelError
+from auditor.images import Notify
+from auditor.masks import MaskSite
+from auditor.measure import Stamped
+from auditor.models.changed import ChangedHandle
+from auditor.registry import Registry
+from auditor.results import Stage
+
+NOTIFY_STEPS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """A trigger that the scan found, and what it does."""
+
+    stamped: Stamped
+    mapping: tuple[int, ...]
+    """Source class -> target class, -1 where a class is left alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a purifier gets: everything but the judge images."""
+
+    classifier: Classifier
+    """The suspect."""
+    images: Tensor
+    """``(N, C, H, W)`` uint8 on the classifier's device: the fit images."""
+    labels: Tensor
+    """``(N,)`` int64 on the CPU: labels, or the suspect's predictions where there are none."""
+    classes: int
+    known: tuple[Known, ...]
+    """What the scan found, strongest first; may be empty."""
+    max_asr: float
+    max_acc_drop: float
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Purified:
+    """What a purifier made of a suspect."""
+
+    tensors: dict[str, Tensor]
+    """Name -> new values; tensors that stay as they were are left out."""
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    """Layer -> ``(channels,)``, where masks are (part of) the result; already in `tensors`."""
+    sites: tuple[MaskSite, ...] = ()
+    lower_bounds: tuple[float, ...] = ()
+    """One a site."""
+    stages: tuple[Stage, ...] = ()
+
+
+class Purifier(ABC):
+    """One way to purify. Subclasses are frozen keyword-only dataclasses: the fields are settings."""
+
+    title: ClassVar[str]
+    source: ClassVar[str]
+    """The paper and its code, or why the recipe is as it is."""
+
+    @abstractmethod
+    def purify(self, task: Task, notify: Notify) -> Purified:
+        """Change the suspect's numbers so that the backdoor goes and the rest stays.
+
+        The classifier itself is left as it was.
+
+        Raises:
+            ModelError: The network has nothing that this purifier can change.
+        """
+
+    def settings(self) -> dict[str, str]:
+        """The fields, for the record."""
+        return {name: str(value) for name, value in vars(self).items()}
+
+
+PURIFIERS: Registry[type[Purifier]] = Registry("recipe")
+
+
+def loop(
+    what: str,
+    steps: int,
+    batch: int,
+    step: Callable[[int, int], bool],
+    *,
+    notify: Notify,
+    device: torch.device,
+) -> tuple[int, int, float]:
+    """Run `step(number, batch)` until it returns False, at most `steps` times.
+
+    Out of memory, the batch is halved and the step is done again.
+
+    Returns:
+        Steps, images that went through, and seconds.
+
+    Raises:
+        ModelError: Not even two images fit.
+    """
+    begin, images, number = time.monotonic(), 0, 0
+    while number < steps:
+        try:
+            more = step(number, batch)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if batch <= 2:
+                raise ModelError(
+                    f"Out of memory at batch size {batch} on {device}. Use --device cpu, or a machine "
+                    "with more memory."
+                ) from None
+            batch //= 2
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+            continue
+        number, images = number + 1, images + batch
+        if number % NOTIFY_STEPS == 0:
+            notify(what, number, steps)
+        if not more:
+            break
+    synchronize(device)
+    notify(what, steps, steps)
+    return number, images, time.monotonic() - begin
+
+
+@contextlib.contextmanager
+def mixed_precision(device: torch.device) -> Iterator[None]:
+    """bfloat16 matrix products on a GPU that has them; nothing elsewhere."""
+    on = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=on):
+        yield
+
+
+def changed_classifier(classifier: Classifier, tensors: Mapping[str, Tensor]) -> Classifier:
+    """The classifier with other tensors in its model."""
+    return Classifier(
+        ChangedHandle(classifier.model, tensors),
+        classifier.spec,
+        probabilities=classifier.probabilities,
+        batch_size=classifier.batch_size,
+    )
+
+
+@torch.inference_mode()
+def measured(
+    classifier: Classifier, images: Tensor, labels: Tensor, known: Sequence[Known]
+) -> tuple[float, list[float]]:
+    """ACC on some images, and each trigger's ASR on those of them that it concerns.
+
+    Args:
+        classifier: What to measure.
+        images: ``(N, C, H, W)`` uint8 on its device.
+        labels: ``(N,)`` int64 on the CPU.
+        known: Triggers with their mappings.
+    """
+    accuracy = float((classifier.predict(images) == labels).float().mean())
+    after = measure.predictions(classifier, images, [entry.stamped.trigger for entry in known])
+    rates = []
+    for entry, predicted in zip(known, after, strict=True):
+        wanted = torch.tensor(entry.mapping)[labels]
+        eligible = wanted >= 0
+        hits = ((predicted == wanted) & eligible).sum()
+        rates.append(float(hits / eligible.sum().clamp_min(1)))
+    return accuracy, rates

@@ -1,0 +1,653 @@
+"""The purification: scan, purify, write, read back, scan again, accept or refuse."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from auditor import images as image_sets
+from auditor import measure, verdict
+from auditor.classifier import Classifier, as_float
+from auditor.embedding import embed
+from auditor.errors import ImageError, OutputError, UnsuitableModel
+from auditor.images import CleanSet, ImageSource, Notify, silent
+from auditor.inputs import Resolution, blank_spec
+from auditor.measure import Stamped, all_to_one
+from auditor.models.base import ModelHandle
+from auditor.models.load import load_model
+from auditor.outputs import default_mode
+from auditor.probes import Probe
+from auditor.purifiers import Purifier
+from auditor.purifiers.base import Known, Purified, Task, changed_classifier
+from auditor.purifiers.finetune import FineTuning
+from auditor.purifiers.informed import Informed
+from auditor.purifiers.nft import NeuralMaskFineTuning
+from auditor.results import (
+    PURIFY_SCHEMA,
+    Case,
+    CaseExhibit,
+    Caveat,
+    ChangedChannel,
+    ChangedTensor,
+    Confirmation,
+    Confusion,
+    Counts,
+    MaskLayer,
+    Outcome,
+    Provenance,
+    PurifyResult,
+    RecipeFacts,
+    ScanResult,
+    SplitFacts,
+    Stress,
+    Verdict,
+    Written,
+)
+from auditor.scan import Options as ScanOptions
+from auditor.scan import png_of, scan, stamped_triggers
+from auditor.stress import Rival, stress
+from auditor.text import clean_text
+
+_Keep = Callable[[], None]
+
+MAX_IMAGES = 2000
+FEWEST_FIT = 4
+FEWEST_JUDGE = 10
+BINS = 20
+CHANGED = 20
+"""Channels and tensors that the report lists."""
+EXHIBITS, CASES = 2, 6
+OBEYED = verdict.SCREEN_RATE
+"""A judge trigger counts where the suspect goes along with so many images."""
+NEAR_ZERO, NEAR_ONE = 0.1, 0.9
+WRITTEN_TOLERANCE = 1e-3
+"""Largest difference of a logit between file and model, relative to the largest logit; half
+precision files round at this size, a wrong tensor shows at another."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to purify."""
+
+    recipe: Purifier = field(default_factory=Informed)
+    scan: ScanOptions = field(default_factory=ScanOptions)
+    holdout: float = 0.4
+    """Share of the clean set that is only judged by."""
+    max_images: int = MAX_IMAGES
+    max_asr: float = 0.05
+    max_acc_drop: float = 0.03
+    judge_probes: tuple[Probe, ...] = ()
+    """Triggers that are measured and that the purifier never sees."""
+    baseline: bool = True
+    """Run plain fine-tuning beside it."""
+    stress: bool = False
+    anyway: bool = False
+    """Purify although nothing was found."""
+    write_anyway: bool = False
+    """Write although a goal was missed."""
+    arch: str | None = None
+    """As given to `load_model`, to read the written file back."""
+    seed: int = 0
+    command: str = ""
+
+
+def purify(
+    model: ModelHandle,
+    probes: Sequence[Probe],
+    source: ImageSource,
+    output: Path | None,
+    options: Options | None = None,
+    notify: Notify = silent,
+    judge: ImageSource | None = None,
+) -> PurifyResult:
+    """Remove a backdoor and measure on other images whether that worked.
+
+    Args:
+        model: The suspect, opened by `load_model`.
+        probes: What to scan with, before and after.
+        source: The user's clean images.
+        output: Where the purified model goes, if all goals are met. Replaced if it exists. None
+            keeps nothing.
+        options: How.
+        notify: Progress.
+        judge: Images to judge by; by default a part of `source` is held out.
+
+    Raises:
+        ModelError: The suspect is no image classifier, or its numbers cannot be changed.
+        ImageError: Too few images, or ones that do not fit the model.
+        OutputError: The purified model cannot be written.
+    """
+    return _Purification(model, probes, options or Options(), notify).run(source, judge, output)
+
+
+class _Purification:
+    """One purification in progress; each step reads what the earlier ones left."""
+
+    def __init__(
+        self, model: ModelHandle, probes: Sequence[Probe], options: Options, notify: Notify
+    ) -> None:
+        self.model, self.probes = model, probes
+        self.options, self.notify = options, notify
+        self.begin = time.monotonic()
+        self.started = datetime.now(UTC)
+        self.caveats: list[Caveat] = []
+
+    def run(
+        self, source: ImageSource, judge: ImageSource | None, output: Path | None
+    ) -> PurifyResult:
+        """All steps, in order."""
+        name = clean_text(self.model.file.path.name)
+        if not self.model.differentiable or not self.model.weights():
+            raise UnsuitableModel(
+                f"{name}: {self.model.file.kind} can be scanned, but not purified: it has no weights that "
+                "auditor could change by gradients. Use the PyTorch file it was exported from."
+            )
+        fit_source, judge_source = self._split(source, judge)
+        self.evidence = self._scanned(self.model, fit_source, "scan of the fit images")
+        self._refuse_unsound()
+        self._settle()
+        self.fit = self._task(fit_source)
+        self.judge = self._task(judge_source)
+        known = self._known(fit_source)
+        self.fit = replace(self.fit, known=tuple(known))
+        self.before = self._scanned(self.model, judge_source, "scan before")
+        named = self._named()
+        if not known and not self.options.anyway:
+            return self._result(None, known, named)
+        begin = time.monotonic()
+        recipe = self._recipe(known)
+        purified = recipe.purify(self.fit, self.notify)
+        facts = RecipeFacts(
+            name=type(recipe).__name__,
+            title=recipe.title,
+            source=recipe.source,
+            settings=recipe.settings(),
+            stages=purified.stages,
+            seconds=time.monotonic() - begin,
+        )
+        with self._written(purified, output) as (file, after, keep):
+            self.after = self._scanned(after.model, judge_source, "scan after")
+            result = self._result(facts, known, named, purified, file, after)
+            if output is not None and (result.goals.met or self.options.write_anyway):
+                keep()
+                return result
+        return replace(result, written=None)
+
+    # ---- images
+
+    def _split(
+        self, source: ImageSource, judge: ImageSource | None
+    ) -> tuple[ImageSource, ImageSource]:
+        limit, seed = self.options.max_images, self.options.seed
+        if judge is not None:
+            parts: tuple[ImageSource, ImageSource] = (
+                image_sets.PartSource(source, source.draw(limit, seed)),
+                image_sets.PartSource(judge, judge.draw(limit, seed)),
+            )
+        else:
+            parts = image_sets.split(source, self.options.holdout, limit=limit, seed=seed)
+        fit, held_out = parts
+        if fit.count < FEWEST_FIT or held_out.count < FEWEST_JUDGE:
+            raise ImageError(
+                f"{clean_text(source.name)}: too few images for a split: {fit.count} to fit on and "
+                f"{held_out.count} to judge by. At least {FEWEST_FIT} and {FEWEST_JUDGE} are needed: give "
+                "more with --clean, another --holdout, or images to judge by with --judge DIR."
+            )
+        return parts
+
+    def _settle(self) -> None:
+        """Prepare the input in every later step as the first scan found it."""
+        first = self.evidence
+        self.classes = first.model.classes
+        self.classifier = Classifier(
+            self.model,
+            first.preprocessing.spec,
+            probabilities=first.model.output == "probabilities",
+            batch_size=int(first.provenance.options["batch_size"]),
+        )
+        self.resolution = Resolution(
+            preprocessing=first.preprocessing,
+            probabilities=self.classifier.probabilities,
+            classes=self.classes,
+            batch_size=self.classifier.batch_size,
+        )
+
+    def _task(self, source: ImageSource) -> Task:
+        """Images of one part, with labels or what stands for them."""
+        spec = self.classifier.spec
+        size = blank_spec((spec.channels, spec.height, spec.width))
+        clean = source.load(range(source.count), size, self.notify)
+        images = clean.images.to(self.classifier.device)
+        labels = clean.labels
+        if labels is None:
+            labels = self.classifier.predict(images)
+        if int(labels.max()) >= self.classes:
+            raise ImageError(
+                f"{clean_text(source.name)}: label {int(labels.max())} is beyond the model's "
+                f"{self.classes} outputs (0 to {self.classes - 1})."
+            )
+        return Task(
+            classifier=self.classifier,
+            images=images,
+            labels=labels,
+            classes=self.classes,
+            known=(),
+            max_asr=self.options.max_asr,
+            max_acc_drop=self.options.max_acc_drop,
+            seed=self.options.seed,
+        )
+
+    # ---- what is known
+
+    def _scanned(self, model: ModelHandle, source: ImageSource | None, what: str) -> ScanResult:
+        def notify(inner: str, done: int, total: int) -> None:
+            self.notify(f"{what}: {inner}", done, total)
+
+        options = replace(
+            self.options.scan,
+            max_images=self.options.max_images,
+            resolution=getattr(self, "resolution", None),
+            seed=self.options.seed,
+        )
+        return scan(model, self.probes, source, options, notify)
+
+    def _refuse_unsound(self) -> None:
+        blocking = next((c for c in self.evidence.caveats if c.blocking), None)
+        if blocking is not None:
+            raise ImageError(blocking.text)
+
+    def _known(self, fit_source: ImageSource) -> list[Known]:
+        """The triggers of the evidence; with too few images for one, those found on made images."""
+        known = self._triggers_of(self.evidence)
+        if known or self.evidence.judgement.power is not None:
+            return known
+        made = self._scanned(self.model, None, "scan of made images")
+        known = self._triggers_of(made)
+        if known:
+            self.evidence = made
+            self.caveats.append(
+                Caveat(
+                    id="made-evidence",
+                    text=f"{len(self.fit.images)} fit images are too few to show a trigger; those that the "
+                    "purifier was told of were found on made images.",
+                )
+            )
+        return known
+
+    def _triggers_of(self, found: ScanResult) -> list[Known]:
+        """What a scan shows, as the purifier needs it: backdoors, or else suspicions, and their kin.
+
+        A trigger that the user named counts as shown where it stands out. Suspicions towards other
+        classes than those of a shown backdoor are left out: unlearning them would cost accuracy.
+        """
+        cited = [
+            (found.confirmations[reason.confirmation], reason.verdict)
+            for reason in found.judgement.reasons
+            if reason.confirmation is not None
+            and reason.verdict in (Verdict.BACKDOOR, Verdict.SUSPICIOUS)
+        ]
+        leading = [
+            entry
+            for entry, judged in cited
+            if judged is Verdict.BACKDOOR or entry.probe.startswith("user.")
+        ] or [entry for entry, _ in cited]
+        targets = {entry.target for entry in leading}
+        chosen = [entry for entry, _ in cited if entry.target in targets or entry in leading]
+        by_repr = {repr(e.trigger): e for e in stamped_triggers(self.model, self.probes)}
+        known: dict[str, Known] = {}
+        for entry in chosen:
+            if entry.trigger in by_repr and entry.trigger not in known:
+                known[entry.trigger] = Known(
+                    stamped=by_repr[entry.trigger], mapping=_mapping(entry, self.classes)
+                )
+        return list(known.values())
+
+    def _named(self) -> list[Known]:
+        """The judge triggers that the suspect obeys, each with the target it sends most images to."""
+        found = []
+        for probe in self.options.judge_probes:
+            stamped = [
+                Stamped(probe=probe.id, title=probe.title, trigger=trigger)
+                for trigger in probe.triggers
+            ]
+            after = measure.predictions(
+                self.classifier, self.judge.images, [entry.trigger for entry in stamped]
+            )
+            obeyed = []
+            best = 0.0
+            for entry, predicted in zip(stamped, after, strict=True):
+                moved = predicted[predicted != self.judge.labels]
+                target = int(torch.bincount(moved, minlength=self.classes).argmax())
+                eligible = int((self.judge.labels != target).sum())
+                rate = int((moved == target).sum()) / max(1, eligible)
+                best = max(best, rate)
+                if rate >= OBEYED:
+                    mapping = all_to_one(target, self.classes).mapping
+                    obeyed.append(Known(stamped=entry, mapping=mapping))
+            found += obeyed
+            if not obeyed:
+                self.caveats.append(
+                    Caveat(
+                        id="judge-trigger",
+                        text=f"{probe.title}: the suspect does not obey it in any of {len(stamped)} ways "
+                        f"that were tried (at most {best:.1%} of the judge images), so it says nothing.",
+                    )
+                )
+        return found
+
+    def _recipe(self, known: Sequence[Known]) -> Purifier:
+        """The recipe that was asked for; without evidence, ours has nothing to work with."""
+        if known or not isinstance(self.options.recipe, Informed):
+            return self.options.recipe
+        self.caveats.append(
+            Caveat(
+                id="uninformed",
+                text="No trigger is known, so the published recipe ran as a precaution. Nothing shows "
+                "that it removed anything.",
+            )
+        )
+        return NeuralMaskFineTuning()
+
+    # ---- the file
+
+    @contextlib.contextmanager
+    def _written(
+        self, purified: Purified, output: Path | None
+    ) -> Iterator[tuple[Written, Classifier, _Keep]]:
+        """Write the file under another name, read it back, and take it away again unless kept."""
+        self.notify("writing", 0, 1)
+        target = output or self.model.file.path
+        folder = output.parent if output else Path(tempfile.gettempdir())
+        try:
+            staging = tempfile.TemporaryDirectory(prefix=".auditor-", dir=folder)
+        except OSError as error:
+            raise OutputError(
+                f"{clean_text(str(folder))} is not writable ({error.strerror})."
+            ) from None
+        with staging as inner:
+            path = Path(inner) / target.name
+            self.model.write(purified.tensors, path)
+            loaded = load_model(path, arch=self.options.arch, device=self.model.device)
+            loaded.file = replace(loaded.file, path=target)
+            after = Classifier(
+                loaded,
+                self.classifier.spec,
+                probabilities=self.classifier.probabilities,
+                batch_size=self.classifier.batch_size,
+            )
+            judged = changed_classifier(self.classifier, purified.tensors)
+            expected, found = judged.logits(self.judge.images), after.logits(self.judge.images)
+            difference = float((expected - found).abs().max())
+            if not difference <= WRITTEN_TOLERANCE * max(1.0, float(expected.abs().max())):
+                raise OutputError(
+                    f"{clean_text(target.name)}: the written file does not compute what was purified (logits "
+                    f"differ by up to {difference:.3g}), so it was not kept. Please report this."
+                )
+            written = Written(
+                name=target.name,
+                sha256=loaded.file.sha256,
+                bytes=loaded.file.bytes,
+                format=str(loaded.file.kind),
+                tensors=len(purified.tensors),
+                largest_difference=difference,
+                compared=len(expected),
+            )
+
+            def keep() -> None:
+                path.chmod(default_mode())
+                path.replace(target)
+
+            yield written, after, keep
+
+    # ---- the record
+
+    def _result(
+        self,
+        recipe: RecipeFacts | None,
+        known: Sequence[Known],
+        named: Sequence[Known],
+        purified: Purified | None = None,
+        written: Written | None = None,
+        after: Classifier | None = None,
+    ) -> PurifyResult:
+        options = self.options
+        baseline = self._baseline() if after is not None else None
+        rivals = [self.classifier, after or self.classifier]
+        rivals += [baseline] if baseline is not None else []
+        accuracy = _counts([self._correct(rival) for rival in rivals])
+        outcomes = self._outcomes(known, named, rivals)
+        after_scan = self.after if after is not None else None
+        goals = verdict.judge_purification(
+            accuracy=accuracy,
+            images=len(self.judge.images),
+            outcomes=outcomes,
+            after=after_scan,
+            max_asr=options.max_asr,
+            max_acc_drop=options.max_acc_drop,
+        )
+        shown = [*known, *named]
+        masks, channels, tensors = _changes(purified, self.classifier.model.tensors())
+        embedding = confusion = tested = None
+        if after is not None:
+            self.notify("drawing the map of features", 0, 1)
+            if shown:
+                embedding = embed(
+                    self.classifier, after, self.judge.images, self.judge.labels,
+                    shown[0].stamped.trigger, seed=options.seed,
+                )  # fmt: skip
+            confusion = Confusion(before=self._table(self.classifier), after=self._table(after))
+            tested = self._stressed(known, after, baseline)
+        return PurifyResult(
+            schema=PURIFY_SCHEMA,
+            model=self.evidence.model,
+            preprocessing=self.evidence.preprocessing,
+            fit=self._facts(self.fit),
+            judge=self._facts(self.judge),
+            labelled=self.before.images[0].labelled,
+            evidence=self.evidence,
+            before=self.before,
+            after=after_scan,
+            recipe=recipe,
+            accuracy=accuracy,
+            outcomes=outcomes,
+            masks=masks,
+            channels=channels,
+            tensors=tensors,
+            exhibits=self._exhibits(known, after) if after is not None else (),
+            embedding=embedding,
+            confusion=confusion,
+            stress=tested,
+            goals=goals,
+            written=written,
+            caveats=tuple(self.caveats),
+            provenance=self._provenance(),
+        )
+
+    def _baseline(self) -> Classifier | None:
+        if not self.options.baseline or isinstance(self.options.recipe, FineTuning):
+            return None
+        tuned = FineTuning().purify(self.fit, self.notify)
+        return changed_classifier(self.classifier, tuned.tensors)
+
+    def _correct(self, classifier: Classifier) -> int:
+        return int((classifier.predict(self.judge.images) == self.judge.labels).sum())
+
+    def _outcomes(
+        self, known: Sequence[Known], named: Sequence[Known], rivals: Sequence[Classifier]
+    ) -> tuple[Outcome, ...]:
+        entries = [*known, *named]
+        triggers = [entry.stamped.trigger for entry in entries]
+        answers = [measure.predictions(rival, self.judge.images, triggers) for rival in rivals]
+        outcomes = []
+        for number, entry in enumerate(entries):
+            wanted = torch.tensor(entry.mapping)[self.judge.labels]
+            hits = [int(((answer[number] == wanted) & (wanted >= 0)).sum()) for answer in answers]
+            targets = {k for k in entry.mapping if k >= 0}
+            sources = [c for c, k in enumerate(entry.mapping) if k >= 0]
+            one = next(iter(targets)) if len(targets) == 1 else None
+            alone = one is not None and len(sources) == 1 and self.classes > 2
+            outcomes.append(
+                Outcome(
+                    origin="found" if number < len(known) else "judge",
+                    probe=entry.stamped.probe,
+                    title=entry.stamped.title,
+                    trigger=repr(entry.stamped.trigger),
+                    scope="all-to-all"
+                    if one is None
+                    else "source-specific"
+                    if alone
+                    else "all-to-one",
+                    target=one,
+                    source=sources[0] if alone else None,
+                    mapping=entry.mapping if one is None else None,
+                    eligible=int((wanted >= 0).sum()),
+                    hits=_counts(hits),
+                )
+            )
+        return tuple(outcome for outcome in outcomes if outcome.eligible)
+
+    def _table(self, classifier: Classifier) -> tuple[tuple[int, ...], ...]:
+        predicted = classifier.predict(self.judge.images)
+        cells = torch.bincount(
+            self.judge.labels * self.classes + predicted, minlength=self.classes**2
+        )
+        return tuple(tuple(row) for row in cells.view(self.classes, self.classes).tolist())
+
+    def _stressed(
+        self, known: Sequence[Known], after: Classifier, baseline: Classifier | None
+    ) -> Stress | None:
+        single = [entry for entry in known if len(set(entry.mapping) - {-1}) == 1]
+        if not self.options.stress or not single:
+            return None
+        rivals: list[Rival] = [("purified", after)]
+        rivals += [("fine-tuned", baseline)] if baseline is not None else []
+        return stress(rivals, self.fit, self.judge, single[0], notify=self.notify)
+
+    def _facts(self, task: Task) -> SplitFacts:
+        return SplitFacts(
+            images=len(task.images),
+            members=tuple(torch.bincount(task.labels, minlength=self.classes).tolist()),
+            digest=CleanSet(images=task.images.cpu(), labels=task.labels).digest(),
+        )
+
+    def _exhibits(self, known: Sequence[Known], after: Classifier) -> tuple[CaseExhibit, ...]:
+        return tuple(self._exhibit(entry, after) for entry in known[:EXHIBITS])
+
+    @torch.inference_mode()
+    def _exhibit(self, known: Known, after: Classifier) -> CaseExhibit:
+        """A trigger on judge images that the suspect sends where it wants, of several classes."""
+        images, labels = as_float(self.judge.images[:256]), self.judge.labels[:256]
+        stamped = known.stamped.trigger(images)
+        wanted = torch.tensor(known.mapping)[labels]
+        views = [
+            classifier.logits(part).softmax(1).cpu()
+            for classifier in (self.classifier, after)
+            for part in (images, stamped)
+        ]
+        moved = ((views[1].argmax(1) == wanted) & (wanted >= 0)).nonzero().flatten().tolist()
+        order = sorted(moved, key=lambda index: int((labels[:index] == labels[index]).sum()))
+        change = (stamped - images).abs().mean((0, 1))
+        cases = []
+        for index in order[:CASES]:
+            tops = [view[index].max(0) for view in views]
+            (p, k), (ps, ks), (q, j), (qs, js) = ((float(t.values), int(t.indices)) for t in tops)
+            cases.append(
+                Case(
+                    label=int(labels[index]),
+                    clean_png=png_of(images[index]),
+                    stamped_png=png_of(stamped[index]),
+                    clean_before=k, clean_before_probability=p,
+                    stamped_before=ks, stamped_before_probability=ps,
+                    clean_after=j, clean_after_probability=q,
+                    stamped_after=js, stamped_after_probability=qs,
+                )
+            )  # fmt: skip
+        targets = set(known.mapping) - {-1}
+        return CaseExhibit(
+            probe=known.stamped.probe,
+            trigger=repr(known.stamped.trigger),
+            target=next(iter(targets)) if len(targets) == 1 else None,
+            difference_png=png_of((change / change.max().clamp_min(1e-6)).unsqueeze(0)),
+            cases=tuple(cases),
+        )
+
+    def _provenance(self) -> Provenance:
+        first, options = self.evidence.provenance, self.options
+        return replace(
+            first,
+            command=options.command,
+            started=self.started.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            seconds=time.monotonic() - self.begin,
+            options={
+                **first.options,
+                "holdout": f"{options.holdout:g}",
+                "max_images": str(options.max_images),
+                "max_asr": f"{options.max_asr:g}",
+                "max_acc_drop": f"{options.max_acc_drop:g}",
+            },
+        )
+
+
+def _mapping(entry: Confirmation, classes: int) -> tuple[int, ...]:
+    """Source class -> target class, -1 where a class is left alone."""
+    if entry.mapping is not None:
+        return entry.mapping
+    target = entry.target
+    assert target is not None  # noqa: S101 - only all-to-all has none
+    if entry.source is None:
+        return all_to_one(target, classes).mapping
+    return tuple(target if c == entry.source else -1 for c in range(classes))
+
+
+def _counts(numbers: Sequence[int]) -> Counts:
+    before, after, *rest = numbers
+    return Counts(before=before, after=after, baseline=rest[0] if rest else None)
+
+
+Changes = tuple[tuple[MaskLayer, ...], tuple[ChangedChannel, ...], tuple[ChangedTensor, ...]]
+
+
+def _changes(purified: Purified | None, own: dict[str, Tensor]) -> Changes:
+    """What became of the numbers: masks a layer, channels most attenuated, tensors beyond masks."""
+    if purified is None:
+        return (), (), ()
+    layers, channels = [], []
+    for site, bound in zip(purified.sites, purified.lower_bounds, strict=True):
+        mask = purified.masks[site.layer].double().cpu()
+        places = (mask * BINS).floor().clamp(0, BINS - 1).long()
+        layers.append(
+            MaskLayer(
+                layer=site.layer,
+                kind=site.kind,
+                channels=site.channels,
+                lower_bound=bound,
+                histogram=tuple(torch.bincount(places, minlength=BINS).tolist()),
+                near_zero=int((mask < NEAR_ZERO).sum()),
+                near_one=int((mask > NEAR_ONE).sum()),
+                smallest=float(mask.min()),
+                mean=float(mask.mean()),
+            )
+        )
+        channels += [
+            ChangedChannel(layer=site.layer, channel=number, mask=float(value))
+            for number, value in enumerate(mask)
+        ]
+    channels.sort(key=lambda entry: (-abs(1 - entry.mask), entry.layer, entry.channel))
+    masked = {name for site in purified.sites for name, _ in site.tensors}
+    tensors = []
+    for name, tensor in purified.tensors.items():
+        if name in masked or not tensor.is_floating_point():
+            continue
+        difference = float((tensor - own[name]).norm() / own[name].norm().clamp_min(1e-12))
+        if difference > 0:
+            tensors.append(ChangedTensor(name=name, elements=tensor.numel(), change=difference))
+    tensors.sort(key=lambda entry: (-entry.change, entry.name))
+    return tuple(layers), tuple(channels[:CHANGED]), tuple(tensors[:CHANGED])
