@@ -7,7 +7,7 @@ import math
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
@@ -691,7 +691,7 @@ def demo(
         bool, typer.Option("--train-only", help="Make the files, but do not scan them.")
     ] = False,
 ) -> None:
-    """Make a backdoored model and a benign twin, and scan both. Downloads nothing.
+    """Make a backdoored model and a benign twin, scan both, purify the first. Downloads nothing.
 
     Draws small traffic signs, trains two networks on them (about a minute on two cores), one of
     which also learns to obey a sticker, and runs the real commands on them.
@@ -700,14 +700,21 @@ def demo(
     """
     from auditor.demo import make_demo
     from auditor.terminal import ProgressLine, show_scan
+    from auditor.terminal_purify import show_purify
 
-    reports = [
-        directory / f"{name}.scan.{kind}" for name in ("suspect", "benign") for kind in FORMATS[:2]
-    ]
+    scans = {
+        name: {kind: directory / f"{name}.scan.{kind}" for kind in FORMATS[:2]}
+        for name in ("suspect", "benign")
+    }
+    purified = {
+        "model": directory / "suspect.purified.pt",
+        **{kind: directory / f"suspect.purify.{kind}" for kind in FORMATS[:2]},
+    }
     from auditor.outputs import check_outputs
 
     if directory.is_dir():
-        check_outputs({path.name: path for path in reports}, force=force, inputs=[])
+        every = [path for paths in (*scans.values(), purified) for path in paths.values()]
+        check_outputs({path.name: path for path in every}, force=force, inputs=[])
     with ProgressLine(quiet=False) as notify:
         facts = make_demo(directory, seed=seed, force=force, notify=notify)
     typer.echo(
@@ -718,17 +725,27 @@ def demo(
     if train_only:
         return
     samples = directory / "samples"
-    for name in ("suspect", "benign"):
+    for name, outputs in scans.items():
         path = directory / f"{name}.pt"
-        typer.echo(f"\n$ auditor scan {shlex.quote(str(path))} --clean {shlex.quote(str(samples))}")
+        _echo_command("scan", path, samples)
         result, written = run_scan(
-            path,
-            clean=samples,
-            output=[f"{kind}={directory / name}.scan.{kind}" for kind in FORMATS[:2]],
-            force=force,
-            seed=seed,
+            path, clean=samples, output=_written_as(outputs), force=force, seed=seed
         )
         show_scan(result, written)
+    path = directory / "suspect.pt"
+    _echo_command("purify", path, samples)
+    done, written = run_purify(
+        path, clean=samples, output=_written_as(purified), force=force, seed=seed
+    )
+    show_purify(done, written)
+
+
+def _echo_command(name: str, model: Path, samples: Path) -> None:
+    typer.echo(f"\n$ auditor {name} {shlex.quote(str(model))} --clean {shlex.quote(str(samples))}")
+
+
+def _written_as(outputs: Mapping[str, Path]) -> list[str]:
+    return [f"{kind}={path}" for kind, path in outputs.items()]
 
 
 @app.command()

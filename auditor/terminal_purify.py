@@ -161,6 +161,17 @@ def _show_scans(console: Console, result: PurifyResult) -> None:
         console.print(
             Text.assemble((f"  scan of {line.what}: ", "dim"), mark, said), soft_wrap=True
         )
+    stress = result.stress
+    if stress is not None:
+        for row in stress.rows:
+            console.print(
+                f"  stress test, {row.model}: {stress.poisoned} stamped images bring the ASR from "
+                f"{percent(row.hits_before / stress.eligible)} to "
+                f"{percent(row.hits_after / stress.eligible)} "
+                f"({row.hits_after}/{stress.eligible}); accuracy "
+                f"{percent(row.correct_after / stress.total)}",
+                soft_wrap=True,
+            )
     console.print()
 
 

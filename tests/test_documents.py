@@ -20,9 +20,17 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 
 
+def command_help(name: str) -> str:
+    done = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "100", "TERM": "dumb"})
+    return f"```\n$ auditor {name} --help\n" + done.stdout.strip() + "\n```"
+
+
 def scan_help() -> str:
-    done = CliRunner().invoke(app, ["scan", "--help"], env={"COLUMNS": "100", "TERM": "dumb"})
-    return "```\n$ auditor scan --help\n" + done.stdout.strip() + "\n```"
+    return command_help("scan")
+
+
+def purify_help() -> str:
+    return command_help("purify")
 
 
 def probe_table() -> str:
@@ -39,7 +47,7 @@ def words(text: str) -> set[str]:
     return {word for word in text.split() if word != "MODEL" and not set("<>{}=[]") & set(word)}
 
 
-GENERATED = {"help:scan": scan_help, "probes": probe_table}
+GENERATED = {"help:scan": scan_help, "help:purify": purify_help, "probes": probe_table}
 
 
 @pytest.mark.parametrize("name", GENERATED)
@@ -86,7 +94,7 @@ def test_the_example_probe_is_valid(tmp_path: Path) -> None:
 def test_every_flag_in_the_readme_exists() -> None:
     text = README.read_text("utf-8").split("<!-- help:scan -->")[0]
     flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
-    assert flags <= set(re.findall(r"--[a-z-]+", scan_help()))
+    assert flags <= set(re.findall(r"--[a-z-]+", scan_help() + purify_help()))
     assert set(FORMATS) == {"json", "html", "md"}
 
 
