@@ -14,6 +14,7 @@ MOST_IMAGES = 150
 """Each gives two points, clean and stamped, in each of two maps."""
 FEWEST_IMAGES = 8
 PERPLEXITY = 30.0
+DIMENSIONS = 2
 
 
 def embed(
@@ -25,7 +26,7 @@ def embed(
     *,
     seed: int,
 ) -> Embedding | None:
-    """The map, or None where there are too few images for one.
+    """The map, or None where there are too few images or features for one.
 
     Args:
         before: The suspect.
@@ -41,21 +42,17 @@ def embed(
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    parts, answers = [], []
-    kind = "penultimate features"
-    for classifier in (before, after):
-        for stamped in (False, True):
-            features, predicted, found = _features(classifier, images, trigger if stamped else None)
-            kind = kind if found else "logits"
-            parts.append(features)
-            answers.append(predicted)
-    if kind == "logits" or len({part.shape[1] for part in parts}) > 1:
-        parts = [
-            _logits(classifier, images, trigger if stamped else None)
-            for classifier in (before, after)
-            for stamped in (False, True)
-        ]
+    views = [
+        _view(classifier, images, trigger if stamped else None)
+        for classifier in (before, after)
+        for stamped in (False, True)
+    ]
+    kind = "penultimate features" if anchor_layers(before, images) else "logits"
+    answers = [predicted for _, predicted in views]
+    parts = [features for features, _ in views]
     table = torch.cat(parts).double()
+    if table.shape[1] < DIMENSIONS:
+        return None
     # a few components carry the structure, and t-SNE of them is fast and the same everywhere
     table = table - table.mean(0)
     components = min(30, *table.shape)
@@ -83,28 +80,18 @@ def embed(
     )
 
 
-def _stamped(images: Tensor, trigger: Trigger | None) -> Tensor:
-    seen = as_float(images)
-    return seen if trigger is None else trigger(seen)
-
-
 @torch.no_grad()
-def _features(
-    classifier: Classifier, images: Tensor, trigger: Trigger | None
-) -> tuple[Tensor, Tensor, bool]:
-    """Penultimate features ``(N, D)``, predictions ``(N,)``; logits, and False, without hooks."""
-    layers = anchor_layers(classifier, images)[-1:]
+def _view(classifier: Classifier, images: Tensor, trigger: Trigger | None) -> tuple[Tensor, Tensor]:
+    """Features ``(N, D)`` and predictions ``(N,)`` of images, stamped if there is a trigger.
+
+    Features are the inputs of the last layer; the logits, where there is no layer to look into.
+    """
     kept, predicted = [], []
-    with tapped(layers) as taken:
+    with tapped(anchor_layers(classifier, images)[-1:]) as taken:
         for part in torch.split(images, classifier.batch_size):
-            logits = classifier(_stamped(part, trigger))
-            features = taken()
-            whole = bool(features) and len(features[-1]) == len(part)
-            kept.append((features[-1] if whole else logits).flatten(1).float().cpu())
+            seen = as_float(part)
+            logits = classifier(seen if trigger is None else trigger(seen))
+            features = (taken() or [logits])[-1]
+            kept.append((features if len(features) == len(part) else logits).flatten(1).cpu())
             predicted.append(logits.argmax(1).cpu())
-            found = whole
-    return torch.cat(kept), torch.cat(predicted), found
-
-
-def _logits(classifier: Classifier, images: Tensor, trigger: Trigger | None) -> Tensor:
-    return classifier.logits(_stamped(images, trigger)).cpu()
+    return torch.cat(kept).float(), torch.cat(predicted)

@@ -147,7 +147,7 @@ def split(
     """Draw images and part them once: some to work on, the others to judge by.
 
     The share is taken of every class, where there are labels. A class with one image gives it to
-    the first part.
+    the first part. Both parts keep the order of the draw, in which classes take turns.
 
     Args:
         source: Where the images come from.
@@ -155,19 +155,21 @@ def split(
         limit: Draw at most so many, evenly over the classes.
         seed: Of the draw.
     """
+    drawn = source.draw(limit, seed)
     by_class: dict[int | None, list[int]] = {}
-    for index in source.draw(limit, seed):
+    for index in drawn:
         by_class.setdefault(source.label_of(index), []).append(index)
-    first: list[int] = []
-    second: list[int] = []
+    held_out: set[int] = set()
     owed = 0.0
     for members in by_class.values():
         owed += holdout * len(members)  # what is rounded off in one class is made up in the next
         count = min(round(owed), len(members) - 1)
         owed -= count
-        first += members[count:]
-        second += members[:count]
-    return PartSource(source, first), PartSource(source, second)
+        held_out.update(members[:count])
+    return (
+        PartSource(source, [index for index in drawn if index not in held_out]),
+        PartSource(source, [index for index in drawn if index in held_out]),
+    )
 
 
 class FolderSource(ImageSource):
