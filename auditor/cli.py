@@ -404,7 +404,7 @@ def run_scan(
 
     defaults = {name: Path(f"{model.stem}.scan.{name}") for name in ("json", "html")}
     outputs = parse_outputs(output, FORMATS, defaults)
-    given_files = [path for path in (model, trigger, mask, labels) if path is not None]
+    given_files = [path for path in (model, clean, trigger, mask, labels) if path is not None]
     check_outputs(outputs, force=force, inputs=given_files)
     budget = parse_time(time_budget)
     size = parse_batch_size(batch_size)
@@ -555,7 +555,7 @@ def purify(
         typer.echo(goals_line(result))
     elif Path("-") not in written:
         show_purify(result, written)
-    if result.recipe is None:
+    if result.recipe is None and result.goals.met:
         raise typer.Exit(result.evidence.judgement.verdict.exit_code)
     raise typer.Exit(0 if result.goals.met else 1)
 
@@ -600,7 +600,8 @@ def run_purify(
     }
     outputs = parse_outputs(output, PURIFY_FORMATS, defaults)
     named = judge_triggers or []
-    given_files = [path for path in (model, trigger, mask, labels, *named) if path is not None]
+    given = (model, clean, judge, trigger, mask, labels, *named)
+    given_files = [path for path in given if path is not None]
     check_outputs(outputs, force=force, inputs=given_files)
     if outputs.get("model") == Path("-"):
         raise UsageError("-o model=-: the model goes to a file, not to standard output.")

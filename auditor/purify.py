@@ -25,7 +25,7 @@ from auditor.models.base import ModelHandle
 from auditor.models.load import load_model
 from auditor.outputs import default_mode
 from auditor.probes import Probe
-from auditor.purifiers import Purifier
+from auditor.purifiers import PURIFIERS, Purifier
 from auditor.purifiers.base import Known, Purified, Task, changed_classifier
 from auditor.purifiers.finetune import FineTuning
 from auditor.purifiers.informed import Informed
@@ -152,13 +152,14 @@ class _Purification:
             )
         fit_source, judge_source = self._split(source, judge)
         self.evidence = self._scanned(self.model, fit_source, "scan of the fit images")
-        self._refuse_unsound()
+        self._refuse_unsound(self.evidence)
         self._settle()
         self.fit = self._task(fit_source)
         self.judge = self._task(judge_source)
         known = self._known(fit_source)
         self.fit = replace(self.fit, known=tuple(known))
         self.before = self._scanned(self.model, judge_source, "scan before")
+        self._refuse_unsound(self.before)
         named = self._named()
         if not known and not self.options.anyway:
             return self._result(None, known, named)
@@ -166,7 +167,7 @@ class _Purification:
         recipe = self._recipe(known)
         purified = recipe.purify(self.fit, self.notify)
         facts = RecipeFacts(
-            name=type(recipe).__name__,
+            name=PURIFIERS.name_of(type(recipe)),
             title=recipe.title,
             source=recipe.source,
             settings=recipe.settings(),
@@ -259,8 +260,9 @@ class _Purification:
         )
         return scan(model, self.probes, source, options, notify)
 
-    def _refuse_unsound(self) -> None:
-        blocking = next((c for c in self.evidence.caveats if c.blocking), None)
+    def _refuse_unsound(self, found: ScanResult) -> None:
+        """Counts of images that do not fit the model mean nothing, on either part."""
+        blocking = next((c for c in found.caveats if c.blocking), None)
         if blocking is not None:
             raise ImageError(blocking.text)
 

@@ -213,7 +213,11 @@ def cautions(result: PurifyResult) -> list[str]:
     """What has to stand beside every ASR of a purified model."""
     if not result.outcomes or not is_touched(result):
         return []
-    return [NO_PROOF, *([NEVER_SEEN] if has_judge_triggers(result) else [])]
+    found = [NO_PROOF, *([NEVER_SEEN] if has_judge_triggers(result) else [])]
+    again = None if result.after is None else result.after.judgement
+    if again is not None and again.verdict in (Verdict.BACKDOOR, Verdict.SUSPICIOUS):
+        found.append(f"The scan of the purified model ends in {again.verdict}: {again.headline}")
+    return found
 
 
 def written_sentence(result: PurifyResult) -> str:
