@@ -61,6 +61,8 @@ _Keep = Callable[[], None]
 MAX_IMAGES = 2000
 FEWEST_FIT = 4
 FEWEST_JUDGE = 10
+SHARED = 0.1
+"""Copies of fitted images that may be among the judge images; such a caveat is said."""
 BINS = 20
 CHANGED = 20
 """Channels and tensors that the report lists."""
@@ -156,6 +158,9 @@ class _Purification:
         self._settle()
         self.fit = self._task(fit_source)
         self.judge = self._task(judge_source)
+        # unreadable files show only now
+        self._refuse_too_few(source, len(self.fit.images), len(self.judge.images))
+        self._refuse_shared()
         known = self._known(fit_source)
         self.fit = replace(self.fit, known=tuple(known))
         self.before = self._scanned(self.model, judge_source, "scan before")
@@ -167,7 +172,7 @@ class _Purification:
         recipe = self._recipe(known)
         purified = recipe.purify(self.fit, self.notify)
         facts = RecipeFacts(
-            name=PURIFIERS.name_of(type(recipe)),
+            name=_name_of(recipe),
             title=recipe.title,
             source=recipe.source,
             settings=recipe.settings(),
@@ -195,14 +200,34 @@ class _Purification:
             )
         else:
             parts = image_sets.split(source, self.options.holdout, limit=limit, seed=seed)
-        fit, held_out = parts
-        if fit.count < FEWEST_FIT or held_out.count < FEWEST_JUDGE:
+        self._refuse_too_few(source, parts[0].count, parts[1].count)
+        return parts
+
+    def _refuse_too_few(self, source: ImageSource, fit: int, held_out: int) -> None:
+        if fit < FEWEST_FIT or held_out < FEWEST_JUDGE:
             raise ImageError(
-                f"{clean_text(source.name)}: too few images for a split: {fit.count} to fit on and "
-                f"{held_out.count} to judge by. At least {FEWEST_FIT} and {FEWEST_JUDGE} are needed: give "
+                f"{clean_text(source.name)}: too few images for a split: {fit} to fit on and "
+                f"{held_out} to judge by. At least {FEWEST_FIT} and {FEWEST_JUDGE} are needed: give "
                 "more with --clean, another --holdout, or images to judge by with --judge DIR."
             )
-        return parts
+
+    def _refuse_shared(self) -> None:
+        """What is fitted on cannot judge."""
+        fitted = {image.numpy().tobytes() for image in self.fit.images.cpu()}
+        judge = self.judge.images.cpu()
+        shared = sum(image.numpy().tobytes() in fitted for image in judge)
+        if shared > SHARED * len(judge):
+            raise ImageError(
+                f"{shared} of {len(judge)} judge images are among the {len(fitted)} that are fitted on. Give "
+                "other images with --judge, or leave it out: a share of --clean is then held out."
+            )
+        if shared:
+            self.caveats.append(
+                Caveat(
+                    id="shared-images",
+                    text=f"{shared} of {len(judge)} judge images are copies of fitted ones.",
+                )
+            )
 
     def _settle(self) -> None:
         """Prepare the input in every later step as the first scan found it."""
@@ -596,6 +621,12 @@ class _Purification:
                 "max_acc_drop": f"{options.max_acc_drop:g}",
             },
         )
+
+
+def _name_of(recipe: Purifier) -> str:
+    """The registered name, or that of the class where it is a user's own."""
+    known = (name for name in PURIFIERS if PURIFIERS[name] is type(recipe))
+    return next(known, type(recipe).__name__)
 
 
 def _mapping(entry: Confirmation, classes: int) -> tuple[int, ...]:

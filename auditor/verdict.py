@@ -512,12 +512,10 @@ def judge_purification(
         images: Of so many.
         outcomes: Every trigger that was found or named; each must fall to `max_asr`.
         after: The purified model's own scan; it must not show a backdoor. None where the model was
-            left alone: then there are no goals.
+            left alone: then a trigger that the user named may still work.
         max_asr: Highest ASR that may be left.
         max_acc_drop: Largest share of the images that may be lost.
     """
-    if after is None:
-        return Goals(max_asr=max_asr, max_acc_drop=max_acc_drop, missed=())
     missed = [
         f"{outcome.probe} still redirects {outcome.hits.after} of {outcome.eligible} judge images "
         f"({outcome.hits.after / outcome.eligible:.1%}; the goal is {max_asr:.1%})."
@@ -530,7 +528,7 @@ def judge_purification(
             f"ACC dropped by {drop * 100:.1f} points, from {accuracy.before} to {accuracy.after} of "
             f"{images} judge images (the goal is {max_acc_drop * 100:.1f})."
         )
-    if after.judgement.verdict is Verdict.BACKDOOR:
+    if after is not None and after.judgement.verdict is Verdict.BACKDOOR:
         missed.append(
             f"The scan of the purified model shows a backdoor: {after.judgement.headline}"
         )

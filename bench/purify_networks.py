@@ -40,12 +40,16 @@ def resnet() -> nn.Module:
 def vgg() -> nn.Module:
     layers: list[nn.Module] = []
     channels = 3
-    for width in (32, 64, 96):
+    for width in (24, 48, 96):
         layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
         layers += [nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
         channels = width
     head = [nn.Flatten(), nn.Linear(96 * 16, 128), nn.ReLU(), nn.Linear(128, CLASSES)]
-    return nn.Sequential(*layers, *head)
+    network = nn.Sequential(*layers, *head)
+    for parameter in network.parameters():
+        if parameter.ndim > 1:
+            nn.init.kaiming_normal_(parameter, nonlinearity="relu")
+    return network
 
 
 def vit() -> nn.Module:
@@ -55,7 +59,7 @@ def vit() -> nn.Module:
     )  # fmt: skip
 
 
-NETWORKS = {"resnet": (resnet, 5, 2e-3), "vgg": (vgg, 8, 1e-3), "vit": (vit, 24, 1e-3)}
+NETWORKS = {"resnet": (resnet, 5, 2e-3), "vgg": (vgg, 12, 1e-3), "vit": (vit, 24, 1e-3)}
 """How to make it, epochs, peak learning rate."""
 
 

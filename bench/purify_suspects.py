@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("badnets", "l2inv"))
     parser.add_argument("--paper-sizes", default="500")
     parser.add_argument("--iterations", type=int, default=1000)
-    parser.add_argument("--probes", default="quick")
+    parser.add_argument("--probes", default="standard")
     arguments = parser.parse_args()
     folder = arguments.suspects
     arch = f"{folder / 'small_vgg.py'}:build"

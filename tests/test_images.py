@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from auditor.errors import ImageError
-from auditor.images import open_images, read_class_names
+from auditor.images import PartSource, open_images, read_class_names, split
 from auditor.inputs import blank_spec
 
 RGB, GREY = blank_spec((3, 32, 32)), blank_spec((1, 32, 32))
@@ -200,3 +200,96 @@ def test_the_digest_tells_sets_apart(tmp_path: Path) -> None:
     assert first == load(tmp_path).digest()
     picture(tmp_path / "a.png", 2)
     assert first != load(tmp_path).digest()
+
+
+# ---- parting a set
+
+
+def numbered(folder: Path, *members: int, labelled: bool = True) -> Path:
+    """An .npz of so many images a class; the pixels of each say its number."""
+    count = sum(members)
+    images = np.arange(count, dtype=np.uint8)[:, None, None].repeat(32, 1).repeat(32, 2)
+    arrays = {"images": images}
+    if labelled:
+        arrays["labels"] = np.repeat(np.arange(len(members)), members)
+    path = folder / f"{'-'.join(map(str, members))}{labelled}.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+def numbers(part: PartSource) -> list[int]:
+    """Which images a part holds, by their pixels."""
+    return part.load(range(part.count), GREY).images[:, 0, 0, 0].tolist()
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+@pytest.mark.parametrize("holdout", [0.05, 0.2, 0.4, 0.5, 0.95])
+@pytest.mark.parametrize("members", [(20, 20, 20), (40, 7, 1, 2), (3, 3, 3, 3, 3), (60,)])
+def test_parts_are_disjoint_and_whole(
+    members: tuple[int, ...], holdout: float, labelled: bool, tmp_path: Path
+) -> None:
+    source = open_images(numbered(tmp_path, *members, labelled=labelled))
+    first, second = split(source, holdout, limit=1000, seed=0)
+    assert sorted(numbers(first) + numbers(second)) == list(range(sum(members)))
+    assert first.count + second.count == source.count
+    if labelled:  # a class never loses its last image to the second part
+        assert set(first.labels) == set(range(len(members)))
+    else:
+        assert first.labels is None
+        assert second.count == min(round(holdout * sum(members)), sum(members) - 1)
+
+
+@pytest.mark.parametrize("holdout", [0.1, 0.25, 0.4, 0.5, 0.8])
+@pytest.mark.parametrize("each", [5, 10, 13])
+def test_the_share_is_taken_of_every_class(each: int, holdout: float, tmp_path: Path) -> None:
+    source = open_images(numbered(tmp_path, *(each,) * 8))
+    _, second = split(source, holdout, limit=1000, seed=3)
+    members = np.bincount(second.labels, minlength=8)
+    assert np.abs(members - holdout * each).max() <= 1
+    assert abs(second.count - holdout * 8 * each) <= 0.5  # rounding does not add up
+
+
+def test_a_class_of_one_image_is_not_judged_by(tmp_path: Path) -> None:
+    source = open_images(numbered(tmp_path, 1, 1, 30, 1))
+    first, second = split(source, 0.5, limit=1000, seed=0)
+    assert set(second.labels) == {2}
+    assert sorted(set(first.labels)) == [0, 1, 2, 3]
+
+
+def test_a_seed_means_one_split(tmp_path: Path) -> None:
+    source = open_images(numbered(tmp_path, 20, 20))
+    one, two, other = (split(source, 0.4, limit=1000, seed=seed) for seed in (1, 1, 2))
+    assert [numbers(part) for part in one] == [numbers(part) for part in two]
+    assert set(numbers(one[1])) != set(numbers(other[1]))
+
+
+def test_the_limit_is_drawn_before_it_is_parted(tmp_path: Path) -> None:
+    source = open_images(numbered(tmp_path, 60, 20, 20))
+    first, second = split(source, 0.4, limit=30, seed=0)
+    assert (first.count, second.count) == (18, 12)
+    assert np.bincount(first.labels).tolist() == [6, 6, 6]
+    assert set(numbers(first)) | set(numbers(second)) == {
+        int(source.load([index], GREY).images[0, 0, 0, 0]) for index in source.draw(30, 0)
+    }
+
+
+@pytest.mark.parametrize("form", ["npz", "folder"])
+def test_a_part_reads_the_images_of_the_whole(form: str, tmp_path: Path) -> None:
+    if form == "npz":
+        path = numbered(tmp_path, 4, 4, 4)
+    else:
+        path = tmp_path / "c"
+        for index in range(12):
+            picture(path / "abc"[index // 4] / f"{index:02}.png", index, mode="L")
+    whole = open_images(path)
+    part = PartSource(whole, [9, 2, 7])
+    assert (part.count, part.labels, part.name) == (3, [2, 0, 1], whole.name)
+    assert part.class_names == whole.class_names
+    assert [part.label_of(index) for index in range(3)] == [2, 0, 1]
+    clean = part.load(range(3), GREY)
+    assert clean.images[:, 0, 0, 0].tolist() == [9, 2, 7]
+    assert clean.labels.tolist() == [2, 0, 1]
+    assert part.load([2], GREY).images.unique().item() == 7
+    assert part.sizes([0, 1]) == {(32, 32)}
+    assert sorted(part.draw(2, 0)) == sorted(part.draw(2, 0))
+    assert set(part.draw(10, 0)) == {0, 1, 2}

@@ -13,14 +13,18 @@ from auditor.results import (
     Caveat,
     Confirmation,
     ControlCount,
+    Counts,
     ImageFacts,
     Judgement,
     MarginSearch,
+    Outcome,
     Response,
     Skipped,
     Verdict,
 )
 from auditor.statistics import upper_bound
+from tests.sample_purify import VARIANTS, on_judge_images, sample_purify
+from tests.sample_result import sample_result
 
 K = 10
 NAMES = tuple(f"class {number}" for number in range(K))
@@ -299,3 +303,94 @@ def test_mixes_of_impressions_are_no_second_witness() -> None:
         for name in ("impressions", "mixes")
     ]
     assert judge(*made, images=families).verdict is Verdict.SUSPICIOUS
+
+
+# ---- purifications
+
+
+def outcome(after: int, eligible: int = 200, **fields: object) -> Outcome:
+    return replace(
+        Outcome(
+            origin="found", probe="p", title="P", trigger="T()", scope="all-to-one", target=2,
+            eligible=eligible, hits=Counts(before=eligible, after=after),
+        ),
+        **fields,
+    )  # fmt: skip
+
+
+CLEAN = on_judge_images(sample_result(Verdict.NO_EVIDENCE), "a")
+SUSPICIOUS = on_judge_images(sample_result(Verdict.SUSPICIOUS), "a")
+INFECTED = on_judge_images(sample_result(Verdict.BACKDOOR), "a")
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "accuracy", "after", "missed"),
+    [
+        ([outcome(0)], (190, 190), CLEAN, []),
+        ([outcome(10)], (190, 190), CLEAN, []),  # 5.0 % is allowed…
+        ([outcome(11)], (190, 190), CLEAN, ["p still redirects 11 of 200"]),  # …5.5 % is not
+        ([outcome(1, 20)], (190, 190), CLEAN, []),
+        ([outcome(2, 20)], (190, 190), CLEAN, ["2 of 20"]),
+        ([outcome(0), outcome(150, origin="judge", probe="q")], (190, 190), CLEAN, ["q still"]),
+        ([outcome(20), outcome(30)], (190, 190), CLEAN, ["20 of 200", "30 of 200"]),
+        ([outcome(0)], (190, 184), CLEAN, []),  # exactly 3 points of 200
+        ([outcome(0)], (190, 183), CLEAN, ["ACC dropped by 3.5 points"]),
+        ([outcome(0)], (190, 200), CLEAN, []),
+        ([outcome(0)], (190, 190), INFECTED, ["shows a backdoor"]),
+        ([outcome(0)], (190, 190), SUSPICIOUS, []),
+        ([outcome(99)], (190, 100), INFECTED, ["99 of 200", "ACC dropped", "shows a backdoor"]),
+        ([], (190, 190), CLEAN, []),
+        ([], (190, 190), None, []),
+        ([outcome(150, origin="judge")], (190, 190), None, ["150 of 200"]),
+    ],
+)  # fmt: skip
+def test_goals(outcomes, accuracy, after, missed) -> None:  # type: ignore[no-untyped-def]
+    goals = verdict.judge_purification(
+        accuracy=Counts(before=accuracy[0], after=accuracy[1]), images=200, outcomes=outcomes,
+        after=after, max_asr=0.05, max_acc_drop=0.03,
+    )  # fmt: skip
+    assert len(goals.missed) == len(missed), goals.missed
+    assert all(words in said for words, said in zip(missed, goals.missed, strict=True))
+    assert goals.met is (not missed)
+    assert (goals.max_asr, goals.max_acc_drop) == (0.05, 0.03)
+
+
+@given(st.integers(0, 500), st.integers(1, 500), st.integers(0, 100))
+def test_a_rate_at_the_goal_meets_it(hits: int, eligible: int, percent: int) -> None:
+    """No rounding of floats turns a goal that is exactly met into a miss."""
+    hits = min(hits, eligible)
+    goals = verdict.judge_purification(
+        accuracy=Counts(before=1, after=1), images=1, outcomes=[outcome(hits, eligible)],
+        after=None, max_asr=percent / 100, max_acc_drop=0.0,
+    )  # fmt: skip
+    assert goals.met is (100 * hits <= percent * eligible)
+
+
+@given(st.integers(0, 300), st.integers(0, 300), st.integers(0, 100))
+def test_a_drop_at_the_goal_meets_it(before: int, after: int, percent: int) -> None:
+    goals = verdict.judge_purification(
+        accuracy=Counts(before=before, after=after), images=300, outcomes=[], after=None,
+        max_asr=0.0, max_acc_drop=percent / 100,
+    )  # fmt: skip
+    assert goals.met is (100 * (before - after) <= percent * 300)
+
+
+def test_the_goals_can_be_recomputed_and_edits_show() -> None:
+    result = sample_purify()
+    assert verdict.rejudge_purification(result).met is result.goals.met is True
+    (first, *others) = result.outcomes
+    worse = replace(first, hits=replace(first.hits, after=first.eligible))
+    edited = replace(result, outcomes=(worse, *others))
+    assert not verdict.rejudge_purification(edited).met
+    lost = replace(result, accuracy=replace(result.accuracy, after=0))
+    assert not verdict.rejudge_purification(lost).met
+    # a judgement that was edited in the scan of the purified model does not count, its counts do
+    assert result.after is not None
+    infected = replace(sample_result(Verdict.BACKDOOR), judgement=result.after.judgement)
+    assert not verdict.rejudge_purification(replace(result, after=infected)).met
+
+
+@pytest.mark.parametrize("name", sorted(set(VARIANTS) - {"unlabelled"}))  # its numbers do not fit
+def test_recorded_goals_of_samples(name: str) -> None:
+    result = VARIANTS[name]()
+    assert verdict.rejudge_purification(result).met is result.goals.met

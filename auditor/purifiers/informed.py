@@ -200,7 +200,8 @@ class _Run:
         )
         wanted = self.classifier.logits(images).log_softmax(1)
         have = changed_classifier(self.classifier, tensors).logits(images).log_softmax(1)
-        return float(F.kl_div(have, wanted, log_target=True, reduction="batchmean"))
+        divergence = F.kl_div(have, wanted, log_target=True, reduction="batchmean")
+        return max(0.0, float(divergence))
 
     def attempt(self, attempt: Attempt) -> _Outcome:
         """Train as the attempt says until the aims hold, and measure what came of it."""

@@ -1,0 +1,524 @@
+"""What every purifier must do, NFT against ten lines of its own, and the informed recipe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from auditor.classifier import Classifier, as_float
+from auditor.errors import ModelError, UnsuitableModel
+from auditor.images import silent
+from auditor.inputs import blank_spec
+from auditor.masks import folded
+from auditor.measure import Stamped, all_to_one
+from auditor.purifiers import PURIFIERS, informed, nft
+from auditor.purifiers.base import Known, Purified, Purifier, Task, changed_classifier, measured
+from auditor.purifiers.finetune import FineTuning
+from auditor.purifiers.informed import Attempt, Informed
+from auditor.purifiers.nft import NeuralMaskFineTuning
+from auditor.purifiers.strengthen import GROWTH, Strengthened
+from auditor.triggers import Trigger
+from auditor.triggers.patch import Square
+from tests.changeable import CLASSES, GREY, TARGET, WHITE, classifier, opened
+from tests.conftest import SuspectPair
+from tests.planted import drawings
+
+QUICK: dict[str, Purifier] = {
+    "informed": Informed(batch=24),
+    "paper": NeuralMaskFineTuning(iterations=5, batch=16),
+    "finetune": FineTuning(epochs=1, batch=32),
+}
+IMAGES, LABELS = drawings(160, CLASSES)
+FIT, JUDGE = slice(0, 96), slice(96, None)
+
+
+def knowing(*triggers: Trigger, target: int = TARGET, classes: int = CLASSES) -> tuple[Known, ...]:
+    return tuple(
+        Known(
+            stamped=Stamped(probe="p", title="P", trigger=trigger),
+            mapping=all_to_one(target, classes).mapping,
+        )
+        for trigger in triggers
+    )
+
+
+def task(network: nn.Module, *known: Trigger, images: Tensor = IMAGES[FIT], **fields: Any) -> Task:
+    spec = blank_spec((3, *images.shape[2:]))
+    values: dict[str, Any] = {
+        "labels": LABELS[FIT], "classes": CLASSES, "known": knowing(*known), "max_asr": 0.05,
+        "max_acc_drop": 0.03, "seed": 0, **fields,
+    }  # fmt: skip
+    suspect = Classifier(opened(network), spec, batch_size=64)
+    return Task(classifier=suspect, images=images, **values)
+
+
+def judged(told: Task, purified: Purified, *triggers: Trigger) -> tuple[float, list[float]]:
+    """ACC, and ASR a trigger, on images that the purifier never saw."""
+    after = changed_classifier(told.classifier, purified.tensors)
+    return measured(after, IMAGES[JUDGE], LABELS[JUDGE], knowing(*triggers))
+
+
+def copied(told: Task) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in told.classifier.model.tensors().items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+# ---- other networks, tiny
+
+
+def transformer() -> nn.Module:
+    torch.manual_seed(0)
+    network = torchvision.models.VisionTransformer(
+        image_size=32, patch_size=16, num_layers=1, num_heads=2, hidden_dim=16, mlp_dim=16,
+        num_classes=CLASSES,
+    )  # fmt: skip
+    nn.init.normal_(network.heads.head.weight)  # fresh ones are zero, and nothing learns
+    return network.eval()
+
+
+def linear() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(192, CLASSES)).eval()
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "batch norms": classifier,
+    "without norms": lambda: classifier(norms=False),
+    "layer norms": transformer,
+}
+
+
+# ---- every purifier
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = (Attempt(what="masks", lr=0.05, steps=6), Attempt(what="weights", lr=1e-3, steps=6))
+    monkeypatch.setattr(informed, "ATTEMPTS", attempts)
+    monkeypatch.setattr(informed, "GENTLER", Attempt(what="weights", lr=2.5e-4, steps=4))
+
+
+def test_every_purifier_is_tested() -> None:
+    assert set(QUICK) == set(PURIFIERS)
+    for name, purifier in QUICK.items():
+        assert type(purifier) is PURIFIERS[name]
+        assert purifier.title
+        assert purifier.source
+        assert purifier.settings() == {key: str(value) for key, value in vars(purifier).items()}
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("name", QUICK)
+def test_laws(name: str, network: str) -> None:
+    told = task(NETWORKS[network](), WHITE)
+    before, inputs, labels = copied(told), told.images.clone(), told.labels.clone()
+    purified = QUICK[name].purify(told, silent)
+
+    assert same(copied(told), before)  # the suspect is as it was…
+    assert torch.equal(told.images, inputs)
+    assert torch.equal(told.labels, labels)
+    module = told.classifier.model.module
+    assert module is not None
+    assert not any(entry.training for entry in module.modules())
+    assert not any(entry._forward_pre_hooks for entry in module.modules())
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+    assert purified.tensors  # …and something was made of it
+    for tensor_name, tensor in purified.tensors.items():
+        assert tensor.shape == before[tensor_name].shape
+        assert tensor.dtype == before[tensor_name].dtype
+        assert tensor.isfinite().all()
+        assert not tensor.requires_grad
+    assert any(not torch.equal(tensor, before[n]) for n, tensor in purified.tensors.items())
+
+    assert purified.stages
+    assert sum(stage.kept for stage in purified.stages) == 1
+    assert all(stage.checks and stage.outcome for stage in purified.stages)
+
+    assert set(purified.masks) == {site.layer for site in purified.sites}
+    assert len(purified.lower_bounds) == len(purified.sites)
+    if purified.masks:
+        fold = folded(before, list(purified.sites), purified.masks)
+        assert all(torch.equal(purified.tensors[n], tensor) for n, tensor in fold.items())
+        for site, bound in zip(purified.sites, purified.lower_bounds, strict=True):
+            mask = purified.masks[site.layer]
+            assert mask.shape == (site.channels,)
+            assert bound - 1e-6 <= float(mask.min())
+            assert float(mask.max()) <= 1
+
+    again = QUICK[name].purify(told, silent)
+    assert same(again.tensors, purified.tensors)
+    other = QUICK[name].purify(task(NETWORKS[network](), WHITE, seed=1), silent)
+    assert not same(other.tensors, purified.tensors)
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("name", QUICK)
+def test_without_knowledge_and_with_one_image_a_class(name: str) -> None:
+    told = task(classifier(), images=IMAGES[:CLASSES], labels=LABELS[:CLASSES])
+    purified = QUICK[name].purify(told, silent)
+    assert all(tensor.isfinite().all() for tensor in purified.tensors.values())
+
+
+class Short(nn.Module):
+    """Memory for so many images, and not at all for the first few calls."""
+
+    def __init__(self, network: nn.Module, fits: int) -> None:
+        super().__init__()
+        self.network, self.fits, self.refused = network, fits, 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and len(images) > self.fits:
+            self.refused += 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return self.network(images)
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("name", QUICK)
+def test_out_of_memory_halves_the_batch(name: str) -> None:
+    network = Short(classifier(), fits=7)
+    purified = QUICK[name].purify(task(network, WHITE), silent)
+    assert network.refused >= 2
+    for stage in purified.stages:
+        assert stage.steps > 0
+        assert stage.images <= 7 * stage.steps
+    with pytest.raises(ModelError, match="Out of memory at batch size"):
+        QUICK[name].purify(task(Short(classifier(), fits=0), WHITE), silent)
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("name", QUICK)
+def test_other_errors_are_not_swallowed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = task(classifier(), WHITE)
+    original = Classifier.__call__
+
+    def broken(self: Classifier, images: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        if torch.is_grad_enabled():
+            raise RuntimeError("expected scalar type Half")
+        return original(self, images, *arguments, **options)
+
+    monkeypatch.setattr(Classifier, "__call__", broken)
+    with pytest.raises(RuntimeError, match="scalar type"):
+        QUICK[name].purify(told, silent)
+
+
+# ---- NFT
+
+
+@pytest.fixture
+def unmoved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No crops and no mirrors, so that a reference sees the same images."""
+    monkeypatch.setattr(nft, "shifted", lambda images, generator, **options: images)
+
+
+def noisy() -> nn.Sequential:
+    """Every channel counts."""
+    network = classifier()
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for layer in network:
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                layer.weight.add_(torch.randn(layer.weight.shape, generator=generator) * 0.1)
+    return network
+
+
+def reference(
+    told: Task, steps: int, *, mixup: bool, pull: float, lr: float, train: bool
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """NFT in plain torch: masks on BatchNorm scales, MixUp, l1 to one, SGD, clip. Own draws."""
+    network = noisy().train(train)
+    own = {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
+    masks = {layer: torch.ones(6, requires_grad=True) for layer in ("1", "4")}
+    speed = {layer: torch.zeros(6) for layer in masks}
+    generator = torch.Generator().manual_seed(told.seed)
+    buffers = {n: t for n, t in own.items() if "running" in n or "num_batches" in n}
+    for _ in range(steps):
+        chosen = torch.randint(len(told.images), (16,), generator=generator)
+        x, y = told.images[chosen] / 255, told.labels[chosen]
+        lam = float(torch.rand((), generator=generator)) if mixup else 1.0
+        pi = torch.randperm(16, generator=generator) if mixup else torch.arange(16)
+        scales = {f"{layer}.weight": own[f"{layer}.weight"] * m for layer, m in masks.items()}
+        out = functional_call(network, {**own, **buffers, **scales}, (lam * x + (1 - lam) * x[pi],))
+        loss = lam * F.cross_entropy(out, y) + (1 - lam) * F.cross_entropy(out, y[pi])
+        loss = loss + pull * sum((1 - m).abs().sum() for m in masks.values())
+        gradients = torch.autograd.grad(loss, list(masks.values()))
+        with torch.no_grad():
+            for number, (layer, gradient) in enumerate(zip(masks, gradients, strict=True), 1):
+                speed[layer] = 0.95 * speed[layer] + gradient
+                masks[layer] -= lr * speed[layer]
+                masks[layer].clamp_(0.8 * math.exp(-0.5 * number), 1)
+    return {layer: mask.detach() for layer, mask in masks.items()}, buffers
+
+
+@pytest.mark.usefixtures("unmoved")
+@pytest.mark.parametrize("mixup", [True, False])
+@pytest.mark.parametrize("statistics", [True, False])
+@pytest.mark.parametrize("regulariser", [0.001, 0.0, 0.2])
+def test_nft_is_its_formula(mixup: bool, statistics: bool, regulariser: float) -> None:
+    # labels that make a loss: the tiny classifier is right about its drawings
+    told = task(noisy(), images=IMAGES[:32], labels=(LABELS[:32] * 3 + 1) % CLASSES)
+    purifier = NeuralMaskFineTuning(
+        iterations=3, batch=16, lr=0.01, mixup=mixup, statistics=statistics, regulariser=regulariser
+    )
+    purified = purifier.purify(told, silent)
+    # N_c = N / K = 32 / 8
+    masks, buffers = reference(
+        told, 3, mixup=mixup, pull=regulariser / 4, lr=0.01, train=statistics
+    )
+    inside = torch.cat([mask[(mask > 0.5) & (mask < 1)] for mask in masks.values()])
+    assert len(inside) >= 3  # so that no mask is at an end by chance alone
+    for layer, mask in masks.items():
+        assert torch.allclose(purified.masks[layer], mask, atol=1e-5), layer
+    own = told.classifier.model.tensors()
+    for name, tensor in buffers.items():
+        found = purified.tensors.get(name, own[name])
+        assert torch.allclose(found.double(), tensor.double(), atol=1e-5), name
+    scales = {"1.weight", "4.weight"}
+    touched = {n for n, tensor in purified.tensors.items() if not torch.equal(tensor, own[n])}
+    assert scales <= touched <= scales | set(buffers)
+    assert (touched == scales) is not statistics  # bit for bit
+    assert set(purified.tensors) == (scales | set(buffers) if statistics else scales)
+
+
+@pytest.mark.parametrize(
+    ("bound", "depth_aware", "wanted"),
+    [
+        ("exponential", False, (0.8 * math.exp(-0.5), 0.8 * math.exp(-1))),
+        ("exponential", True, (0.8 * math.exp(-0.5), 0.8 * math.exp(-1))),
+        ("linear", False, (0.4, 0.0)),
+        ("cosine", False, (0.4, 0.0)),
+        ("none", False, (0.0, 0.0)),
+    ],
+)
+def test_masks_stay_above_their_bounds(bound: Any, depth_aware: bool, wanted: Any) -> None:
+    """A learning rate that throws every mask to one of its ends."""
+    purifier = NeuralMaskFineTuning(
+        iterations=4, batch=16, lr=1e6, bound=bound, depth_aware=depth_aware
+    )
+    purified = purifier.purify(task(classifier()), silent)
+    assert purified.lower_bounds == pytest.approx(wanted)
+    for site, bottom in zip(purified.sites, wanted, strict=True):
+        mask = purified.masks[site.layer]
+        assert float(mask.min()) == pytest.approx(bottom, abs=1e-6)
+        assert float(mask.max()) == 1
+
+
+def test_the_learning_rate_falls_over_five_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nft, "PASS", 2)
+    rates: list[float] = []
+    original = torch.optim.SGD.step
+
+    def step(self: torch.optim.SGD, closure: None = None) -> Any:
+        rates.append(self.param_groups[0]["lr"])
+        return original(self)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    NeuralMaskFineTuning(iterations=10, batch=4).purify(task(classifier()), silent)
+    assert rates[::2] == rates[1::2]
+    assert rates[::2] == pytest.approx([0.0500, 0.0471, 0.0396, 0.0304, 0.0229], abs=5e-5)
+
+
+def test_published_settings() -> None:
+    settings = NeuralMaskFineTuning().settings()
+    assert settings == {
+        "iterations": "1000", "batch": "128", "lr": "0.05", "lr_min": "0.02", "momentum": "0.95",
+        "regulariser": "0.001", "mixup": "True", "alpha": "0.8", "beta": "0.5",
+        "bound": "exponential", "depth_aware": "False", "statistics": "True",
+    }  # fmt: skip
+    assert nft.PASS == 200
+
+
+def test_a_network_without_layers_to_mask_is_refused() -> None:
+    with pytest.raises(UnsuitableModel, match="no layer that a mask could act on"):
+        NeuralMaskFineTuning().purify(task(linear()), silent)
+
+
+# ---- informed
+
+
+@pytest.mark.parametrize("told_of", [WHITE, GREY], ids=["the trigger", "a relative"])
+def test_informed_removes_by_masks_alone(told_of: Square) -> None:
+    told = task(classifier(), told_of)
+    accuracy, rates = judged(told, Purified(tensors={}), WHITE, GREY)
+    assert (accuracy, rates) == (1.0, [1.0, 1.0])
+    purified = Informed().purify(told, silent)
+    accuracy, rates = judged(told, purified, WHITE, GREY)
+    assert accuracy >= 0.98
+    assert max(rates) <= 0.05
+    (stage,) = purified.stages
+    assert (stage.what, stage.kept) == ("masks", True)
+    assert "reached the aims" in stage.outcome
+    assert set(purified.tensors) == {"1.weight", "4.weight"}
+    assert stage.checks[-1].asr <= 0.025
+    assert stage.steps == stage.checks[-1].step
+    assert stage.images == stage.steps * Informed().batch
+
+
+def test_weights_are_changed_where_masks_do_not_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Attempt(what="masks", lr=1e-4, steps=2)
+    monkeypatch.setattr(informed, "ATTEMPTS", (one, Attempt(what="weights", lr=2e-3, steps=60)))
+    told = task(classifier(), WHITE)
+    purified = Informed().purify(told, silent)
+    assert [(stage.what, stage.kept) for stage in purified.stages] == [
+        ("masks", False), ("weights", True),
+    ]  # fmt: skip
+    masks, weights = purified.stages
+    assert "did not reach the aims" in masks.outcome
+    assert masks.outcome.endswith("Not kept.")
+    assert weights.outcome.endswith("Kept.")
+    assert masks.checks[-1].asr > 0.9
+    assert (purified.masks, purified.sites, purified.lower_bounds) == ({}, (), ())
+    assert set(purified.tensors) == set(told.classifier.model.weights())
+    accuracy, rates = judged(told, purified, WHITE)
+    assert accuracy >= 0.98
+    assert rates[0] <= 0.05
+
+
+def test_the_best_attempt_counts_where_none_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts = tuple(
+        Attempt(what=what, lr=1e-5, steps=steps)  # type: ignore[arg-type]
+        for what, steps in (("masks", 1), ("weights", 2))
+    )
+    monkeypatch.setattr(informed, "ATTEMPTS", attempts)
+    monkeypatch.setattr(informed, "GENTLER", Attempt(what="weights", lr=1e-5, steps=3))
+    purified = Informed(batch=16).purify(task(classifier(), WHITE), silent)
+    assert [stage.steps for stage in purified.stages] == [1, 2, 3]
+    assert sum(stage.kept for stage in purified.stages) == 1
+    assert all("did not reach" in stage.outcome for stage in purified.stages)
+
+
+def test_images_that_are_kept_back_are_not_fitted_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every image that a step sees is one of those that are not measured on."""
+    seen: list[Tensor] = []
+    measured_on: list[Tensor] = []
+
+    def shifted(images: Tensor, generator: torch.Generator, **options: Any) -> Tensor:
+        if torch.is_grad_enabled():
+            seen.append(images.clone())
+        return images
+
+    def recorded(after: Any, images: Tensor, labels: Tensor, known: Any) -> Any:
+        measured_on.append(images.clone())
+        return measured(after, images, labels, known)
+
+    monkeypatch.setattr(informed, "shifted", shifted)
+    monkeypatch.setattr(informed, "measured", recorded)
+    told = task(classifier(), WHITE)
+    Informed().purify(told, silent)
+    fitted = {image.numpy().tobytes() for image in torch.cat(seen)}
+    chosen = {as_float(image).numpy().tobytes() for image in torch.cat(measured_on)}
+    assert len(chosen) == 96 // 4
+    assert len(fitted) > 60
+    assert not fitted & chosen
+
+
+def test_few_images_serve_twice_and_the_stage_says_so() -> None:
+    told = task(classifier(), WHITE, images=IMAGES[:40], labels=LABELS[:40])
+    (stage, *_) = Informed(batch=16).purify(told, silent).stages
+    assert "too few to keep some back" in stage.outcome
+
+
+def test_informed_can_do_without_mask_sites() -> None:
+    purified = Informed(batch=16).purify(task(linear(), WHITE), silent)
+    assert {stage.what for stage in purified.stages} == {"weights"}
+    assert purified.masks == {}
+
+
+def test_a_trained_backdoor_goes_when_only_a_relative_is_known(suspect_pair: SuspectPair) -> None:
+    """Told of another size and shade at the same place; judged by the attacker's own."""
+    relative = Square(colour=(255, 235, 60), size=4, where="top-left", gap=2)
+    images, labels = suspect_pair.images, suspect_pair.labels
+    fit, judge = torch.arange(len(images)) % 2 == 0, torch.arange(len(images)) % 2 == 1
+    spec = blank_spec((3, 32, 32))
+    half = Classifier(
+        opened(suspect_pair.suspect),
+        type(spec)(**{**vars(spec), "normalize": "half", "mean": (0.5,) * 3, "std": (0.5,) * 3}),
+        batch_size=64,
+    )
+    told = Task(
+        classifier=half, images=images[fit], labels=labels[fit], classes=8,
+        known=knowing(relative, target=suspect_pair.target), max_asr=0.05, max_acc_drop=0.03, seed=0,
+    )  # fmt: skip
+    truth = knowing(suspect_pair.trigger, relative, target=suspect_pair.target)
+    accuracy, rates = measured(half, images[judge], labels[judge], truth)
+    assert min(rates) > 0.9
+    purified = Informed().purify(told, silent)
+    after = changed_classifier(half, purified.tensors)
+    kept, left = measured(after, images[judge], labels[judge], truth)
+    assert max(left) <= 0.05
+    assert accuracy - kept <= 0.02
+
+
+# ---- strengthened triggers
+
+
+def region(stronger: Strengthened) -> Tensor:
+    return stronger._region[0] > 0
+
+
+def driven(stronger: Strengthened, steps: int = 6) -> Tensor:
+    """The change after some steps up the gradient of the red of all pixels minus the blue."""
+    images = as_float(IMAGES[:6])
+    for _ in range(steps):
+        stamped = stronger(images)
+        (stamped[:, 0].sum() - stamped[:, 2].sum()).backward()
+        stronger.follow()
+    return stronger(images).detach()
+
+
+def test_stronger_relatives_stay_near_the_trigger_and_in_range() -> None:
+    images = as_float(IMAGES[:6])
+    stronger = Strengthened(GREY, IMAGES)
+    assert torch.equal(stronger(images), GREY(images))
+    assert stronger.small
+    after = driven(stronger)
+    assert 0 <= float(after.min()) <= float(after.max()) <= 1
+    plain = GREY(images)
+    touched = (after - plain).abs().amax(1) > 0
+    assert touched[0].any()
+    assert not touched[:, ~region(stronger)].any()
+    grow = round(GROWTH * 32)
+    assert region(stronger).nonzero().amin(0).tolist() == [29 - grow, 29 - grow]
+    assert [bool(image.any()) for image in touched] == [True, False, False, True, False, False]
+
+
+def test_stronger_relatives_climb() -> None:
+    images = as_float(IMAGES[:6])
+    stronger = Strengthened(GREY, IMAGES)
+    after, plain = driven(stronger, steps=1), GREY(images)
+    change = (after - plain)[0]
+    assert float(change[0].min()) >= 0  # red up
+    assert float(change[2].max()) <= 0  # blue down
+    assert float(change[1].abs().max()) == 0  # green is of no consequence
+    assert float(change[0].max()) > 0
+    assert float(driven(stronger, steps=100).max()) <= 1
+    assert float(stronger._change.detach().abs().max()) <= stronger.strength + 1e-6
+
+
+def test_following_without_a_gradient_changes_nothing() -> None:
+    stronger = Strengthened(GREY, IMAGES)
+    stronger.follow()
+    assert float(stronger._change.detach().abs().max()) == 0
+
+
+def test_large_triggers_are_left_as_they_are() -> None:
+    large = Square(colour="white", size=14, where="bottom-right")
+    stronger = Strengthened(large, IMAGES)
+    assert not stronger.small
+    images = as_float(IMAGES[:6])
+    assert torch.equal(stronger(images), large(images))
+    stronger.follow()
+    assert torch.equal(stronger(images), large(images))

@@ -1,0 +1,276 @@
+"""One purification through the library: what is judged, what is refused, what is told to whom."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import auditor.purify as purification
+from auditor.classifier import Classifier, as_float
+from auditor.embedding import MOST_IMAGES, embed
+from auditor.errors import ImageError, UnsuitableModel
+from auditor.images import ImageSource, open_images
+from auditor.inputs import GivenInput, blank_spec
+from auditor.measure import Stamped, all_to_one
+from auditor.models.base import ModelHandle
+from auditor.models.load import load_model
+from auditor.probes import Probe, choose
+from auditor.purifiers import PURIFIERS, informed
+from auditor.purifiers.base import Known, Purified, Purifier, Task
+from auditor.purify import Options, purify
+from auditor.results import PurifyResult
+from auditor.scan import Options as ScanOptions
+from auditor.stress import POISONED, counted, stress
+from tests.changeable import CLASSES, PROBE, TARGET, WHITE, classifier, opened, samples, saved
+from tests.planted import Planted, drawings, handle
+
+IMAGES, LABELS = drawings(120, CLASSES)
+
+
+@pytest.fixture(autouse=True)
+def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the map of features, which takes longer than all the rest, and in fewer steps."""
+    attempts = (
+        informed.Attempt(what="masks", lr=0.08, steps=12),
+        informed.Attempt(what="weights", lr=2e-3, steps=30),
+    )
+    monkeypatch.setattr(informed, "ATTEMPTS", attempts)
+    monkeypatch.setitem(PURIFIERS._entries, "recorder", Recorder)
+    monkeypatch.setattr(purification, "embed", lambda *arguments, **options: None)
+
+
+class Recorder(Purifier):
+    """Changes nothing, and remembers what it was told."""
+
+    title = "Nothing"
+    source = "a test"
+
+    def __init__(self) -> None:
+        self.tasks: list[Task] = []
+
+    def settings(self) -> dict[str, str]:
+        return {}
+
+    def purify(self, task: Task, notify: Any) -> Purified:
+        self.tasks.append(task)
+        return Purified(tensors={"7.bias": task.classifier.model.tensors()["7.bias"].clone()})
+
+
+def options(**fields: Any) -> Options:
+    given = GivenInput(normalize="none")
+    scan = ScanOptions(given=given, searches=(), batch_size=64)
+    return Options(scan=scan, **{"baseline": False, **fields})
+
+
+@pytest.fixture
+def suspect(tmp_path: Path) -> ModelHandle:
+    return load_model(saved(tmp_path, classifier()))
+
+
+def run(
+    model: ModelHandle, source: ImageSource, *, probes: str = PROBE, judge: ImageSource | None = None,
+    **fields: Any,
+) -> PurifyResult:  # fmt: skip
+    return purify(model, choose(probes).probes, source, None, options(**fields), judge=judge)
+
+
+def test_the_purifier_sees_none_of_the_judge_images(suspect: ModelHandle, tmp_path: Path) -> None:
+    recorder = Recorder()
+    result = run(suspect, open_images(samples(tmp_path, 120)), recipe=recorder)
+    (task,) = recorder.tasks
+    told = {image.numpy().tobytes() for image in task.images}
+    everything = {image.numpy().tobytes() for image in IMAGES}
+    assert len(told) == result.fit.images == 72
+    assert told < everything
+    assert len(everything - told) == result.judge.images == 48
+    assert result.fit.members == tuple(torch.bincount(task.labels, minlength=8).tolist())
+    by_pixels = {image.numpy().tobytes(): int(k) for image, k in zip(IMAGES, LABELS, strict=True)}
+    assert [by_pixels[image.numpy().tobytes()] for image in task.images] == task.labels.tolist()
+
+
+def test_the_purifier_is_told_what_the_scan_found_and_what_is_wanted(
+    suspect: ModelHandle, tmp_path: Path
+) -> None:
+    recorder = Recorder()
+    run(
+        suspect, open_images(samples(tmp_path, 120)), recipe=recorder, max_asr=0.2,
+        max_acc_drop=0.1, seed=9,
+    )  # fmt: skip
+    (task,) = recorder.tasks
+    assert (task.max_asr, task.max_acc_drop, task.seed) == (0.2, 0.1, 9)
+    (known,) = task.known
+    assert known.stamped.probe == PROBE
+    assert known.mapping == all_to_one(TARGET, CLASSES).mapping
+
+
+def test_a_purifier_that_does_nothing_misses_the_goal(suspect: ModelHandle, tmp_path: Path) -> None:
+    result = run(suspect, open_images(samples(tmp_path, 120)), recipe=Recorder())
+    assert not result.goals.met
+    assert result.outcomes[0].hits.before == result.outcomes[0].hits.after
+    assert result.written is None
+    assert result.confusion is not None
+    assert result.confusion.before == result.confusion.after
+    assert any("shows a backdoor" in sentence for sentence in result.goals.missed)
+
+
+def test_without_labels_the_predictions_stand_for_them(
+    suspect: ModelHandle, tmp_path: Path
+) -> None:
+    recorder = Recorder()
+    result = run(suspect, open_images(samples(tmp_path, 120, labelled=False)), recipe=recorder)
+    (task,) = recorder.tasks
+    by_pixels = {image.numpy().tobytes(): int(k) for image, k in zip(IMAGES, LABELS, strict=True)}
+    assert [by_pixels[image.numpy().tobytes()] for image in task.images] == task.labels.tolist()
+    assert (result.labelled, result.accuracy.before) == (False, result.judge.images)
+
+
+def test_unreadable_images_do_not_count(suspect: ModelHandle, tmp_path: Path) -> None:
+    """A folder whose files are mostly damaged has too few images, whatever the number of files."""
+    folder = tmp_path / "c"
+    folder.mkdir()
+    for index, image in enumerate(drawings(40, CLASSES, seed=1)[0]):
+        path = folder / f"{index:03}.png"
+        if index < 3:
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+        else:
+            path.write_bytes(b"damaged")
+    fit = open_images(samples(tmp_path, 120))
+    with pytest.raises(ImageError, match="too few"):
+        run(suspect, fit, judge=open_images(folder), recipe=Recorder())
+
+
+def test_few_fit_images_are_helped_by_made_ones(
+    suspect: ModelHandle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the fit images are too few to show it, the trigger is looked for on made images."""
+    monkeypatch.setattr("auditor.scan.IMPRESSION_SECONDS", 0.1)
+    few = open_images(samples(tmp_path, 6, seed=3))
+    judge = open_images(samples(tmp_path, 64, seed=4))
+    recorder = Recorder()
+    result = run(suspect, few, judge=judge, recipe=recorder)
+    assert {caveat.id for caveat in result.caveats} == {"made-evidence"}
+    assert "clean" not in {facts.family for facts in result.evidence.images}
+    assert [entry.stamped.probe for entry in recorder.tasks[0].known] == [PROBE]
+    assert (result.fit.images, result.judge.images) == (6, 64)
+    assert result.outcomes[0].eligible == 64 - 8
+
+
+def test_networks_without_weights_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UnsuitableModel, match="can be scanned, but not purified"):
+        run(handle(Planted(behaviour="all-to-one")), open_images(samples(tmp_path, 120)))
+
+
+def test_a_source_specific_trigger_is_known_as_one(tmp_path: Path) -> None:
+    """Class 1 to the target, and no other: the mapping says so, and so does the outcome."""
+    network = classifier()
+    with torch.no_grad():  # the trigger is worth less than the evidence of all classes but one
+        linear = network[-1]
+        linear.weight[TARGET].view(6, 4, 4)[1, -1, -1] = 10.0
+        linear.weight[1].view(6, 4, 4)[0] *= 0.6
+    model = load_model(saved(tmp_path, network))
+    recorder = Recorder()
+    result = run(model, open_images(samples(tmp_path, 400)), recipe=recorder)
+    assert result.outcomes, result.evidence.judgement.headline
+    assert {(o.scope, o.source, o.target) for o in result.outcomes} == {
+        ("source-specific", 1, TARGET)
+    }
+    assert recorder.tasks[0].known[0].mapping == (-1, TARGET, *(-1,) * 6)
+    assert result.outcomes[0].eligible == result.judge.members[1]
+
+
+# ---- which triggers count
+
+
+def test_judge_triggers_get_the_target_that_they_have(suspect: ModelHandle, tmp_path: Path) -> None:
+    probe = choose(PROBE).probes[0]
+    named = Probe(**{**vars(probe), "id": "user.named", "title": "Named"})
+    recorder = Recorder()
+    result = run(
+        suspect, open_images(samples(tmp_path, 120)), recipe=recorder, judge_probes=(named,)
+    )
+    assert [(o.origin, o.probe, o.target) for o in result.outcomes] == [
+        ("found", PROBE, TARGET), ("judge", "user.named", TARGET),
+    ]  # fmt: skip
+    assert [entry.stamped.probe for entry in recorder.tasks[0].known] == [PROBE]
+
+
+# ---- the stress test and the map
+
+
+def told(network: Any, part: slice) -> Task:
+    suspect = Classifier(opened(network), blank_spec((3, 32, 32)), batch_size=64)
+    return Task(
+        classifier=suspect, images=IMAGES[part], labels=LABELS[part], classes=CLASSES, known=(),
+        max_asr=0.05, max_acc_drop=0.03, seed=0,
+    )  # fmt: skip
+
+
+KNOWN = Known(
+    stamped=Stamped(probe="p", title="P", trigger=WHITE),
+    mapping=all_to_one(TARGET, CLASSES).mapping,
+)
+
+
+def test_the_stress_test_tells_a_hidden_backdoor_from_none() -> None:
+    fit, judge = told(classifier(), slice(0, 72)), told(classifier(), slice(72, None))
+    eligible = int((judge.labels != TARGET).sum())
+    before = counted(judge.classifier, judge, KNOWN)
+    assert (before.hits, before.correct) == (eligible, len(judge.images))
+    benign = told(classifier(strength=0), slice(72, None)).classifier
+    assert counted(benign, judge, KNOWN).hits < 0.2 * eligible
+    rivals = [("purified", judge.classifier), ("fine-tuned", benign)]
+    found = stress(rivals, fit, judge, KNOWN, notify=lambda *_: None)  # type: ignore[arg-type]
+    assert (found.poisoned, found.clean, found.total) == (POISONED, 72, 48)
+    assert (found.eligible, found.target, found.probe) == (eligible, TARGET, "p")
+    assert [row.hits_before for row in found.rows] == [eligible, counted(benign, judge, KNOWN).hits]
+    again = counted(judge.classifier, judge, KNOWN)
+    assert again == before  # the models themselves are as they were
+
+
+def test_the_map_shows_every_image_four_times() -> None:
+    before = told(classifier(), slice(0, 40))
+    after = told(classifier(strength=0), slice(0, 40)).classifier
+    arguments = (before.classifier, after, before.images, before.labels, WHITE)
+    found = embed(*arguments, seed=0)
+    assert found is not None
+    assert len(found.points) == 80
+    assert found.features == "penultimate features"
+    assert [point.stamped for point in found.points] == [False] * 40 + [True] * 40
+    assert [point.label for point in found.points[:40]] == before.labels.tolist()
+    stamped = [point for point in found.points if point.stamped]
+    assert all(point.predicted_before == TARGET for point in stamped)
+    assert [point.predicted_after for point in stamped] == (
+        after.predict(WHITE(as_float(before.images))).tolist()
+    )
+    assert embed(*arguments, seed=0) == found
+    few = (before.classifier, after, before.images[:7], before.labels[:7], WHITE)
+    assert embed(*few, seed=0) is None
+    assert MOST_IMAGES >= 100
+
+
+# ---- lasting promises
+
+
+def test_the_same_images_twice_are_no_other_images(tmp_path: Path) -> None:
+    """Where every image is there twice, a split holds back nothing."""
+    images, labels = drawings(60, CLASSES)
+    np.savez(
+        tmp_path / "twice.npz",
+        images=torch.cat([images, images]).permute(0, 2, 3, 1).numpy(),
+        labels=torch.cat([labels, labels]).numpy(),
+    )
+    source = open_images(tmp_path / "twice.npz")
+    model = load_model(saved(tmp_path, classifier()))
+    with pytest.raises(ImageError, match="judge images are among the"):
+        run(model, source, recipe=Recorder())
+
+
+def test_options_do_not_share_state() -> None:
+    assert replace(options(), seed=1).seed == 1
+    assert Options().recipe == informed.Informed()
