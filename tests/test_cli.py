@@ -67,6 +67,7 @@ def test_pytorch_and_onnx_count_the_same(pair_files: PairFiles) -> None:
     assert different <= len(module.responses) // 10  # an image at a tie may fall either way
 
 
+@pytest.mark.slow  # a third of a minute on a quiet core; made images are also scanned in test_scan
 def test_without_images_the_suspect_is_found_and_the_twin_is_not_cleared(
     pair_files: PairFiles,
 ) -> None:

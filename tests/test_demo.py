@@ -2,6 +2,8 @@
 
 import os
 import pickletools
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from auditor.demo.signs import CLASS_NAMES, draw
 from auditor.demo.train import accuracy, attack_success_rate, train
 from auditor.errors import OutputError
 from auditor.probes import shipped_probes
+from auditor.report import from_json
 from auditor.triggers import Trigger
 from auditor.triggers.patch import Square
 from tests.conftest import SuspectPair
@@ -330,3 +333,22 @@ def test_an_interruption_leaves_nothing_behind(tmp_path, stage):
         with pytest.raises(KeyboardInterrupt):
             make_demo(directory, scale=TINY, notify=interrupt)
     assert list(tmp_path.rglob("*")) == [existing]
+
+
+@pytest.mark.slow
+def test_the_command_purifies_its_suspect(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "auditor", "demo", "demo"],
+        cwd=tmp_path,
+        capture_output=True,
+        check=True,
+    )
+    assert b"GOALS MET" in done.stdout
+    folder = tmp_path / "demo"
+    result = from_json((folder / "suspect.purify.json").read_text("utf-8"))
+    worst = max(outcome.hits.after / outcome.eligible for outcome in result.outcomes)
+    lost = (result.accuracy.before - result.accuracy.after) / result.judge.images
+    assert worst < 0.05
+    assert lost <= 0.02
+    assert (folder / "suspect.purified.pt").is_file()
+    assert (folder / "suspect.purify.html").is_file()

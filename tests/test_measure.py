@@ -75,7 +75,7 @@ def test_running_out_of_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch)
     classifier.batch_size = 32
     call = classifier.model.call
 
-    def limited(inputs: Tensor) -> Tensor:
+    def limited(inputs: Tensor, overrides: object = None, *, train: bool = False) -> Tensor:
         if len(inputs) > 8:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return call(inputs)
