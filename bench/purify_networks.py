@@ -54,12 +54,12 @@ def vgg() -> nn.Module:
 
 def vit() -> nn.Module:
     return VisionTransformer(
-        image_size=SIZE, patch_size=4, num_layers=4, num_heads=4, hidden_dim=96, mlp_dim=192,
+        image_size=SIZE, patch_size=8, num_layers=4, num_heads=4, hidden_dim=96, mlp_dim=192,
         num_classes=CLASSES,
     )  # fmt: skip
 
 
-NETWORKS = {"resnet": (resnet, 5, 2e-3), "vgg": (vgg, 12, 1e-3), "vit": (vit, 24, 1e-3)}
+NETWORKS = {"resnet": (resnet, 5, 2e-3), "vgg": (vgg, 12, 1e-3), "vit": (vit, 20, 2e-3)}
 """How to make it, epochs, peak learning rate."""
 
 

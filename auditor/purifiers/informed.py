@@ -132,8 +132,8 @@ class _Outcome:
     """The aims hold on the images for choosing."""
     meets_goals: bool
     """The user's goals hold there."""
-    rank: tuple[float, float]
-    """By how much the ASR aim is missed, then the damage; the lowest is the best."""
+    rank: tuple[bool, float, float]
+    """Aims missed, by how much that of the ASR is, and the damage; the lowest is the best."""
     steps: int
     images: int
     seconds: float
@@ -284,7 +284,7 @@ class _Run:
             else {},
             reached=held,
             meets_goals=finite and self._holds(accuracy, asr, share=1.0),
-            rank=(max(0.0, asr - self.task.max_asr / 2) if finite else math.inf, damage),
+            rank=(not held, max(0.0, asr - self.task.max_asr / 2) if finite else math.inf, damage),
             steps=steps,
             images=images,
             seconds=seconds,
