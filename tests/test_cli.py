@@ -274,7 +274,8 @@ def test_interrupting_leaves_nothing_behind(pair_files: PairFiles) -> None:
     time.sleep(3)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130, errors
+    # on a busy machine the signal may come while libraries are loading; to a shell both are 130
+    assert process.returncode in (130, -signal.SIGINT), errors
     assert b"Traceback" not in errors
     assert list(Path().iterdir()) == []
 
