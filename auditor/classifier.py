@@ -47,6 +47,12 @@ class Classifier:
         self._scale, self._offset = 1 / std, -mean / std
         self._plain = not spec.per_image and bool((mean == 0).all() and (std == 1).all())
 
+    def of(self, model: ModelHandle) -> Classifier:
+        """Another model, its input prepared in the same way."""
+        return Classifier(
+            model, self.spec, probabilities=self.probabilities, batch_size=self.batch_size
+        )
+
     @property
     def differentiable(self) -> bool:
         """True where gradients with respect to the images exist."""

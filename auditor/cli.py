@@ -20,6 +20,7 @@ from auditor.text import clean_text
 from auditor.watchdog import interruptible
 
 if TYPE_CHECKING:
+    from auditor.inputs import GivenInput
     from auditor.purifiers import Purifier
     from auditor.results import PurifyResult, ScanResult
 
@@ -411,7 +412,6 @@ def run_scan(
     if mask is not None and trigger is None:
         raise UsageError("--mask needs --trigger: it says where the trigger image overwrites.")
 
-    from auditor import report
     from auditor.terminal import ProgressLine
 
     with ProgressLine(quiet=quiet) as notify:
@@ -425,22 +425,14 @@ def run_scan(
             raise UsageError(f"--probes {clean_text(probes)}: nothing is left to try.")
         if trigger is not None:
             chosen.insert(0, api.probe_from_image(trigger, mask))
-        dimensions = api.parse_input(input_size)
-        channels, height, width = dimensions or (None, None, None)
-        api.parse_normalize(normalize, channels or 3)
+        given = _given_input(input_size, normalize, order)
         suspect = api.load_model(model, arch=arch, device=api.resolve_device(device))
         result = api.scan(
             suspect,
             chosen,
             None if clean is None else api.open_images(clean, names),
             api.ScanOptions(
-                given=api.GivenInput(
-                    channels=channels,
-                    height=height,
-                    width=width,
-                    normalize=None if normalize == "auto" else normalize,
-                    order=None if order is None else order.value,
-                ),
+                given=given,
                 searches=selection.extras,
                 class_names=names,
                 max_images=max_images,
@@ -451,11 +443,34 @@ def run_scan(
             ),
             notify,
         )
-    renderers = {"json": report.to_json, "html": report.to_html, "md": report.to_markdown}
-    texts = {name: renderers[name](result) for name in outputs}
-    for name, path in outputs.items():
-        write_text(path, texts[name])
+    for path, text in _rendered(result, outputs):
+        write_text(path, text)
     return result, list(outputs.values())
+
+
+def _given_input(input_size: str | None, normalize: str, order: Order | None) -> GivenInput:
+    """What the user says of the input, checked."""
+    from auditor import api
+
+    channels, height, width = api.parse_input(input_size) or (None, None, None)
+    api.parse_normalize(normalize, channels or 3)
+    return api.GivenInput(
+        channels=channels,
+        height=height,
+        width=width,
+        normalize=None if normalize == "auto" else normalize,
+        order=None if order is None else order.value,
+    )
+
+
+def _rendered(
+    result: ScanResult | PurifyResult, outputs: Mapping[str, Path]
+) -> list[tuple[Path, str]]:
+    """Where each report goes, and its text; all are made before one is written."""
+    from auditor import report
+
+    renderers = {"json": report.to_json, "html": report.to_html, "md": report.to_markdown}
+    return [(path, renderers[name](result)) for name, path in outputs.items() if name in renderers]
 
 
 @app.command(epilog=PURIFY_EPILOG)
@@ -600,8 +615,8 @@ def run_purify(
     }
     outputs = parse_outputs(output, PURIFY_FORMATS, defaults)
     named = judge_triggers or []
-    given = (model, clean, judge, trigger, mask, labels, *named)
-    given_files = [path for path in given if path is not None]
+    files = (model, clean, judge, trigger, mask, labels, *named)
+    given_files = [path for path in files if path is not None]
     check_outputs(outputs, force=force, inputs=given_files)
     if outputs.get("model") == Path("-"):
         raise UsageError("-o model=-: the model goes to a file, not to standard output.")
@@ -609,7 +624,6 @@ def run_purify(
     if mask is not None and trigger is None:
         raise UsageError("--mask needs --trigger: it says where the trigger image overwrites.")
 
-    from auditor import report
     from auditor.terminal import ProgressLine
 
     with ProgressLine(quiet=quiet) as notify:
@@ -630,9 +644,7 @@ def run_purify(
             else api.probe_from_image(path, None)
             for path in named
         )
-        dimensions = api.parse_input(input_size)
-        channels, height, width = dimensions or (None, None, None)
-        api.parse_normalize(normalize, channels or 3)
+        given = _given_input(input_size, normalize, order)
         suspect = api.load_model(model, arch=arch, device=api.resolve_device(device))
         command = shlex.join(["auditor", *sys.argv[1:]])
         result = api.purify(
@@ -643,13 +655,7 @@ def run_purify(
             api.PurifyOptions(
                 recipe=purifier,
                 scan=api.ScanOptions(
-                    given=api.GivenInput(
-                        channels=channels,
-                        height=height,
-                        width=width,
-                        normalize=None if normalize == "auto" else normalize,
-                        order=None if order is None else order.value,
-                    ),
+                    given=given,
                     searches=selection.extras,
                     class_names=names,
                     batch_size=size,
@@ -672,10 +678,9 @@ def run_purify(
             None if judge is None else api.open_images(judge, names),
         )
         notify("writing the report", 0, 1)
-        renderers = {"json": report.to_json, "html": report.to_html, "md": report.to_markdown}
-        texts = {name: renderers[name](result) for name in outputs if name in renderers}
-    for name, text in texts.items():
-        write_text(outputs[name], text)
+        texts = _rendered(result, outputs)
+    for path, text in texts:
+        write_text(path, text)
     paths = [path for name, path in outputs.items() if name != "model" or result.written]
     return result, paths
 
@@ -779,13 +784,8 @@ def report(
     record = rendering.from_json(text)
     outputs = parse_outputs(output or [], FORMATS, {})
     check_outputs(outputs, force=force, inputs=[result])
-    renderers = {
-        "json": rendering.to_json,
-        "html": rendering.to_html,
-        "md": rendering.to_markdown,
-    }
-    for name, path in outputs.items():
-        write_text(path, renderers[name](record))
+    for path, text in _rendered(record, outputs):
+        write_text(path, text)
     silent = Path("-") in outputs.values()
     if isinstance(record, PurifyResult):
         if not silent:

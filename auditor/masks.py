@@ -206,6 +206,13 @@ def effective(
 
 
 @torch.no_grad()
+def clip(masks: Mapping[str, Tensor], sites: Sequence[MaskSite], bounds: Sequence[float]) -> None:
+    """Bring masks, in place, back to between their site's lower bound and 1."""
+    for site, bound in zip(sites, bounds, strict=True):
+        masks[site.layer].clamp_(bound, 1.0)
+
+
+@torch.no_grad()
 def folded(
     tensors: Mapping[str, Tensor], sites: Sequence[MaskSite], masks: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:

@@ -141,6 +141,7 @@ class _Purification:
         self.begin = time.monotonic()
         self.started = datetime.now(UTC)
         self.caveats: list[Caveat] = []
+        self.resolution: Resolution | None = None
 
     def run(
         self, source: ImageSource, judge: ImageSource | None, output: Path | None
@@ -161,7 +162,7 @@ class _Purification:
         # unreadable files show only now
         self._refuse_too_few(source, len(self.fit.images), len(self.judge.images))
         self._refuse_shared()
-        known = self._known(fit_source)
+        known = self._known()
         self.fit = replace(self.fit, known=tuple(known))
         self.before = self._scanned(self.model, judge_source, "scan before")
         self._refuse_unsound(self.before)
@@ -280,7 +281,7 @@ class _Purification:
         options = replace(
             self.options.scan,
             max_images=self.options.max_images,
-            resolution=getattr(self, "resolution", None),
+            resolution=self.resolution,
             seed=self.options.seed,
         )
         return scan(model, self.probes, source, options, notify)
@@ -291,7 +292,7 @@ class _Purification:
         if blocking is not None:
             raise ImageError(blocking.text)
 
-    def _known(self, fit_source: ImageSource) -> list[Known]:
+    def _known(self) -> list[Known]:
         """The triggers of the evidence; with too few images for one, those found on made images."""
         known = self._triggers_of(self.evidence)
         if known or self.evidence.judgement.power is not None:
@@ -404,12 +405,7 @@ class _Purification:
             self.model.write(purified.tensors, path)
             loaded = load_model(path, arch=self.options.arch, device=self.model.device)
             loaded.file = replace(loaded.file, path=target)
-            after = Classifier(
-                loaded,
-                self.classifier.spec,
-                probabilities=self.classifier.probabilities,
-                batch_size=self.classifier.batch_size,
-            )
+            after = self.classifier.of(loaded)
             judged = changed_classifier(self.classifier, purified.tensors)
             expected, found = judged.logits(self.judge.images), after.logits(self.judge.images)
             difference = float((expected - found).abs().max())
@@ -515,8 +511,8 @@ class _Purification:
         answers = [measure.predictions(rival, self.judge.images, triggers) for rival in rivals]
         outcomes = []
         for number, entry in enumerate(entries):
-            wanted = torch.tensor(entry.mapping)[self.judge.labels]
-            hits = [int(((answer[number] == wanted) & (wanted >= 0)).sum()) for answer in answers]
+            labels = self.judge.labels
+            hits = [int(entry.hits(answer[number], labels).sum()) for answer in answers]
             targets = {k for k in entry.mapping if k >= 0}
             sources = [c for c, k in enumerate(entry.mapping) if k >= 0]
             one = next(iter(targets)) if len(targets) == 1 else None
@@ -535,7 +531,7 @@ class _Purification:
                     target=one,
                     source=sources[0] if alone else None,
                     mapping=entry.mapping if one is None else None,
-                    eligible=int((wanted >= 0).sum()),
+                    eligible=int((entry.wanted(labels) >= 0).sum()),
                     hits=_counts(hits),
                 )
             )
@@ -573,13 +569,12 @@ class _Purification:
         """A trigger on judge images that the suspect sends where it wants, of several classes."""
         images, labels = as_float(self.judge.images[:256]), self.judge.labels[:256]
         stamped = known.stamped.trigger(images)
-        wanted = torch.tensor(known.mapping)[labels]
         views = [
             classifier.logits(part).softmax(1).cpu()
             for classifier in (self.classifier, after)
             for part in (images, stamped)
         ]
-        moved = ((views[1].argmax(1) == wanted) & (wanted >= 0)).nonzero().flatten().tolist()
+        moved = known.hits(views[1].argmax(1), labels).nonzero().flatten().tolist()
         order = sorted(moved, key=lambda index: int((labels[:index] == labels[index]).sum()))
         change = (stamped - images).abs().mean((0, 1))
         cases = []

@@ -14,9 +14,18 @@ from typing import Literal
 import torch
 from torch.nn import functional as F
 
+from auditor import measure
 from auditor.classifier import Classifier, as_float
 from auditor.images import Notify
-from auditor.purifiers.base import Known, Task, changed_classifier, loop
+from auditor.purifiers.base import (
+    Known,
+    Task,
+    changed_classifier,
+    copied_buffers,
+    detached,
+    loop,
+    trainable,
+)
 from auditor.results import Stress, StressRow
 
 POISONED = 5
@@ -38,13 +47,8 @@ class Counted:
 
 def counted(classifier: Classifier, judge: Task, known: Known) -> Counted:
     """Stamped judge images that go where the trigger sends them, and rightly classified ones."""
-    wanted = torch.tensor(known.mapping)[judge.labels]
-    with torch.inference_mode():
-        answers = [
-            classifier(known.stamped.trigger(as_float(part))).argmax(1).cpu()
-            for part in torch.split(judge.images, classifier.batch_size)
-        ]
-    hits = (torch.cat(answers) == wanted) & (wanted >= 0)
+    (answers,) = measure.predictions(classifier, judge.images, [known.stamped.trigger])
+    hits = known.hits(answers, judge.labels)
     correct = classifier.predict(judge.images) == judge.labels
     return Counted(hits=int(hits.sum()), correct=int(correct.sum()))
 
@@ -74,7 +78,6 @@ def stress(
                 correct_after=after.correct,
             )
         )
-    wanted = torch.tensor(known.mapping)[judge.labels]
     return Stress(
         probe=known.stamped.probe,
         trigger=repr(known.stamped.trigger),
@@ -83,7 +86,7 @@ def stress(
         clean=len(fit.images),
         epochs=EPOCHS,
         lr=LR,
-        eligible=int((wanted >= 0).sum()),
+        eligible=int((known.wanted(judge.labels) >= 0).sum()),
         total=len(judge.images),
         rows=tuple(rows),
     )
@@ -92,12 +95,10 @@ def stress(
 def _retuned(classifier: Classifier, fit: Task, known: Known, notify: Notify) -> Classifier:
     """The model after a few epochs on clean images and on stamped ones with the target's label."""
     model, device = classifier.model, classifier.device
-    weights = model.weights()
-    buffers = {n: t.clone() for n, t in model.tensors().items() if n not in weights}
-    trained = {name: tensor.detach().clone().requires_grad_() for name, tensor in weights.items()}
+    buffers, trained = copied_buffers(model), trainable(model)
     optimizer = torch.optim.SGD(trained.values(), lr=LR, momentum=MOMENTUM)
     generator = torch.Generator().manual_seed(fit.seed)
-    wanted = torch.tensor(known.mapping)[fit.labels]
+    wanted = known.wanted(fit.labels)
     eligible = (wanted >= 0).nonzero().flatten()
     chosen = eligible[torch.randperm(len(eligible), generator=generator)[:POISONED]]
     poisoned = known.stamped.trigger(as_float(fit.images[chosen.to(device)]))
@@ -115,5 +116,4 @@ def _retuned(classifier: Classifier, fit: Task, known: Known, notify: Notify) ->
         return True
 
     loop("stress test", len(parts), BATCH, step, notify=notify, device=device)
-    tensors = {**buffers, **{name: tensor.detach() for name, tensor in trained.items()}}
-    return changed_classifier(classifier, tensors)
+    return changed_classifier(classifier, {**buffers, **detached(trained)})

@@ -537,16 +537,12 @@ def judge_purification(
 
 def rejudge_purification(result: PurifyResult) -> Goals:
     """The goals of a recorded purification, computed again from its counts."""
+    again = result.after
     return judge_purification(
         accuracy=result.accuracy,
         images=result.judge.images,
         outcomes=result.outcomes,
-        after=None if result.after is None else replace_judgement(result.after),
+        after=None if again is None else replace(again, judgement=rejudge(again)),
         max_asr=result.goals.max_asr,
         max_acc_drop=result.goals.max_acc_drop,
     )
-
-
-def replace_judgement(scan: ScanResult) -> ScanResult:
-    """A recorded scan with the judgement that its own counts give."""
-    return replace(scan, judgement=rejudge(scan))

@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -18,9 +18,10 @@ from auditor.errors import ModelError
 from auditor.images import Notify
 from auditor.masks import MaskSite
 from auditor.measure import Stamped
+from auditor.models.base import ModelHandle
 from auditor.models.changed import ChangedHandle
 from auditor.registry import Registry
-from auditor.results import Stage
+from auditor.results import Check, Stage
 
 NOTIFY_STEPS = 10
 
@@ -32,6 +33,15 @@ class Known:
     stamped: Stamped
     mapping: tuple[int, ...]
     """Source class -> target class, -1 where a class is left alone."""
+
+    def wanted(self, labels: Tensor) -> Tensor:
+        """Where the trigger sends images of classes ``(N,)``; -1 for those that it leaves alone."""
+        return torch.tensor(self.mapping)[labels]
+
+    def hits(self, predicted: Tensor, labels: Tensor) -> Tensor:
+        """Which images ``(N,)`` go where the trigger sends them, by their predictions under it."""
+        wanted = self.wanted(labels)
+        return (predicted == wanted) & (wanted >= 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,12 +156,7 @@ def mixed_precision(device: torch.device) -> Iterator[None]:
 
 def changed_classifier(classifier: Classifier, tensors: Mapping[str, Tensor]) -> Classifier:
     """The classifier with other tensors in its model."""
-    return Classifier(
-        ChangedHandle(classifier.model, tensors),
-        classifier.spec,
-        probabilities=classifier.probabilities,
-        batch_size=classifier.batch_size,
-    )
+    return classifier.of(ChangedHandle(classifier.model, tensors))
 
 
 @torch.inference_mode()
@@ -170,8 +175,51 @@ def measured(
     after = measure.predictions(classifier, images, [entry.stamped.trigger for entry in known])
     rates = []
     for entry, predicted in zip(known, after, strict=True):
-        wanted = torch.tensor(entry.mapping)[labels]
-        eligible = wanted >= 0
-        hits = ((predicted == wanted) & eligible).sum()
-        rates.append(float(hits / eligible.sum().clamp_min(1)))
+        eligible = (entry.wanted(labels) >= 0).sum().clamp_min(1)
+        rates.append(float(entry.hits(predicted, labels).sum() / eligible))
     return accuracy, rates
+
+
+def trainable(model: ModelHandle) -> dict[str, Tensor]:
+    """Copies of the weights, with gradients."""
+    return {name: w.detach().clone().requires_grad_() for name, w in model.weights().items()}
+
+
+def copied_buffers(model: ModelHandle) -> dict[str, Tensor]:
+    """Copies of what is no weight (running statistics), which train mode updates in place."""
+    weights = model.weights()
+    return {name: t.clone() for name, t in model.tensors().items() if name not in weights}
+
+
+def detached(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without their gradients."""
+    return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+def whole_stage(
+    what: Literal["masks", "weights"],
+    task: Task,
+    tensors: Mapping[str, Tensor],
+    run: tuple[int, int, float],
+) -> Stage:
+    """The one stage of a recipe that chooses nothing, measured on the fit images themselves.
+
+    Args:
+        what: What was trained.
+        task: What the recipe was given.
+        tensors: What it made.
+        run: Steps, images and seconds, as `loop` returns them.
+    """
+    steps, images, seconds = run
+    after = changed_classifier(task.classifier, tensors)
+    accuracy, rates = measured(after, task.images, task.labels, task.known)
+    return Stage(
+        what=what,
+        settings={},
+        steps=steps,
+        images=images,
+        seconds=seconds,
+        checks=(Check(step=steps, asr=max(rates, default=0.0), acc=accuracy, loss=0.0),),
+        outcome=f"ACC {accuracy:.1%} on the fit images themselves; the recipe does not choose.",
+        kept=True,
+    )

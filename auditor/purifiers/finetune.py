@@ -16,12 +16,13 @@ from auditor.purifiers.base import (
     Purified,
     Purifier,
     Task,
-    changed_classifier,
+    copied_buffers,
+    detached,
     loop,
-    measured,
     mixed_precision,
+    trainable,
+    whole_stage,
 )
-from auditor.results import Check, Stage
 
 
 @PURIFIERS.register("finetune")
@@ -45,11 +46,7 @@ class FineTuning(Purifier):
         """Fine-tune all weights."""
         classifier = task.classifier
         model, device = classifier.model, classifier.device
-        weights = model.weights()
-        buffers = {n: t.clone() for n, t in model.tensors().items() if n not in weights}
-        trained = {
-            name: tensor.detach().clone().requires_grad_() for name, tensor in weights.items()
-        }
+        buffers, trained = copied_buffers(model), trainable(model)
         optimizer = torch.optim.SGD(
             trained.values(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
         )
@@ -69,16 +66,6 @@ class FineTuning(Purifier):
             schedule.step()
             return True
 
-        done, seen, seconds = loop(
-            "plain fine-tuning", steps, self.batch, step, notify=notify, device=device
-        )
-        tensors = {**buffers, **{name: tensor.detach() for name, tensor in trained.items()}}
-        after = changed_classifier(classifier, tensors)
-        accuracy, rates = measured(after, task.images, task.labels, task.known)
-        check = Check(step=done, asr=max(rates, default=0.0), acc=accuracy, loss=0.0)
-        stage = Stage(
-            what="weights", settings={}, steps=done, images=seen, seconds=seconds, checks=(check,),
-            outcome=f"ACC {accuracy:.1%} on the fit images themselves; the recipe does not choose.",
-            kept=True,
-        )  # fmt: skip
-        return Purified(tensors=tensors, stages=(stage,))
+        run = loop("plain fine-tuning", steps, self.batch, step, notify=notify, device=device)
+        tensors = {**buffers, **detached(trained)}
+        return Purified(tensors=tensors, stages=(whole_stage("weights", task, tensors, run),))

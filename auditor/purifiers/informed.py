@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from auditor.classifier import as_float
 from auditor.errors import UnsuitableModel
 from auditor.images import Notify
-from auditor.masks import effective, ones
+from auditor.masks import clip, effective, lower_bounds, ones
 from auditor.purifiers.augment import mixed, shifted
 from auditor.purifiers.base import (
     PURIFIERS,
@@ -30,9 +30,11 @@ from auditor.purifiers.base import (
     Purifier,
     Task,
     changed_classifier,
+    detached,
     loop,
     measured,
     mixed_precision,
+    trainable,
 )
 from auditor.purifiers.features import anchor_layers, distance, tapped
 from auditor.purifiers.strengthen import Strengthened
@@ -118,7 +120,7 @@ class Informed(Purifier):
             tensors=best.tensors,
             masks=best.masks,
             sites=tuple(run.sites) if best.masks else (),
-            lower_bounds=(0.0,) * len(run.sites) if best.masks else (),
+            lower_bounds=tuple(run.bounds) if best.masks else (),
             stages=tuple(outcome.stage(kept=outcome is best) for outcome in outcomes),
         )
 
@@ -157,8 +159,8 @@ class _Run:
         self.classifier = task.classifier
         self.device = task.classifier.device
         self.sites = self.classifier.model.mask_sites()
+        self.bounds = lower_bounds(len(self.sites), shape="none")
         self.own = self.classifier.model.tensors()
-        self.weights = self.classifier.model.weights()
         count = len(task.images)
         order = torch.randperm(count, generator=torch.Generator().manual_seed(task.seed))
         back = min(count // KEPT_BACK, MOST_KEPT_BACK)
@@ -207,11 +209,9 @@ class _Run:
         """Train as the attempt says until the aims hold, and measure what came of it."""
         generator = torch.Generator().manual_seed(self.task.seed)
         if attempt.what == "masks":
-            trained = ones(self.sites, self.device)
+            trained = {n: m.requires_grad_() for n, m in ones(self.sites, self.device).items()}
         else:
-            trained = {name: tensor.detach().clone() for name, tensor in self.weights.items()}
-        for tensor in trained.values():
-            tensor.requires_grad_()
+            trained = trainable(self.classifier.model)
 
         def current() -> dict[str, Tensor]:
             if attempt.what == "masks":
@@ -219,7 +219,7 @@ class _Run:
             return trained
 
         def plain() -> dict[str, Tensor]:
-            return {name: tensor.detach() for name, tensor in current().items()}
+            return detached(current())
 
         stamps: list[Stamp] = [
             Strengthened(entry.stamped.trigger, self.task.images)
@@ -230,7 +230,6 @@ class _Run:
         optimizer = torch.optim.Adam(trained.values(), lr=attempt.lr)
         checks: list[Check] = []
         end, holding = attempt.steps, 0
-        name = "masks" if attempt.what == "masks" else "weights"
         with tapped(self.layers) as features:
 
             def step(number: int, batch: int) -> bool:
@@ -246,7 +245,7 @@ class _Run:
                 torch.autograd.backward(loss)
                 optimizer.step()
                 if attempt.what == "masks":
-                    _clip(trained)
+                    clip(trained, self.sites, self.bounds)
                 for stamp in stamps:
                     if isinstance(stamp, Strengthened):
                         stamp.follow()
@@ -262,7 +261,7 @@ class _Run:
                 return number + 1 < end
 
             steps, images, seconds = loop(
-                f"purifying: {name}",
+                f"purifying: {attempt.what}",
                 attempt.steps,
                 self.recipe.batch,
                 step,
@@ -279,9 +278,7 @@ class _Run:
         return _Outcome(
             attempt=attempt,
             tensors=tensors,
-            masks={key: mask.detach() for key, mask in trained.items()}
-            if attempt.what == "masks"
-            else {},
+            masks=detached(trained) if attempt.what == "masks" else {},
             reached=held,
             meets_goals=finite and self._holds(accuracy, asr, share=1.0),
             rank=(not held, max(0.0, asr - self.task.max_asr / 2) if finite else math.inf, damage),
@@ -289,7 +286,7 @@ class _Run:
             images=images,
             seconds=seconds,
             checks=tuple(checks),
-            says=f"{name.capitalize()} {reached} on {len(self.kept_back)} {self.choosing}: ASR "
+            says=f"{attempt.what.capitalize()} {reached} on {len(self.kept_back)} {self.choosing}: ASR "
             f"{asr:.1%} (aim {self.task.max_asr / 2:.1%}), ACC {self.accuracy:.1%} to {accuracy:.1%} "
             f"(aim: {self.task.max_acc_drop * 50:.1f} points less at most), divergence {damage:.3f} nats.",
         )
@@ -330,9 +327,3 @@ class _Run:
 def _batched(anchors: list[Tensor], batch: int) -> list[Tensor]:
     """The features that have one row an image; others cannot be told apart by image."""
     return anchors if all(len(anchor) == batch for anchor in anchors) else []
-
-
-@torch.no_grad()
-def _clip(masks: Mapping[str, Tensor]) -> None:
-    for mask in masks.values():
-        mask.clamp_(0.0, 1.0)

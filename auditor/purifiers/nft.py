@@ -13,19 +13,19 @@ from torch.nn import functional as F
 from auditor.classifier import as_float
 from auditor.errors import UnsuitableModel
 from auditor.images import Notify
-from auditor.masks import MaskSite, Shape, effective, folded, lower_bounds, ones
+from auditor.masks import Shape, clip, effective, folded, lower_bounds, ones
 from auditor.purifiers.augment import shifted
 from auditor.purifiers.base import (
     PURIFIERS,
     Purified,
     Purifier,
     Task,
-    changed_classifier,
+    copied_buffers,
+    detached,
     loop,
-    measured,
     mixed_precision,
+    whole_stage,
 )
-from auditor.results import Check, Stage
 from auditor.text import clean_text
 
 Network = Callable[[Tensor], Tensor]
@@ -84,7 +84,7 @@ class NeuralMaskFineTuning(Purifier):
             depth_aware=self.depth_aware,
         )
         masks = {name: mask.requires_grad_() for name, mask in ones(sites, device).items()}
-        statistics = self._statistics(own, set(model.weights())) if self.statistics else {}
+        statistics = copied_buffers(model) if self.statistics else {}
         optimizer = torch.optim.SGD(masks.values(), lr=self.lr, momentum=self.momentum)
         passes = max(1, -(-self.iterations // PASS))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, passes, self.lr_min)
@@ -108,12 +108,12 @@ class NeuralMaskFineTuning(Purifier):
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
-            _clip(masks, sites, bounds)
+            clip(masks, sites, bounds)
             if (number + 1) % PASS == 0:
                 schedule.step()
             return True
 
-        steps, seen, seconds = loop(
+        run = loop(
             "neural mask fine-tuning",
             self.iterations,
             self.batch,
@@ -121,32 +121,15 @@ class NeuralMaskFineTuning(Purifier):
             notify=notify,
             device=device,
         )
-        found = {name: mask.detach() for name, mask in masks.items()}
+        found = detached(masks)
         tensors = {**statistics, **folded(own, sites, found)}
-        after = changed_classifier(classifier, tensors)
-        accuracy, rates = measured(after, images, task.labels, task.known)
-        check = Check(step=steps, asr=max(rates, default=0.0), acc=accuracy, loss=0.0)
-        stage = Stage(
-            what="masks",
-            settings={},
-            steps=steps,
-            images=seen,
-            seconds=seconds,
-            checks=(check,),
-            outcome=f"ACC {accuracy:.1%} on the fit images themselves; the recipe does not choose.",
-            kept=True,
-        )
         return Purified(
             tensors=tensors,
             masks=found,
             sites=tuple(sites),
             lower_bounds=tuple(bounds),
-            stages=(stage,),
+            stages=(whole_stage("masks", task, tensors, run),),
         )
-
-    def _statistics(self, own: dict[str, Tensor], weights: set[str]) -> dict[str, Tensor]:
-        """Copies of the buffers, which train mode updates in place."""
-        return {name: tensor.clone() for name, tensor in own.items() if name not in weights}
 
     def _loss(
         self, call: Network, images: Tensor, labels: Tensor, generator: torch.Generator
@@ -159,9 +142,3 @@ class NeuralMaskFineTuning(Purifier):
         logits = call(weight * images + (1 - weight) * images[other])
         first, second = F.cross_entropy(logits, labels), F.cross_entropy(logits, labels[other])
         return weight * first + (1 - weight) * second
-
-
-@torch.no_grad()
-def _clip(masks: dict[str, Tensor], sites: list[MaskSite], bounds: list[float]) -> None:
-    for site, bound in zip(sites, bounds, strict=True):
-        masks[site.layer].clamp_(bound, 1.0)

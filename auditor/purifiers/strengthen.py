@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from auditor.classifier import as_float
+from auditor.measure import VISIBLE
 from auditor.triggers import Trigger
 
-VISIBLE = 1.5 / 255
 GROWTH = 1 / 16
 """The neighbourhood reaches so far around the trigger, as a share of the image's side."""
 LARGEST = 0.125

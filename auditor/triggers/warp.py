@@ -43,8 +43,12 @@ class Warp(Trigger):
 
     def stamp(self, images: Tensor) -> Tensor:
         """Warped images; what is sampled from outside is black."""
+        return _sampled(images, self.grid(images))
+
+    def grid(self, images: Tensor) -> Tensor:
+        """Where each pixel is taken from: ``(1, H, W, 2)``, (x, y) in [-1, 1]."""
         height, width = images.shape[-2:]
-        return _sampled(images, _drawn(self, height, width, images.device, images.dtype))
+        return _drawn(self, height, width, images.device, images.dtype)
 
     def control(self, seed: int) -> Warp:
         """Other control points of the same number and strength."""
