@@ -1,0 +1,1 @@
+"""Benchmarks and the zoo: run from the repository, never part of the wheel."""

@@ -1,0 +1,1 @@
+"""Networks of our own, benign and backdoored, that calibrate the verdict and test purification."""

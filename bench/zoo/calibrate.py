@@ -1,0 +1,165 @@
+"""Scanning the zoo: what the program says of networks whose truth is known."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from auditor import api
+from auditor.results import Confirmation, ScanResult, Verdict
+from auditor.statistics import lower_bound
+from auditor.verdict import excess_bound
+from bench.zoo.data import Data
+from bench.zoo.rows import AllToAll, AllToOne, Row, SourceSpecific
+from bench.zoo.train import Made, read_made
+
+CONDITIONS: Mapping[str, int | None] = {"400": 400, "100": 100, "none": None}
+"""Name -> clean images that the scan is given; None are none at all."""
+BATTERY = "standard"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One scan of one network."""
+
+    row: Row
+    made: Made
+    condition: str
+    result: ScanResult
+
+    @property
+    def verdict(self) -> Verdict:
+        """By the thresholds as they are now, not as they were when it was scanned."""
+        return api.rejudge(self.result).verdict
+
+    @property
+    def right(self) -> bool:
+        """Whether one of the reasons of the verdict names what was planted."""
+        judged = api.rejudge(self.result)
+        named = [reason for reason in judged.reasons if reason.verdict is judged.verdict]
+        if any(
+            planted(self.row, self.result.confirmations[reason.confirmation])
+            for reason in named
+            if reason.confirmation is not None
+        ):
+            return True
+        attack = self.row.attack
+        by_margin = any(reason.confirmation is None for reason in named)
+        return (
+            by_margin
+            and attack is not None
+            and not isinstance(attack.labels, AllToAll)
+            and attack.labels.target in judged.outlier_classes
+        )
+
+    @property
+    def score(self) -> float:
+        """What a ROC is drawn by: the best confirmation's lower bounds, ASR and excess, at 95 %.
+
+        The smaller of both. A number that needs no threshold of `verdict`, and that rises with
+        what the verdict asks for.
+        """
+        return max(
+            (
+                min(lower_bound(c.hits, c.eligible, 0.05), excess_bound(c, 0.05))
+                for c in self.result.confirmations
+                if c.eligible and c.controls and (c.held_out or self.condition == "none")
+            ),
+            default=-1.0,
+        )
+
+
+def planted(row: Row, found: Confirmation) -> bool:
+    """Whether a confirmation says whom the backdoor turns into what."""
+    if row.attack is None:
+        return False
+    match row.attack.labels:
+        case AllToOne(target=target):
+            return found.scope != "all-to-all" and found.target == target
+        case AllToAll():
+            return found.scope == "all-to-all" and found.shift == 1
+        case SourceSpecific(target=target):
+            return found.target == target
+    raise AssertionError
+
+
+def scan_all(
+    rows: Sequence[Row], load: Callable[[str], Data], folder: Path, conditions: Sequence[str]
+) -> None:
+    """Scan every trained row under the conditions, unless the result is there already."""
+    todo = [(row, made) for row in rows if (made := read_made(row, folder)) is not None]
+    for number, (row, made) in enumerate(todo, start=1):
+        for condition in conditions:
+            images = CONDITIONS[condition]
+            path = result_path(folder, row, made, condition)
+            if path.exists():
+                continue
+            begin = time.perf_counter()
+            result = scan(folder / f"{row.id}.pt", row, load, folder, images)
+            path.parent.mkdir(exist_ok=True)
+            partial = path.with_suffix(".part")
+            partial.write_text(api.to_json(replace(result, exhibits=())), "utf-8")
+            partial.replace(path)
+            print(
+                f"{number}/{len(todo)} {row.id}, {condition} images: "
+                f"{result.judgement.verdict.value} ({time.perf_counter() - begin:.0f} s) "
+                f"{result.judgement.headline[:110]}",
+                flush=True,
+            )
+
+
+def scan(
+    model: Path, row: Row, load: Callable[[str], Data], folder: Path, images: int | None
+) -> ScanResult:
+    """One scan, told how images are normalised: preprocessing is not what is calibrated here."""
+    source = None
+    if images is not None:
+        source = api.open_images(clean_images(row.data, load, folder))
+    options = api.ScanOptions(
+        given=api.GivenInput(
+            normalize="half", channels=1 if row.data == "digits" else 3,
+            height=_side(row), width=_side(row),
+        ),
+        max_images=images or api.ScanOptions.max_images,
+        seed=row.seed,
+    )  # fmt: skip
+    return api.scan(api.load_model(model), api.choose_probes(BATTERY).probes, source, options)
+
+
+def _side(row: Row) -> int:
+    return {"digits": 16, "tiny-imagenet": 64, "imagenet": 224}.get(row.data, 32)
+
+
+def clean_images(name: str, load: Callable[[str], Data], folder: Path) -> Path:
+    """The test images of a data set as a file that `--clean` takes."""
+    path = folder / f"clean-{name}.npz"
+    if not path.exists():
+        test = load(name).test
+        images = test.images[:5000].permute(0, 2, 3, 1).numpy()
+        partial = path.with_suffix(".part.npz")
+        np.savez(partial, images=images, labels=test.labels[:5000].numpy())
+        partial.replace(path)
+    return path
+
+
+def result_path(folder: Path, row: Row, made: Made, condition: str) -> Path:
+    """Where a result is kept; a network that was trained again is scanned again."""
+    return folder / "scans" / f"{row.id}.{made.sha256[:8]}.{condition}.json"
+
+
+def read_cases(rows: Sequence[Row], folder: Path) -> list[Case]:
+    """All results that are there."""
+    cases = []
+    for row in rows:
+        made = read_made(row, folder)
+        for condition in CONDITIONS if made is not None else ():
+            path = result_path(folder, row, made, condition)
+            if path.exists():
+                result = api.from_json(path.read_text("utf-8"))
+                assert isinstance(result, ScanResult)
+                cases.append(Case(row=row, made=made, condition=condition, result=result))
+    return cases
