@@ -1,0 +1,79 @@
+"""The program: its name, its exit codes, and how it says what went wrong."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Annotated, ParamSpec, TypeVar
+
+import typer
+
+import auditor
+from auditor.errors import AuditorError
+from auditor.watchdog import interruptible
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+EPILOG = (
+    "Exit codes: 0 no evidence found, 1 BACKDOOR or SUSPICIOUS, 2 wrong usage or unreadable input, "
+    "3 inconclusive, 130 interrupted."
+)
+
+app = typer.Typer(
+    name="auditor",
+    no_args_is_help=False,
+    add_completion=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    epilog=EPILOG,
+    help="Scan an image model that somebody else trained for backdoors, and show the evidence.",
+)
+
+
+def reporting(command: Callable[P, R]) -> Callable[P, R]:
+    """Turn an `AuditorError` into one message and exit code 2, Ctrl-C into 130."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            with interruptible():
+                return command(*args, **kwargs)
+        except AuditorError as error:
+            from auditor.terminal import show_error
+
+            show_error(str(error))
+            raise typer.Exit(USAGE_ERROR) from None
+        except OSError as error:
+            typer.echo(f"error: cannot write the result: {error}.", err=True)
+            raise typer.Exit(USAGE_ERROR) from None
+        except KeyboardInterrupt:
+            typer.echo("Stopped. Nothing was written.", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+
+    return wrapped
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"auditor {auditor.__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def start(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "-V", "--version", callback=_show_version, is_eager=True, help="Show version."
+        ),
+    ] = False,
+) -> None:
+    """Scan an image model that somebody else trained for backdoors, and show the evidence."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())

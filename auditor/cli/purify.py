@@ -1,0 +1,368 @@
+"""`auditor purify`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from auditor.cli.options import (
+    Arch,
+    BatchSize,
+    ChannelOrder,
+    Device,
+    Force,
+    Input,
+    Labels,
+    MaskImage,
+    ModelPath,
+    Normalize,
+    ProbeSpec,
+    Quiet,
+    Seed,
+    TriggerImage,
+)
+from auditor.cli.rendering import FORMATS, rendered
+from auditor.cli.setup import Setup
+from auditor.errors import UsageError
+from auditor.outputs import STDOUT, write_text
+
+if TYPE_CHECKING:
+    from auditor.probes import Probe
+    from auditor.purifiers import Purifier
+    from auditor.results import PurifyResult
+
+PURIFY_FORMATS = ("model", *FORMATS)
+MAX_IMAGES = 2000
+
+EPILOG = (
+    "Exit codes: 0 goals met (or nothing to remove), 1 goals missed, 2 wrong usage or unreadable input, "
+    "3 the scan was inconclusive and nothing was done, 130 interrupted."
+)
+
+
+class Recipe(StrEnum):
+    """How to purify."""
+
+    INFORMED = "informed"
+    PAPER = "paper"
+    FINETUNE = "finetune"
+
+
+class Bound(StrEnum):
+    """Shape of NFT's lower bound of masks over depth."""
+
+    EXPONENTIAL = "exponential"
+    LINEAR = "linear"
+    COSINE = "cosine"
+    NONE = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperSettings:
+    """The settings of `--recipe paper` and of no other."""
+
+    iterations: int = 1000
+    mixup: bool = True
+    bound: Bound = Bound.EXPONENTIAL
+    depth_aware: bool = False
+    statistics: bool = True
+    regulariser: bool = True
+
+    def changed(self) -> list[str]:
+        """Names of those that are not as published."""
+        return [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+
+    def purifier(self) -> dict[str, object]:
+        """As the recipe's fields spell them; there, the regulariser is a weight."""
+        chosen: dict[str, object] = {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name != "regulariser"
+        }
+        chosen["bound"] = self.bound.value
+        return chosen if self.regulariser else {**chosen, "regulariser": 0.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Purification:
+    """The options of `purify` alone."""
+
+    judge: Path | None = None
+    holdout: float = 0.4
+    recipe: Recipe = Recipe.INFORMED
+    paper: PaperSettings = PaperSettings()
+    judge_triggers: Sequence[Path] = ()
+    max_asr: float = 0.05
+    max_acc_drop: float = 0.03
+    stress: bool = False
+    baseline: bool = True
+    anyway: bool = False
+    write_anyway: bool = False
+
+    def __post_init__(self) -> None:
+        odd = self.paper.changed()
+        if odd and self.recipe is not Recipe.PAPER:
+            raise UsageError(f"{odd[0]} is a setting of --recipe paper, not of {self.recipe}.")
+
+    def purifier(self) -> Purifier:
+        """The recipe with its settings."""
+        from auditor import api
+
+        settings = self.paper.purifier() if self.recipe is Recipe.PAPER else {}
+        return api.PURIFIERS[self.recipe.value](**settings)
+
+    def judge_probes(self) -> tuple[Probe, ...]:
+        """What `--judge-trigger` names."""
+        from auditor import api
+
+        return tuple(
+            api.load_probe(path)
+            if path.suffix.lower() in (".yaml", ".yml")
+            else api.probe_from_image(path, None)
+            for path in self.judge_triggers
+        )
+
+
+FitPath = Annotated[
+    Path,
+    typer.Option(
+        "--clean",
+        metavar="DIR",
+        help="Clean images: DIR/<class>/*.png, or a flat folder (labels.csv optional), or .npz.",
+    ),
+]
+JudgePath = Annotated[
+    Path | None,
+    typer.Option(
+        "--judge",
+        metavar="DIR",
+        help="Images to judge by, like --clean. Left out, a share of --clean is held out.",
+    ),
+]
+Holdout = Annotated[
+    float,
+    typer.Option(min=0.05, max=0.95, help="Share of --clean that is only judged by."),
+]
+RecipeName = Annotated[
+    Recipe,
+    typer.Option(
+        help="informed: unlearn what the scan found, masks first. paper: NFT as published. "
+        "finetune: plain fine-tuning."
+    ),
+]
+JudgeTrigger = Annotated[
+    list[Path] | None,
+    typer.Option(
+        metavar="IMG",
+        help="A trigger to judge by, an image or a probe file (repeatable). The purifier never sees it.",
+    ),
+]
+MaxAsr = Annotated[
+    float, typer.Option(min=0, max=1, help="Goal: highest attack success rate that may be left.")
+]
+MaxAccDrop = Annotated[
+    float,
+    typer.Option(min=0, max=1, help="Goal: largest share of clean accuracy that may be lost."),
+]
+StressTest = Annotated[
+    bool,
+    typer.Option("--stress", help="Does it come back? Re-tune the result on 5 stamped images."),
+]
+Baseline = Annotated[
+    bool, typer.Option("--baseline/--no-baseline", help="Run plain fine-tuning beside it.")
+]
+Anyway = Annotated[
+    bool, typer.Option("--anyway", help="Purify although the scan showed no trigger.")
+]
+WriteAnyway = Annotated[
+    bool, typer.Option("--write-anyway", help="Write the model although a goal was missed.")
+]
+Iterations = Annotated[int, typer.Option(min=1, help="Of --recipe paper.")]
+Regulariser = Annotated[
+    bool, typer.Option("--regulariser/--no-regulariser", help="Of --recipe paper: pull to 1.")
+]
+MixUp = Annotated[bool, typer.Option("--mixup/--no-mixup", help="Of --recipe paper: mix images.")]
+MaskBound = Annotated[
+    Bound, typer.Option(help="Of --recipe paper: lower bound of masks over depth.")
+]
+DepthAware = Annotated[
+    bool,
+    typer.Option("--depth-aware", help="Of --recipe paper: stretch the bound over deep networks."),
+]
+TrainStatistics = Annotated[
+    bool,
+    typer.Option(
+        "--train-statistics/--keep-statistics",
+        help="Of --recipe paper: BatchNorm statistics follow the clean images, as published.",
+    ),
+]
+PurifyOutput = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="FMT=PATH",
+        help="Result file, model=, json=, html= or md= (repeatable; none writes nothing). Default: "
+        "MODEL.purified.pt (with the ending of the input), MODEL.purify.json and MODEL.purify.html in "
+        "the current folder.",
+    ),
+]
+PurifyImages = Annotated[
+    int, typer.Option("--max-images", min=1, help="Draw at most so many of the clean images.")
+]
+
+
+def purify(
+    model: ModelPath,
+    clean: FitPath,
+    judge: JudgePath = None,
+    holdout: Holdout = 0.4,
+    arch: Arch = None,
+    labels: Labels = None,
+    recipe: RecipeName = Recipe.INFORMED,
+    probes: ProbeSpec = "standard",
+    trigger: TriggerImage = None,
+    mask: MaskImage = None,
+    judge_trigger: JudgeTrigger = None,
+    max_asr: MaxAsr = 0.05,
+    max_acc_drop: MaxAccDrop = 0.03,
+    stress: StressTest = False,
+    baseline: Baseline = True,
+    anyway: Anyway = False,
+    write_anyway: WriteAnyway = False,
+    input_size: Input = None,
+    normalize: Normalize = "auto",
+    channel_order: ChannelOrder = None,
+    output: PurifyOutput = None,
+    force: Force = False,
+    quiet: Quiet = False,
+    device: Device = "auto",
+    batch_size: BatchSize = "auto",
+    seed: Seed = 0,
+    max_images: PurifyImages = MAX_IMAGES,
+    iterations: Iterations = PaperSettings.iterations,
+    regulariser: Regulariser = PaperSettings.regulariser,
+    mixup: MixUp = PaperSettings.mixup,
+    mask_bound: MaskBound = PaperSettings.bound,
+    depth_aware: DepthAware = PaperSettings.depth_aware,
+    train_statistics: TrainStatistics = PaperSettings.statistics,
+) -> None:
+    """Remove the backdoor from MODEL with clean images, and prove it on images held out.
+
+    Scans, purifies, writes the model in its own format, reads it back and scans again. The input is
+    never touched. What counts are images that the purification has not seen.
+
+    Example: auditor purify model.pt --clean ./samples
+
+    Example: auditor purify model.pt --clean ./samples --trigger sticker.png --stress
+    """
+    setup = Setup(
+        model=model,
+        clean=clean,
+        arch=arch,
+        labels=labels,
+        probes=probes,
+        trigger=trigger,
+        mask=mask,
+        input_size=input_size,
+        normalize=normalize,
+        channel_order=channel_order,
+        output=output or [],
+        force=force,
+        quiet=quiet,
+        device=device,
+        batch_size=batch_size,
+        seed=seed,
+        max_images=max_images,
+    )
+    paper = PaperSettings(
+        iterations=iterations,
+        mixup=mixup,
+        bound=mask_bound,
+        depth_aware=depth_aware,
+        statistics=train_statistics,
+        regulariser=regulariser,
+    )
+    how = Purification(
+        judge=judge,
+        holdout=holdout,
+        recipe=recipe,
+        paper=paper,
+        judge_triggers=judge_trigger or [],
+        max_asr=max_asr,
+        max_acc_drop=max_acc_drop,
+        stress=stress,
+        baseline=baseline,
+        anyway=anyway,
+        write_anyway=write_anyway,
+    )
+    result, written = run_purify(setup, how)
+    from auditor.terminal_purify import goals_line, show_purify
+
+    if quiet:
+        typer.echo(goals_line(result))
+    elif STDOUT not in written:
+        show_purify(result, written)
+    if result.recipe is None and result.goals.met:
+        raise typer.Exit(result.evidence.judgement.verdict.exit_code)
+    raise typer.Exit(0 if result.goals.met else 1)
+
+
+def run_purify(setup: Setup, how: Purification) -> tuple[PurifyResult, list[Path]]:
+    """Purify one file and write what came of it; what `purify` and `demo` share."""
+    model = setup.model
+    defaults = {
+        "model": Path(f"{model.stem}.purified{model.suffix}"),
+        **{name: Path(f"{model.stem}.purify.{name}") for name in ("json", "html")},
+    }
+    outputs = setup.outputs(PURIFY_FORMATS, defaults, (how.judge, *how.judge_triggers))
+    if outputs.get("model") == STDOUT:
+        raise UsageError("-o model=-: the model goes to a file, not to standard output.")
+
+    from auditor.terminal import ProgressLine
+
+    with ProgressLine(quiet=setup.quiet) as notify:
+        notify("loading", 0, 1)
+        from auditor import api
+
+        names = setup.class_names()
+        selection = setup.selection(searches_suffice=False)
+        recipe, judged_by = how.purifier(), how.judge_probes()
+        scan_options = setup.scan_options(selection, names)
+        suspect = setup.opened()
+        assert setup.clean is not None  # noqa: S101 - required of purify
+        result = api.purify(
+            suspect,
+            selection.probes,
+            api.open_images(setup.clean, names),
+            outputs.get("model"),
+            api.PurifyOptions(
+                recipe=recipe,
+                scan=scan_options,
+                holdout=how.holdout,
+                max_images=setup.max_images,
+                max_asr=how.max_asr,
+                max_acc_drop=how.max_acc_drop,
+                judge_probes=judged_by,
+                baseline=how.baseline,
+                stress=how.stress,
+                anyway=how.anyway,
+                write_anyway=how.write_anyway,
+                arch=setup.arch,
+                seed=setup.seed,
+                command=setup.command,
+            ),
+            notify,
+            None if how.judge is None else api.open_images(how.judge, names),
+        )
+        notify("writing the report", 0, 1)
+        texts = rendered(result, outputs)
+    for path, text in texts:
+        write_text(path, text)
+    paths = [path for name, path in outputs.items() if name != "model" or result.written]
+    return result, paths

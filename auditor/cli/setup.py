@@ -1,0 +1,141 @@
+"""What every command that opens a model is told, and what becomes of it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from auditor.cli.options import Order, parse_batch_size
+from auditor.errors import UsageError
+from auditor.outputs import check_outputs, parse_outputs
+from auditor.text import clean_text
+
+if TYPE_CHECKING:
+    from auditor.images import ImageSource
+    from auditor.inputs import GivenInput
+    from auditor.models.base import ModelHandle
+    from auditor.probes import Selection
+    from auditor.scan import Options as ScanOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """The options that `scan` and `purify` share, as they stand on the command line.
+
+    Raises:
+        UsageError: One makes no sense, alone or with another.
+    """
+
+    model: Path
+    clean: Path | None = None
+    arch: str | None = None
+    labels: Path | None = None
+    probes: str = "standard"
+    trigger: Path | None = None
+    mask: Path | None = None
+    input_size: str | None = None
+    normalize: str = "auto"
+    channel_order: Order | None = None
+    output: Sequence[str] = ()
+    force: bool = False
+    quiet: bool = False
+    device: str = "auto"
+    batch_size: str = "auto"
+    seed: int = 0
+    max_images: int
+
+    def __post_init__(self) -> None:
+        parse_batch_size(self.batch_size)
+        if self.mask is not None and self.trigger is None:
+            raise UsageError("--mask needs --trigger: it says where the trigger image overwrites.")
+
+    @property
+    def command(self) -> str:
+        """The command line, for the record."""
+        return shlex.join(["auditor", *sys.argv[1:]])
+
+    def outputs(
+        self,
+        formats: Sequence[str],
+        defaults: Mapping[str, Path],
+        more_inputs: Sequence[Path | None] = (),
+    ) -> dict[str, Path]:
+        """Where the results go, format -> path; checked before the long work.
+
+        Raises:
+            UsageError: `-o` makes no sense.
+            OutputError: A file cannot be written there, or would overwrite an input.
+        """
+        outputs = parse_outputs(self.output, formats, defaults)
+        inputs = (self.model, self.clean, self.trigger, self.mask, self.labels, *more_inputs)
+        given = [path for path in inputs if path is not None]
+        check_outputs(outputs, force=self.force, inputs=given)
+        return outputs
+
+    def class_names(self) -> tuple[str, ...] | None:
+        """What `--labels` says."""
+        from auditor import api
+
+        return None if self.labels is None else api.read_class_names(self.labels)
+
+    def selection(self, *, searches_suffice: bool) -> Selection:
+        """What `--probes` and `--trigger` choose.
+
+        Raises:
+            ProbeError: A name or a file of theirs is wrong.
+            UsageError: Nothing is left.
+        """
+        from auditor import api
+
+        chosen = api.choose_probes(self.probes, extras=api.search_tiers())
+        if self.trigger is not None:
+            own = api.probe_from_image(self.trigger, self.mask)
+            chosen = chosen._replace(probes=(own, *chosen.probes))
+        if not chosen.probes and not (searches_suffice and chosen.extras):
+            raise UsageError(f"--probes {clean_text(self.probes)}: nothing is left to try.")
+        return chosen
+
+    def given_input(self) -> GivenInput:
+        """What is said of the input, checked."""
+        from auditor import api
+
+        channels, height, width = api.parse_input(self.input_size) or (None, None, None)
+        api.parse_normalize(self.normalize, channels or 3)
+        return api.GivenInput(
+            channels=channels,
+            height=height,
+            width=width,
+            normalize=None if self.normalize == "auto" else self.normalize,
+            order=None if self.channel_order is None else self.channel_order.value,
+        )
+
+    def scan_options(self, selection: Selection, names: tuple[str, ...] | None) -> ScanOptions:
+        """How to scan."""
+        from auditor import api
+
+        return api.ScanOptions(
+            given=self.given_input(),
+            searches=selection.extras,
+            class_names=names,
+            max_images=self.max_images,
+            batch_size=parse_batch_size(self.batch_size),
+            seed=self.seed,
+            command=self.command,
+        )
+
+    def opened(self) -> ModelHandle:
+        """The model, on its device."""
+        from auditor import api
+
+        device = api.resolve_device(self.device)
+        return api.load_model(self.model, arch=self.arch, device=device)
+
+    def images(self, names: tuple[str, ...] | None) -> ImageSource | None:
+        """What `--clean` says."""
+        from auditor import api
+
+        return None if self.clean is None else api.open_images(self.clean, names)
