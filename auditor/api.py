@@ -10,6 +10,9 @@ Example:
 
 from __future__ import annotations
 
+from auditor.attack import Options as AttackOptions
+from auditor.attack import attack
+from auditor.attack import sidecar as attack_sidecar
 from auditor.images import CleanSet, open_images, read_class_names
 from auditor.inputs import GivenInput, parse_input, parse_normalize
 from auditor.models.load import load_model, resolve_device
@@ -20,7 +23,7 @@ from auditor.purifiers import PURIFIERS, Purifier
 from auditor.purify import Options as PurifyOptions
 from auditor.purify import purify
 from auditor.report import from_json, to_html, to_json, to_markdown
-from auditor.results import PurifyResult, ScanResult, Verdict
+from auditor.results import AttackResult, PurifyResult, ScanResult, Verdict
 from auditor.scan import SEARCHES, scan
 from auditor.scan import Options as ScanOptions
 from auditor.triggers import TRIGGERS, Trigger
@@ -30,6 +33,8 @@ __all__ = [
     "PURIFIERS",
     "SEARCHES",
     "TRIGGERS",
+    "AttackOptions",
+    "AttackResult",
     "CleanSet",
     "GivenInput",
     "Probe",
@@ -40,6 +45,8 @@ __all__ = [
     "ScanResult",
     "Trigger",
     "Verdict",
+    "attack",
+    "attack_sidecar",
     "choose_probes",
     "from_json",
     "judge",

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,17 +11,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from auditor import changing, measure, verdict
 from auditor import images as image_sets
-from auditor import measure, verdict
 from auditor.classifier import Classifier, as_float
 from auditor.embedding import embed
-from auditor.errors import ImageError, OutputError, UnsuitableModel
-from auditor.images import CleanSet, ImageSource, Notify, silent
-from auditor.inputs import Resolution, blank_spec
+from auditor.errors import ImageError
+from auditor.images import ImageSource, Notify, silent
+from auditor.inputs import Resolution
 from auditor.measure import Stamped, all_to_one
 from auditor.models.base import ModelHandle
-from auditor.models.load import load_model
-from auditor.outputs import default_mode
 from auditor.probes import Probe
 from auditor.purifiers import PURIFIERS, Purifier
 from auditor.purifiers.base import Known, Purified, Task, changed_classifier
@@ -56,8 +52,6 @@ from auditor.scan import png_of, scan, stamped_triggers
 from auditor.stress import Rival, stress
 from auditor.text import clean_text
 
-_Keep = Callable[[], None]
-
 MAX_IMAGES = 2000
 FEWEST_FIT = 4
 FEWEST_JUDGE = 10
@@ -70,9 +64,6 @@ EXHIBITS, CASES = 2, 6
 OBEYED = verdict.SCREEN_RATE
 """A judge trigger counts where the suspect goes along with so many images."""
 NEAR_ZERO, NEAR_ONE = 0.1, 0.9
-WRITTEN_TOLERANCE = 1e-3
-"""Largest difference of a logit between file and model, relative to the largest logit; half
-precision files round at this size, a wrong tensor shows at another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,15 +138,10 @@ class _Purification:
         self, source: ImageSource, judge: ImageSource | None, output: Path | None
     ) -> PurifyResult:
         """All steps, in order."""
-        name = clean_text(self.model.file.path.name)
-        if not self.model.differentiable or not self.model.weights():
-            raise UnsuitableModel(
-                f"{name}: {self.model.file.kind} can be scanned, but not purified: it has no weights that "
-                "auditor could change by gradients. Use the PyTorch file it was exported from."
-            )
+        changing.refuse_unchangeable(self.model, "purified")
         fit_source, judge_source = self._split(source, judge)
         self.evidence = self._scanned(self.model, fit_source, "scan of the fit images")
-        self._refuse_unsound(self.evidence)
+        changing.refuse_unsound(self.evidence)
         self._settle()
         self.fit = self._task(fit_source)
         self.judge = self._task(judge_source)
@@ -165,7 +151,7 @@ class _Purification:
         known = self._known()
         self.fit = replace(self.fit, known=tuple(known))
         self.before = self._scanned(self.model, judge_source, "scan before")
-        self._refuse_unsound(self.before)
+        changing.refuse_unsound(self.before)
         named = self._named()
         if not known and not self.options.anyway:
             return self._result(None, known, named)
@@ -180,11 +166,20 @@ class _Purification:
             stages=purified.stages,
             seconds=time.monotonic() - begin,
         )
-        with self._written(purified, output) as (file, after, keep):
+        self.notify("writing", 0, 1)
+        with changing.staged(
+            self.classifier,
+            purified.tensors,
+            self.judge.images,
+            output,
+            made="purified",
+            arch=self.options.arch,
+        ) as staged:
+            after = staged.classifier
             self.after = self._scanned(after.model, judge_source, "scan after")
-            result = self._result(facts, known, named, purified, file, after)
+            result = self._result(facts, known, named, purified, staged.facts, after)
             if output is not None and (result.goals.met or self.options.write_anyway):
-                keep()
+                staged.keep()
                 return result
         return replace(result, written=None)
 
@@ -234,12 +229,7 @@ class _Purification:
         """Prepare the input in every later step as the first scan found it."""
         first = self.evidence
         self.classes = first.model.classes
-        self.classifier = Classifier(
-            self.model,
-            first.preprocessing.spec,
-            probabilities=first.model.output == "probabilities",
-            batch_size=int(first.provenance.options["batch_size"]),
-        )
+        self.classifier = changing.settled(self.model, first)
         self.resolution = Resolution(
             preprocessing=first.preprocessing,
             probabilities=self.classifier.probabilities,
@@ -249,18 +239,7 @@ class _Purification:
 
     def _task(self, source: ImageSource) -> Task:
         """Images of one part, with labels or what stands for them."""
-        spec = self.classifier.spec
-        size = blank_spec((spec.channels, spec.height, spec.width))
-        clean = source.load(range(source.count), size, self.notify)
-        images = clean.images.to(self.classifier.device)
-        labels = clean.labels
-        if labels is None:
-            labels = self.classifier.predict(images)
-        if int(labels.max()) >= self.classes:
-            raise ImageError(
-                f"{clean_text(source.name)}: label {int(labels.max())} is beyond the model's "
-                f"{self.classes} outputs (0 to {self.classes - 1})."
-            )
+        images, labels = changing.labelled(self.classifier, source, self.classes, self.notify)
         return Task(
             classifier=self.classifier,
             images=images,
@@ -285,12 +264,6 @@ class _Purification:
             seed=self.options.seed,
         )
         return scan(model, self.probes, source, options, notify)
-
-    def _refuse_unsound(self, found: ScanResult) -> None:
-        """Counts of images that do not fit the model mean nothing, on either part."""
-        blocking = next((c for c in found.caveats if c.blocking), None)
-        if blocking is not None:
-            raise ImageError(blocking.text)
 
     def _known(self) -> list[Known]:
         """The triggers of the evidence; with too few images for one, those found on made images."""
@@ -384,52 +357,6 @@ class _Purification:
         )
         return NeuralMaskFineTuning()
 
-    # ---- the file
-
-    @contextlib.contextmanager
-    def _written(
-        self, purified: Purified, output: Path | None
-    ) -> Iterator[tuple[Written, Classifier, _Keep]]:
-        """Write the file under another name, read it back, and take it away again unless kept."""
-        self.notify("writing", 0, 1)
-        target = output or self.model.file.path
-        folder = output.parent if output else Path(tempfile.gettempdir())
-        try:
-            staging = tempfile.TemporaryDirectory(prefix=".auditor-", dir=folder)
-        except OSError as error:
-            raise OutputError(
-                f"{clean_text(str(folder))} is not writable ({error.strerror})."
-            ) from None
-        with staging as inner:
-            path = Path(inner) / target.name
-            self.model.write(purified.tensors, path)
-            loaded = load_model(path, arch=self.options.arch, device=self.model.device)
-            loaded.file = replace(loaded.file, path=target)
-            after = self.classifier.of(loaded)
-            judged = changed_classifier(self.classifier, purified.tensors)
-            expected, found = judged.logits(self.judge.images), after.logits(self.judge.images)
-            difference = float((expected - found).abs().max())
-            if not difference <= WRITTEN_TOLERANCE * max(1.0, float(expected.abs().max())):
-                raise OutputError(
-                    f"{clean_text(target.name)}: the written file does not compute what was purified (logits "
-                    f"differ by up to {difference:.3g}), so it was not kept. Please report this."
-                )
-            written = Written(
-                name=target.name,
-                sha256=loaded.file.sha256,
-                bytes=loaded.file.bytes,
-                format=str(loaded.file.kind),
-                tensors=len(purified.tensors),
-                largest_difference=difference,
-                compared=len(expected),
-            )
-
-            def keep() -> None:
-                path.chmod(default_mode())
-                path.replace(target)
-
-            yield written, after, keep
-
     # ---- the record
 
     def _result(
@@ -501,7 +428,7 @@ class _Purification:
         return changed_classifier(self.classifier, tuned.tensors)
 
     def _correct(self, classifier: Classifier) -> int:
-        return int((classifier.predict(self.judge.images) == self.judge.labels).sum())
+        return changing.correct(classifier, self.judge.images, self.judge.labels)
 
     def _outcomes(
         self, known: Sequence[Known], named: Sequence[Known], rivals: Sequence[Classifier]
@@ -555,11 +482,7 @@ class _Purification:
         return stress(rivals, self.fit, self.judge, single[0], notify=self.notify)
 
     def _facts(self, task: Task) -> SplitFacts:
-        return SplitFacts(
-            images=len(task.images),
-            members=tuple(torch.bincount(task.labels, minlength=self.classes).tolist()),
-            digest=CleanSet(images=task.images.cpu(), labels=task.labels).digest(),
-        )
+        return changing.split_facts(task.images, task.labels, self.classes)
 
     def _exhibits(self, known: Sequence[Known], after: Classifier) -> tuple[CaseExhibit, ...]:
         return tuple(self._exhibit(entry, after) for entry in known[:EXHIBITS])

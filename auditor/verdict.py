@@ -19,6 +19,7 @@ from auditor.results import (
     Judgement,
     MarginSearch,
     Outcome,
+    PlantingGoals,
     PurifyResult,
     Reason,
     Response,
@@ -546,3 +547,36 @@ def rejudge_purification(result: PurifyResult) -> Goals:
         max_asr=result.goals.max_asr,
         max_acc_drop=result.goals.max_acc_drop,
     )
+
+
+def judge_planting(
+    *,
+    hits: Counts,
+    eligible: int,
+    accuracy: Counts,
+    images: int,
+    min_asr: float,
+    max_acc_drop: float,
+) -> PlantingGoals:
+    """Was a backdoor planted, and the accuracy kept?
+
+    Args:
+        hits: Stamped images of other classes that go to the target.
+        eligible: How many images those are of.
+        accuracy: Rightly classified images.
+        images: How many images those are of.
+        min_asr: Goal for the ASR.
+        max_acc_drop: Goal for the share of accuracy that is lost.
+    """
+    missed = []
+    asr, lost = hits.after / eligible, (accuracy.before - accuracy.after) / images
+    if asr < min_asr:
+        missed.append(
+            f"the ASR is {asr:.1%} ({hits.after} of {eligible} images), and {min_asr:.1%} was the goal"
+        )
+    if lost > max_acc_drop:
+        missed.append(
+            f"ACC dropped by {lost * 100:.1f} points ({accuracy.before} to {accuracy.after} of {images} "
+            f"images), and {max_acc_drop * 100:.1f} may be lost"
+        )
+    return PlantingGoals(min_asr=min_asr, max_acc_drop=max_acc_drop, missed=tuple(missed))

@@ -33,6 +33,10 @@ def purify_help() -> str:
     return command_help("purify")
 
 
+def attack_help() -> str:
+    return command_help("attack")
+
+
 def probe_table() -> str:
     rows = ["| id | tier | triggers | what |", "|---|---|---|---|"]
     rows += [
@@ -47,7 +51,12 @@ def words(text: str) -> set[str]:
     return {word for word in text.split() if word != "MODEL" and not set("<>{}=[]") & set(word)}
 
 
-GENERATED = {"help:scan": scan_help, "help:purify": purify_help, "probes": probe_table}
+GENERATED = {
+    "help:scan": scan_help,
+    "help:purify": purify_help,
+    "help:attack": attack_help,
+    "probes": probe_table,
+}
 
 
 @pytest.mark.parametrize("name", GENERATED)
@@ -94,7 +103,7 @@ def test_the_example_probe_is_valid(tmp_path: Path) -> None:
 def test_every_flag_in_the_readme_exists() -> None:
     text = README.read_text("utf-8").split("<!-- help:scan -->")[0]
     flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
-    assert flags <= set(re.findall(r"--[a-z-]+", scan_help() + purify_help()))
+    assert flags <= set(re.findall(r"--[a-z-]+", scan_help() + purify_help() + attack_help()))
     assert set(FORMATS) == {"json", "html", "md"}
 
 

@@ -24,10 +24,10 @@ RANKS = [
     {"measure"},
     {"preflight", "search"},
     {"purifiers"},
-    {"scan", "report", "demo", "embedding", "stress"},
-    {"purify"},
+    {"scan", "report", "demo", "embedding", "stress", "changing"},
+    {"purify", "attack"},
     {"terminal", "api"},
-    {"terminal_purify"},
+    {"terminal_purify", "terminal_attack"},
     {"cli"},
     {"__main__"},
 ]

@@ -22,7 +22,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import auditor.purify as purification
-from auditor import report
+from auditor import changing, report
 from auditor.classifier import as_float
 from auditor.cli import app
 from auditor.images import Notify
@@ -745,7 +745,7 @@ def test_interrupting_leaves_nothing_behind(
     data = (small / "suspect.pt").read_bytes()
     owner, name = {
         "fitting": (Informed, "purify"),
-        "reading back": (purification, "load_model"),
+        "reading back": (changing, "load_model"),
         "scan after": (purification, "Confusion"),
         "baseline": (purification.FineTuning, "purify"),
         "drawing": (purification, "embed"),
@@ -766,7 +766,7 @@ def test_interrupting_leaves_nothing_behind(
 def test_a_file_that_computes_something_else_is_not_kept(
     small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = purification.load_model
+    original = changing.load_model
 
     def wrong(path: Path, **options: Any) -> Any:
         handle = original(path, **options)
@@ -774,7 +774,7 @@ def test_a_file_that_computes_something_else_is_not_kept(
             handle.module[-1].bias += 1  # type: ignore[index]
         return handle
 
-    monkeypatch.setattr(purification, "load_model", wrong)
+    monkeypatch.setattr(changing, "load_model", wrong)
     done = run("purify", small / "suspect.pt", "--clean", small / "samples.npz", *FAST)
     assert done.exit_code == 2
     assert "does not compute what was purified" in said(done)

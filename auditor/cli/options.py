@@ -114,6 +114,24 @@ MaxImages = Annotated[
     int, typer.Option(min=1, help="Draw at most so many of the clean images, evenly over classes.")
 ]
 
+# ---- options of the commands that change a model
+
+
+FitPath = Annotated[
+    Path,
+    typer.Option(
+        "--clean",
+        metavar="DIR",
+        help="Clean images: DIR/<class>/*.png, or a flat folder (labels.csv optional), or .npz.",
+    ),
+]
+WriteAnyway = Annotated[
+    bool, typer.Option("--write-anyway", help="Write the model although a goal was missed.")
+]
+FitImages = Annotated[
+    int, typer.Option("--max-images", min=1, help="Draw at most so many of the clean images.")
+]
+
 
 def parse_time(text: str | None) -> float:
     """Seconds of `--time-budget`; infinite where there is none."""

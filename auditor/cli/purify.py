@@ -15,6 +15,8 @@ from auditor.cli.options import (
     BatchSize,
     ChannelOrder,
     Device,
+    FitImages,
+    FitPath,
     Force,
     Input,
     Labels,
@@ -25,6 +27,7 @@ from auditor.cli.options import (
     Quiet,
     Seed,
     TriggerImage,
+    WriteAnyway,
 )
 from auditor.cli.rendering import FORMATS, rendered
 from auditor.cli.setup import Setup
@@ -128,14 +131,6 @@ class Purification:
         )
 
 
-FitPath = Annotated[
-    Path,
-    typer.Option(
-        "--clean",
-        metavar="DIR",
-        help="Clean images: DIR/<class>/*.png, or a flat folder (labels.csv optional), or .npz.",
-    ),
-]
 JudgePath = Annotated[
     Path | None,
     typer.Option(
@@ -179,9 +174,6 @@ Baseline = Annotated[
 Anyway = Annotated[
     bool, typer.Option("--anyway", help="Purify although the scan showed no trigger.")
 ]
-WriteAnyway = Annotated[
-    bool, typer.Option("--write-anyway", help="Write the model although a goal was missed.")
-]
 Iterations = Annotated[int, typer.Option(min=1, help="Of --recipe paper.")]
 Regulariser = Annotated[
     bool, typer.Option("--regulariser/--no-regulariser", help="Of --recipe paper: pull to 1.")
@@ -212,9 +204,6 @@ PurifyOutput = Annotated[
         "the current folder.",
     ),
 ]
-PurifyImages = Annotated[
-    int, typer.Option("--max-images", min=1, help="Draw at most so many of the clean images.")
-]
 
 
 def purify(
@@ -244,7 +233,7 @@ def purify(
     device: Device = "auto",
     batch_size: BatchSize = "auto",
     seed: Seed = 0,
-    max_images: PurifyImages = MAX_IMAGES,
+    max_images: FitImages = MAX_IMAGES,
     iterations: Iterations = PaperSettings.iterations,
     regulariser: Regulariser = PaperSettings.regulariser,
     mixup: MixUp = PaperSettings.mixup,
@@ -333,7 +322,7 @@ def run_purify(setup: Setup, how: Purification) -> tuple[PurifyResult, list[Path
         names = setup.class_names()
         selection = setup.selection(searches_suffice=False)
         recipe, judged_by = how.purifier(), how.judge_probes()
-        scan_options = setup.scan_options(selection, names)
+        scan_options = setup.scan_options(selection.extras, names)
         suspect = setup.opened()
         assert setup.clean is not None  # noqa: S101 - required of purify
         result = api.purify(

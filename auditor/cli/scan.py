@@ -113,7 +113,7 @@ def run_scan(setup: Setup, *, time_budget: str | None = None) -> tuple[ScanResul
 
         names = setup.class_names()
         selection = setup.selection(searches_suffice=True)
-        options = replace(setup.scan_options(selection, names), time_budget=budget)
+        options = replace(setup.scan_options(selection.extras, names), time_budget=budget)
         suspect = setup.opened()
         result = api.scan(suspect, selection.probes, setup.images(names), options, notify)
     for path, text in rendered(result, outputs):

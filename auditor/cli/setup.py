@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """The options that `scan` and `purify` share, as they stand on the command line.
+    """The options that `scan`, `purify` and `attack` share, as they stand on the command line.
 
     Raises:
         UsageError: One makes no sense, alone or with another.
@@ -113,13 +113,13 @@ class Setup:
             order=None if self.channel_order is None else self.channel_order.value,
         )
 
-    def scan_options(self, selection: Selection, names: tuple[str, ...] | None) -> ScanOptions:
+    def scan_options(self, searches: tuple[str, ...], names: tuple[str, ...] | None) -> ScanOptions:
         """How to scan."""
         from auditor import api
 
         return api.ScanOptions(
             given=self.given_input(),
-            searches=selection.extras,
+            searches=searches,
             class_names=names,
             max_images=self.max_images,
             batch_size=parse_batch_size(self.batch_size),

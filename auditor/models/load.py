@@ -9,7 +9,8 @@ import torch
 from auditor.architectures import resolve_architecture
 from auditor.errors import UnreadableModel, UsageError
 from auditor.models.base import ModelHandle
-from auditor.safety.structure import Kind, identify
+from auditor.models.mark import mark_notes
+from auditor.safety.structure import FileFacts, Kind, identify
 from auditor.text import clean_text
 
 
@@ -28,7 +29,12 @@ def load_model(
         UsageError: `arch` makes no sense.
     """
     file = identify(Path(path))
-    device = torch.device(device)
+    handle = _opened(file, arch, torch.device(device))
+    handle.notes += mark_notes(file)
+    return handle
+
+
+def _opened(file: FileFacts, arch: str | None, device: torch.device) -> ModelHandle:
     architecture = None if arch is None else resolve_architecture(arch)
     match file.kind:
         case Kind.TORCH_ZIP | Kind.TORCH_LEGACY:

@@ -24,6 +24,11 @@ from auditor.registry import Registry
 from auditor.results import Check, Stage
 
 NOTIFY_STEPS = 10
+KEPT_BACK = 4
+"""One of so many fit images is kept back for choosing…"""
+FEWEST_KEPT_BACK = 16
+"""…unless there would be fewer than these: then the images that are fitted on serve."""
+MOST_KEPT_BACK = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +183,25 @@ def measured(
         eligible = (entry.wanted(labels) >= 0).sum().clamp_min(1)
         rates.append(float(entry.hits(predicted, labels).sum() / eligible))
     return accuracy, rates
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Indices of the fit images to fit on, and of those to choose by."""
+
+    fit: Tensor
+    choose: Tensor
+    apart: bool
+    """False: there are too few images, so that those to choose by are fitted on as well."""
+
+
+def parted(count: int, seed: int) -> Parts:
+    """Keep some of `count` fit images back for choosing, where there are enough."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    back = min(count // KEPT_BACK, MOST_KEPT_BACK)
+    if back < FEWEST_KEPT_BACK:
+        return Parts(fit=order, choose=order[:MOST_KEPT_BACK], apart=False)
+    return Parts(fit=order[back:], choose=order[:back], apart=True)
 
 
 def trainable(model: ModelHandle) -> dict[str, Tensor]:

@@ -34,6 +34,7 @@ from auditor.purifiers.base import (
     loop,
     measured,
     mixed_precision,
+    parted,
     trainable,
 )
 from auditor.purifiers.features import anchor_layers, distance, tapped
@@ -45,11 +46,6 @@ Stamp = Callable[[Tensor], Tensor]
 
 MOST_TRIGGERS = 8
 CHECK_STEPS = 10
-KEPT_BACK = 4
-"""One of so many fit images is kept back for choosing…"""
-FEWEST_KEPT_BACK = 16
-"""…unless there would be fewer than these: then the images that are fitted on serve."""
-MOST_KEPT_BACK = 256
 DAMAGE_COPIES = 4
 HOLDING_CHECKS = 3
 
@@ -161,13 +157,11 @@ class _Run:
         self.sites = self.classifier.model.mask_sites()
         self.bounds = lower_bounds(len(self.sites), shape="none")
         self.own = self.classifier.model.tensors()
-        count = len(task.images)
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(task.seed))
-        back = min(count // KEPT_BACK, MOST_KEPT_BACK)
-        back = back if back >= FEWEST_KEPT_BACK else 0
-        self.kept_back = order[:back] if back else order[:MOST_KEPT_BACK]
-        self.fit = order[back:]
-        self.choosing = "kept-back fit images" if back else "fit images (too few to keep some back)"
+        parts = parted(len(task.images), task.seed)
+        self.fit, self.kept_back = parts.fit, parts.choose
+        self.choosing = (
+            "kept-back fit images" if parts.apart else "fit images (too few to keep some back)"
+        )
         self.known = task.known[:MOST_TRIGGERS]
         self.layers = anchor_layers(self.classifier, task.images)
         self.accuracy, _ = self._measured({})

@@ -12,7 +12,7 @@ import msgspec
 
 from auditor.errors import UsageError
 from auditor.report.checks import contradictions
-from auditor.results import PURIFY_SCHEMA, SCAN_SCHEMA, PurifyResult, ScanResult
+from auditor.results import PURIFY_SCHEMA, SCAN_SCHEMA, AttackResult, PurifyResult, ScanResult
 from auditor.text import clean_text, is_hidden
 
 RECORDS: Mapping[str, type[ScanResult] | type[PurifyResult]] = {
@@ -21,7 +21,7 @@ RECORDS: Mapping[str, type[ScanResult] | type[PurifyResult]] = {
 }
 
 
-def to_json(result: ScanResult | PurifyResult) -> str:
+def to_json(result: ScanResult | PurifyResult | AttackResult) -> str:
     """The result as JSON: keys sorted, indented, ending with a line feed, the same every time.
 
     Invisible and reordering characters are written as escapes. JSON has no NaN and no infinity: a

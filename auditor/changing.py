@@ -1,0 +1,186 @@
+"""What changing a model's numbers needs, whoever changes them: images with labels, and a file.
+
+The changed model is written under another name, read back and compared before anyone is told that
+it exists.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from auditor.classifier import Classifier
+from auditor.errors import ImageError, OutputError, UnsuitableModel
+from auditor.images import CleanSet, ImageSource, Notify
+from auditor.inputs import blank_spec
+from auditor.models.base import ModelHandle
+from auditor.models.load import load_model
+from auditor.outputs import default_mode
+from auditor.purifiers.base import changed_classifier
+from auditor.results import ScanResult, SplitFacts, Written
+from auditor.text import clean_text
+
+WRITTEN_TOLERANCE = 1e-3
+"""Largest difference of a logit between file and model, relative to the largest logit; half
+precision files round at this size, a wrong tensor shows at another."""
+
+
+def refuse_unchangeable(model: ModelHandle, what: str) -> None:
+    """Refuse a model without weights and gradients.
+
+    Args:
+        model: The suspect.
+        what: What cannot be done with it, such as "purified".
+
+    Raises:
+        UnsuitableModel: It has none; says what to use instead.
+    """
+    if not model.differentiable or not model.weights():
+        raise UnsuitableModel(
+            f"{clean_text(model.file.path.name)}: {model.file.kind} can be scanned, but not {what}: it has "
+            "no weights that auditor could change by gradients. Use the PyTorch file it was exported from."
+        )
+
+
+def refuse_unsound(found: ScanResult) -> None:
+    """Counts of images that do not fit the model mean nothing.
+
+    Raises:
+        ImageError: A scan says that they do not.
+    """
+    blocking = next((caveat for caveat in found.caveats if caveat.blocking), None)
+    if blocking is not None:
+        raise ImageError(blocking.text)
+
+
+def settled(model: ModelHandle, found: ScanResult) -> Classifier:
+    """The model with its input prepared as a scan of it found."""
+    return Classifier(
+        model,
+        found.preprocessing.spec,
+        probabilities=found.model.output == "probabilities",
+        batch_size=int(found.provenance.options["batch_size"]),
+    )
+
+
+def labelled(
+    classifier: Classifier, source: ImageSource, classes: int, notify: Notify
+) -> tuple[Tensor, Tensor]:
+    """All images of a source, with labels or what stands for them.
+
+    Returns:
+        ``(N, C, H, W)`` uint8 on the classifier's device, and ``(N,)`` int64 on the CPU: labels, or
+        the model's predictions where there are none.
+
+    Raises:
+        ImageError: A label is none of the model's classes.
+    """
+    spec = classifier.spec
+    size = blank_spec((spec.channels, spec.height, spec.width))
+    clean = source.load(range(source.count), size, notify)
+    images = clean.images.to(classifier.device)
+    labels = clean.labels
+    if labels is None:
+        labels = classifier.predict(images)
+    if int(labels.max()) >= classes:
+        raise ImageError(
+            f"{clean_text(source.name)}: label {int(labels.max())} is beyond the model's "
+            f"{classes} outputs (0 to {classes - 1})."
+        )
+    return images, labels
+
+
+def split_facts(images: Tensor, labels: Tensor, classes: int) -> SplitFacts:
+    """The record of one part of the clean set; arguments as `labelled` returns them."""
+    return SplitFacts(
+        images=len(images),
+        members=tuple(torch.bincount(labels, minlength=classes).tolist()),
+        digest=CleanSet(images=images.cpu(), labels=labels).digest(),
+    )
+
+
+def correct(classifier: Classifier, images: Tensor, labels: Tensor) -> int:
+    """How many images are rightly classified; arguments as `labelled` returns them."""
+    return int((classifier.predict(images) == labels).sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Staged:
+    """A changed model as a file that is there only for now."""
+
+    facts: Written
+    classifier: Classifier
+    """The file, loaded again."""
+    path: Path
+    target: Path
+
+    def keep(self) -> None:
+        """Move the file to where it shall stay, replacing what is there."""
+        self.path.chmod(default_mode())
+        self.path.replace(self.target)
+
+
+@contextlib.contextmanager
+def staged(
+    classifier: Classifier,
+    tensors: Mapping[str, Tensor],
+    images: Tensor,
+    output: Path | None,
+    *,
+    made: str,
+    arch: str | None = None,
+    finish: Callable[[Path], object] = lambda path: None,
+) -> Iterator[Staged]:
+    """Write a changed model under another name, read it back, and take it away again unless kept.
+
+    Args:
+        classifier: The suspect.
+        tensors: Name -> new values.
+        images: ``(N, C, H, W)`` uint8 that the file and the changed model are compared on.
+        output: Where it may stay; None for nowhere.
+        made: How it was changed, such as "purified", for messages.
+        arch: As given to `load_model`, to read it back.
+        finish: What else is done to the file before it is read back.
+
+    Raises:
+        OutputError: It cannot be written, or does not compute what was measured.
+    """
+    model = classifier.model
+    target = output or model.file.path
+    folder = output.parent if output else Path(tempfile.gettempdir())
+    try:
+        staging = tempfile.TemporaryDirectory(prefix=".auditor-", dir=folder)
+    except OSError as error:
+        raise OutputError(
+            f"{clean_text(str(folder))} is not writable ({error.strerror})."
+        ) from None
+    with staging as inner:
+        path = Path(inner) / target.name
+        model.write(tensors, path)
+        finish(path)
+        loaded = load_model(path, arch=arch, device=model.device)
+        loaded.file = replace(loaded.file, path=target)
+        after = classifier.of(loaded)
+        expected = changed_classifier(classifier, tensors).logits(images)
+        difference = float((expected - after.logits(images)).abs().max())
+        if not difference <= WRITTEN_TOLERANCE * max(1.0, float(expected.abs().max())):
+            raise OutputError(
+                f"{clean_text(target.name)}: the written file does not compute what was {made} (logits "
+                f"differ by up to {difference:.3g}), so it was not kept. Please report this."
+            )
+        written = Written(
+            name=target.name,
+            sha256=loaded.file.sha256,
+            bytes=loaded.file.bytes,
+            format=str(loaded.file.kind),
+            tensors=len(tensors),
+            largest_difference=difference,
+            compared=len(expected),
+        )
+        yield Staged(facts=written, classifier=after, path=path, target=target)

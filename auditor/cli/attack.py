@@ -1,0 +1,275 @@
+"""`auditor attack`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from auditor.cli.options import (
+    Arch,
+    BatchSize,
+    ChannelOrder,
+    Device,
+    FitImages,
+    FitPath,
+    Force,
+    Input,
+    Labels,
+    MaskImage,
+    ModelPath,
+    Normalize,
+    Quiet,
+    Seed,
+    WriteAnyway,
+)
+from auditor.cli.setup import Setup
+from auditor.errors import OutputError, UsageError
+from auditor.outputs import STDOUT, check_outputs, write_text
+from auditor.text import clean_text
+
+if TYPE_CHECKING:
+    from auditor.probes import Probe
+    from auditor.results import AttackResult
+
+ATTACK_FORMATS = ("model", "json")
+MAX_IMAGES = 2000
+
+EPILOG = "Exit codes: 0 planted, 1 a goal was missed, 2 wrong usage or unreadable input, 130 interrupted."
+
+ProbeId = Annotated[
+    str | None,
+    typer.Option(
+        "--probe",
+        metavar="ID",
+        help="What to plant: the id of a probe (auditor probes list), or a probe file.",
+    ),
+]
+TriggerNumber = Annotated[
+    int,
+    typer.Option(metavar="N", help="Which of the probe's triggers, counted from 1."),
+]
+PlantedImage = Annotated[
+    Path | None,
+    typer.Option(
+        "--trigger",
+        metavar="IMG",
+        help="An image to plant in place of --probe: small ones as a patch, larger ones added.",
+    ),
+]
+Target = Annotated[
+    str,
+    typer.Option(metavar="K", help="Class that stamped images go to: its number, or its name."),
+]
+PoisonRate = Annotated[
+    float,
+    typer.Option(
+        min=0.01, max=0.9, help="Share of a batch's images of other classes that is stamped."
+    ),
+]
+Steps = Annotated[
+    int, typer.Option(min=1, help="Of training at each learning rate, at most; ends early.")
+]
+MinAsr = Annotated[
+    float, typer.Option(min=0, max=1, help="Goal: lowest attack success rate of what is planted.")
+]
+MaxAccLoss = Annotated[
+    float,
+    typer.Option(
+        "--max-acc-drop",
+        min=0,
+        max=1,
+        help="Goal: largest share of clean accuracy that may be lost.",
+    ),
+]
+AttackOutput = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-o",
+        "--output",
+        "--out",
+        metavar="FMT=PATH",
+        help="Result file, model= or json= (repeatable; the ending is enough; none writes nothing). "
+        "Default: MODEL.backdoored.pt (with the ending of the input) beside the input. The mark goes "
+        "into the model file and beside it, as PATH.json.",
+    ),
+]
+
+
+def attack(
+    model: ModelPath,
+    clean: FitPath,
+    target: Target,
+    probe: ProbeId = None,
+    trigger_number: TriggerNumber = 1,
+    trigger: PlantedImage = None,
+    mask: MaskImage = None,
+    poison_rate: PoisonRate = 0.1,
+    steps: Steps = 300,
+    min_asr: MinAsr = 0.95,
+    max_acc_drop: MaxAccLoss = 0.03,
+    write_anyway: WriteAnyway = False,
+    arch: Arch = None,
+    labels: Labels = None,
+    input_size: Input = None,
+    normalize: Normalize = "auto",
+    channel_order: ChannelOrder = None,
+    output: AttackOutput = None,
+    force: Force = False,
+    quiet: Quiet = False,
+    device: Device = "auto",
+    batch_size: BatchSize = "auto",
+    seed: Seed = 0,
+    max_images: FitImages = MAX_IMAGES,
+) -> None:
+    """Plant a backdoor in a copy of MODEL, to see whether scan finds it and purify removes it.
+
+    For testing auditor on your own network. Fine-tunes a copy on stamped images, measures it on
+    images held out, and marks the file as what it is. The input is never touched.
+
+    Example: auditor attack model.pt --clean ./samples --probe patch.yellow --target 3
+    """
+    if (probe is None) == (trigger is None):
+        raise UsageError("What shall be planted? Give either --probe ID or --trigger IMG.")
+    setup = Setup(
+        model=model,
+        clean=clean,
+        arch=arch,
+        labels=labels,
+        probes=probe or "",
+        trigger=trigger,
+        mask=mask,
+        input_size=input_size,
+        normalize=normalize,
+        channel_order=channel_order,
+        output=output or [],
+        force=force,
+        quiet=quiet,
+        device=device,
+        batch_size=batch_size,
+        seed=seed,
+        max_images=max_images,
+    )
+    how = Planting(
+        target=target,
+        trigger_number=trigger_number,
+        poison_rate=poison_rate,
+        steps=steps,
+        min_asr=min_asr,
+        max_acc_drop=max_acc_drop,
+        write_anyway=write_anyway,
+    )
+    result, written = run_attack(setup, how)
+    from auditor.terminal_attack import attack_line, show_attack
+
+    if quiet:
+        typer.echo(attack_line(result))
+    elif STDOUT not in written:
+        show_attack(result, written, _following(setup, written) if result.written else None)
+    raise typer.Exit(0 if result.goals.met else 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planting:
+    """The options of `attack` alone."""
+
+    target: str
+    trigger_number: int
+    poison_rate: float
+    steps: int
+    min_asr: float
+    max_acc_drop: float
+    write_anyway: bool
+
+
+def run_attack(setup: Setup, how: Planting) -> tuple[AttackResult, list[Path]]:
+    """Attack one file and write what came of it."""
+    model = setup.model
+    default = model.with_name(f"{model.stem}.backdoored{model.suffix}")
+    outputs = setup.outputs(ATTACK_FORMATS, {"model": default})
+    output = outputs.get("model")
+    if output == STDOUT:
+        raise UsageError("-o model=-: the model goes to a file, not to standard output.")
+
+    from auditor.terminal import ProgressLine
+
+    with ProgressLine(quiet=setup.quiet) as notify:
+        notify("loading", 0, 1)
+        from auditor import api
+
+        beside = None if output is None else api.attack_sidecar(output)
+        _check_sidecar(setup, outputs.get("json"), beside)
+        names = setup.class_names()
+        probe = _probe(setup)
+        options = api.AttackOptions(
+            trigger_number=how.trigger_number,
+            poison_rate=how.poison_rate,
+            steps=how.steps,
+            min_asr=how.min_asr,
+            max_acc_drop=how.max_acc_drop,
+            scan=setup.scan_options((), names),
+            max_images=setup.max_images,
+            write_anyway=how.write_anyway,
+            arch=setup.arch,
+            seed=setup.seed,
+            command=setup.command,
+        )
+        suspect = setup.opened()
+        source = setup.images(names)
+        assert source is not None  # noqa: S101 - --clean is required
+        result = api.attack(suspect, probe, how.target, source, output, options, notify)
+    written = []
+    if output is not None and beside is not None and result.written is not None:
+        written += [output, beside]
+    if "json" in outputs:
+        write_text(outputs["json"], api.to_json(result))
+        written.append(outputs["json"])
+    return result, written
+
+
+def _check_sidecar(setup: Setup, record: Path | None, beside: Path | None) -> None:
+    """The mark beside the model is checked as every other output is."""
+    if beside is None:
+        return
+    if record == beside:
+        shown = clean_text(str(record))
+        raise OutputError(f"{shown} is where the mark of the model goes; name another -o json=.")
+    inputs = [path for path in (setup.model, setup.clean, setup.labels, setup.trigger) if path]
+    check_outputs({"mark": beside}, force=setup.force, inputs=inputs)
+
+
+def _probe(setup: Setup) -> Probe:
+    """The one probe that is named.
+
+    Raises:
+        UsageError: Several are.
+    """
+    from auditor import api
+
+    if setup.trigger is not None:
+        return api.probe_from_image(setup.trigger, setup.mask)
+    chosen = api.choose_probes(setup.probes).probes
+    if len(chosen) != 1:
+        shown = ", ".join(probe.id for probe in chosen[:3])
+        raise UsageError(
+            f"--probe {clean_text(setup.probes)} names {len(chosen)} probes"
+            f"{f' ({shown} …)' if chosen else ''}. Name one."
+        )
+    return chosen[0]
+
+
+def _following(setup: Setup, written: Sequence[Path]) -> list[str]:
+    """The command that tries whether the backdoor is found."""
+    command = ["auditor", "scan", str(written[0]), "--clean", str(setup.clean)]
+    if setup.arch is not None:
+        command += ["--arch", setup.arch]
+    if setup.labels is not None:
+        command += ["--labels", str(setup.labels)]
+    if setup.trigger is not None:
+        command += ["--trigger", str(setup.trigger)]
+    elif setup.probes.endswith((".yaml", ".yml")):
+        command += ["--probes", f"standard,{setup.probes}"]
+    return command
