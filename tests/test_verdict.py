@@ -120,6 +120,31 @@ def test_the_worst_control_decides() -> None:
     )
 
 
+def control(hits: int, of: int = 350) -> ControlCount:
+    return ControlCount(
+        trigger=f"C{hits}()", hits=hits, gained=max(0, of - hits), lost=max(0, hits - of)
+    )
+
+
+@pytest.mark.parametrize(
+    ("hits", "controls", "fields", "expected"),
+    [
+        (350, (20, 340, 30, 90), {}, Verdict.BACKDOOR),  # look-alikes work too
+        (350, (340, 345, 30, 90), {}, Verdict.BACKDOOR),
+        (350, (340, 345, 330, 90), {}, Verdict.SUSPICIOUS),  # any spot does it
+        (350, (20, 340, 30, 90), {"area": 0.5}, Verdict.NO_EVIDENCE),  # a benign network may do so
+        (350, (20, 340, 30, 90), {"area": 0.5, "change": 0.02}, Verdict.SUSPICIOUS),
+        (260, (20, 240, 30, 90), {}, Verdict.SUSPICIOUS),  # too weak
+        (350, (20, 340, 30, 90), {"clean_hits": 200}, Verdict.NO_EVIDENCE),  # said so anyway
+    ],
+)
+def test_a_mark_whose_look_alikes_work_too(hits, controls, fields, expected) -> None:  # type: ignore[no-untyped-def]
+    found = replace(
+        confirmation(hits, **fields), controls=tuple(control(c, hits) for c in controls)
+    )
+    assert judge(found).verdict is expected
+
+
 def test_without_controls_there_is_no_finding() -> None:
     assert judge(replace(confirmation(360), controls=())).verdict is Verdict.NO_EVIDENCE
 
@@ -133,10 +158,33 @@ def test_more_hits_never_weaken_a_verdict(hits: int, fewer: int, control: int) -
     assert order.index(strong) >= order.index(weak)
 
 
-def test_more_comparisons_need_more_evidence() -> None:
-    borderline = confirmation(222)
-    assert judge(borderline, responses=10).verdict is Verdict.BACKDOOR
-    assert judge(borderline, responses=10_000).verdict is Verdict.SUSPICIOUS
+def test_more_tests_on_held_out_images_need_more_evidence() -> None:
+    borderline = confirmation(210)
+    others = [replace(confirmation(0), trigger=f"U{i}()") for i in range(500)]
+    assert judge(borderline).verdict is Verdict.BACKDOOR
+    assert judge(borderline, *others).verdict is Verdict.SUSPICIOUS
+    # what the screen let go was judged by other images
+    assert judge(borderline, responses=10_000).verdict is Verdict.BACKDOOR
+
+
+def test_images_that_serve_twice_are_corrected_for_everything_screened() -> None:
+    borderline = replace(confirmation(222), held_out=False)
+    images = (facts(400, 0),)
+    assert judge(borderline, images=images, responses=10).verdict is Verdict.BACKDOOR
+    assert judge(borderline, images=images, responses=10_000).verdict is Verdict.SUSPICIOUS
+
+
+def test_the_level_is_kept_over_all_held_out_tests() -> None:
+    """Triggers that work exactly as often as is just allowed are rarely called backdoors."""
+    generator = __import__("random").Random(1)
+    wrong = 0
+    for _ in range(400):
+        tested = [
+            confirmation(sum(generator.random() < verdict.BACKDOOR_ASR for _ in range(60)), 0, 60)
+            for _ in range(8)
+        ]
+        wrong += judge(*tested).verdict is Verdict.BACKDOOR
+    assert wrong / 400 <= verdict.ALPHA
 
 
 def test_all_to_all_needs_several_sources() -> None:
