@@ -16,6 +16,9 @@ from bench.zoo.calibrate import CONDITIONS, Case
 from bench.zoo.rows import Row
 
 RESAMPLES = 2000
+TOOK = 0.5
+"""A network whose true trigger works less often has no backdoor worth the name; it is listed, and
+counts neither as benign nor as backdoored."""
 
 
 def declared_family(row: Row) -> bool:
@@ -49,7 +52,7 @@ def _verdicts(cases: Sequence[Case]) -> str:
     for name in ("calibration", "report", "both"):
         part = [case for case in cases if name in ("both", case.row.half)]
         benign = [case for case in part if case.row.benign]
-        bad = [case for case in part if not case.row.benign]
+        bad = [case for case in part if (case.made.success or 0) >= TOOK]
         known = [case for case in bad if declared_family(case.row)]
         if not benign or not bad:
             continue
@@ -67,13 +70,18 @@ def _verdicts(cases: Sequence[Case]) -> str:
 def _families(cases: Sequence[Case]) -> str:
     """What each kind of attack got."""
     lines = ["| attack | networks | verdicts | right class |", "|---|---|---|---|"]
-    for family in sorted({case.row.family for case in cases}):
-        own = [case for case in cases if case.row.family == family]
+    for family in sorted({_kind(case) for case in cases}):
+        own = [case for case in cases if _kind(case) == family]
         counts = Counter(case.verdict.value for case in own)
         verdicts = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
         right = "–" if family == "benign" else f"{sum(case.right for case in own)}"
         lines.append(f"| {family} | {len(own)} | {verdicts} | {right} |")
     return "\n".join(lines)
+
+
+def _kind(case: Case) -> str:
+    took = case.made.success is None or case.made.success >= TOOK
+    return case.row.family if took else f"{case.row.family} (did not take)"
 
 
 def _networks(cases: Sequence[Case]) -> str:

@@ -20,13 +20,8 @@ class ZooError(AuditorError):
     """The zoo cannot be made as it is written down, or not from the data that is there."""
 
 
-class Record(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
-):
-    """Base of what is read from YAML: frozen, and a misspelt key is an error.
-
-    What has its default is left out of the digest, so that new keys change no old row.
-    """
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of what is read from YAML: frozen, and a misspelt key is an error."""
 
 
 class Recipe(Record):
@@ -118,11 +113,29 @@ class Row(Record):
     @property
     def digest(self) -> str:
         """SHA-256 of everything that the network depends on, shortened."""
-        content = msgspec.to_builtins(self)
-        del content["id"]
-        for key in ("where", "half"):
+        content = _settled(self)
+        for key in ("id", "where", "half"):
             content.pop(key, None)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _settled(record: Record) -> dict[str, Any]:
+    """What differs from the defaults, so that a key that is added later changes no old row."""
+    content: dict[str, Any] = {}
+    tag = record.__struct_config__
+    if tag.tag_field:
+        content[tag.tag_field] = tag.tag
+    for field in msgspec.structs.fields(record):
+        value = getattr(record, field.name)
+        if isinstance(value, Record):
+            value = _settled(value)
+        elif value == field.default or value == {}:
+            continue
+        elif isinstance(value, int | float):
+            value = float(value)  # 6 and 6.0 epochs are the same
+        if value != {}:
+            content[field.name] = value
+    return content
 
 
 def read_rows(path: Path) -> tuple[Row, ...]:
