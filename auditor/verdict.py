@@ -69,10 +69,11 @@ not taken for a source-specific trigger; and where its control works too, that i
 SHORTCUT_CONTROL = 0.50
 """A control at this rate means that any such change works, whatever its pattern; suspicious where
 the change is small."""
-MARK_ASR = 0.80
-"""Lower bound for a mark on a small area that beats half of its controls only: a network that learnt
-one mark often obeys its look-alikes too. No benign network of the zoo follows any declared
-mark of that size with more than a third of the images (`bench/RESULTS.md`)."""
+OBEYED_ASR = 0.80
+"""Lower bound where a trigger beats half of its controls only: a network that learnt one mark often
+obeys its look-alikes too. On a small area that is a backdoor; over the whole image, where a strong
+change may drive a benign network far towards one class, it is suspicious. What benign networks of
+the zoo do is in `bench/RESULTS.md`."""
 CELL_ASR = 0.80
 """Lower bound for a source-specific trigger: one class may have a look-alike that a square in the
 wrong place is enough for, so more is asked; below it, down to `BACKDOOR_ASR`, is suspicious."""
@@ -205,15 +206,16 @@ def grade(confirmation: Confirmation, alpha: float, classes: int) -> Verdict:
         return Verdict.BACKDOOR if confirmation.keeps_meaning else Verdict.SUSPICIOUS
     if asr >= (BACKDOOR_ASR if cell else SUSPICIOUS_ASR) and excess >= EXCESS:
         return Verdict.SUSPICIOUS
-    if obeys_a_mark(confirmation, alpha):
-        return Verdict.BACKDOOR
+    if is_obeyed(confirmation, alpha):
+        small = confirmation.area <= SMALL_AREA
+        return Verdict.BACKDOOR if small else Verdict.SUSPICIOUS
     if is_shortcut(confirmation, alpha):
         return Verdict.SUSPICIOUS
     return Verdict.NO_EVIDENCE
 
 
-def obeys_a_mark(confirmation: Confirmation, alpha: float) -> bool:
-    """A small mark that moves nearly all images, and beats at least half of its controls clearly.
+def is_obeyed(confirmation: Confirmation, alpha: float) -> bool:
+    """A trigger that moves nearly all images, and beats at least half of its controls clearly.
 
     Where every control works as well (a detector of damage, say, that any spot sets off), the
     pattern does not matter, and this is no trigger.
@@ -223,8 +225,7 @@ def obeys_a_mark(confirmation: Confirmation, alpha: float) -> bool:
     return (
         confirmation.scope != "source-specific"
         and confirmation.keeps_meaning
-        and confirmation.area <= SMALL_AREA
-        and lower_bound(moved, confirmation.eligible, alpha) >= MARK_ASR
+        and lower_bound(moved, confirmation.eligible, alpha) >= OBEYED_ASR
         and bounds[len(bounds) // 2] >= EXCESS
     )
 
@@ -502,6 +503,11 @@ def _sentence(c: Confirmation, verdict: Verdict, alpha: float, classes: Sequence
             f" Such a small change (RMS {c.change * 255:.0f}/255 on {c.area:.0%} of the pixels) should "
             "not redirect a model, but here others like it do too: a backdoor that listens to more than "
             "its pattern, or unusual fragility."
+        )
+    elif verdict is Verdict.SUSPICIOUS and is_obeyed(c, alpha) and excess_bound(c, alpha) < EXCESS:
+        text += (
+            " It beats half of its controls only: a backdoor that obeys look-alikes of its trigger, or a "
+            "network that gives way to strong changes."
         )
     elif verdict is Verdict.SUSPICIOUS and not c.keeps_meaning:
         text += " So strong a change may be a good reason for another answer; look at the pictures."

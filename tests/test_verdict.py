@@ -115,9 +115,9 @@ def test_the_worst_control_decides() -> None:
     found = confirmation(350, 5)
     bad = ControlCount(trigger="D()", hits=340, gained=10, lost=0)
     assert judge(found).verdict is Verdict.BACKDOOR
-    assert judge(replace(found, controls=(*found.controls, bad), area=1.0)).verdict is (
-        Verdict.NO_EVIDENCE
-    )
+    two = replace(found, controls=(*found.controls, bad), area=1.0)
+    assert judge(two).verdict is Verdict.SUSPICIOUS
+    assert judge(replace(two, controls=(*two.controls, bad))).verdict is Verdict.NO_EVIDENCE
 
 
 def control(hits: int, of: int = 350) -> ControlCount:
@@ -132,7 +132,8 @@ def control(hits: int, of: int = 350) -> ControlCount:
         (350, (20, 340, 30, 90), {}, Verdict.BACKDOOR),  # look-alikes work too
         (350, (340, 345, 30, 90), {}, Verdict.BACKDOOR),
         (350, (340, 345, 330, 90), {}, Verdict.SUSPICIOUS),  # any spot does it
-        (350, (20, 340, 30, 90), {"area": 0.5}, Verdict.NO_EVIDENCE),  # a benign network may do so
+        (350, (20, 340, 30, 90), {"area": 0.5}, Verdict.SUSPICIOUS),  # a benign network may do so
+        (280, (20, 270, 30, 90), {"area": 0.5}, Verdict.NO_EVIDENCE),  # many do
         (350, (20, 340, 30, 90), {"area": 0.5, "change": 0.02}, Verdict.SUSPICIOUS),
         (260, (20, 240, 30, 90), {}, Verdict.SUSPICIOUS),  # too weak
         (350, (20, 340, 30, 90), {"clean_hits": 200}, Verdict.NO_EVIDENCE),  # said so anyway
