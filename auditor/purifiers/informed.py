@@ -48,6 +48,8 @@ MOST_TRIGGERS = 8
 CHECK_STEPS = 10
 DAMAGE_COPIES = 4
 HOLDING_CHECKS = 3
+ASR_AIM, ACC_AIM = 1 / 2, 1 / 3
+"""Shares of the user's goals that are aimed at, since other images will judge."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,11 +176,13 @@ class _Run:
         accuracy, rates = measured(after, images, labels, self.known)
         return accuracy, max(rates, default=0.0)
 
-    def _holds(self, accuracy: float, asr: float, share: float = 0.5) -> bool:
-        """The aims: half of what the user allows, since other images will judge."""
+    def _holds(
+        self, accuracy: float, asr: float, asr_share: float = ASR_AIM, acc_share: float = ACC_AIM
+    ) -> bool:
+        """Whether those shares of the user's goals are kept; the aims, if nothing else is said."""
         task = self.task
         lost = self.accuracy - accuracy
-        return asr <= task.max_asr * share and lost <= task.max_acc_drop * share
+        return asr <= task.max_asr * asr_share and lost <= task.max_acc_drop * acc_share
 
     @torch.inference_mode()
     def _damage(self, tensors: Mapping[str, Tensor]) -> float:
@@ -274,15 +278,20 @@ class _Run:
             tensors=tensors,
             masks=detached(trained) if attempt.what == "masks" else {},
             reached=held,
-            meets_goals=finite and self._holds(accuracy, asr, share=1.0),
-            rank=(not held, max(0.0, asr - self.task.max_asr / 2) if finite else math.inf, damage),
+            meets_goals=finite and self._holds(accuracy, asr, 1.0, 1.0),
+            rank=(
+                not held,
+                max(0.0, asr - self.task.max_asr * ASR_AIM) if finite else math.inf,
+                damage,
+            ),
             steps=steps,
             images=images,
             seconds=seconds,
             checks=tuple(checks),
             says=f"{attempt.what.capitalize()} {reached} on {len(self.kept_back)} {self.choosing}: ASR "
-            f"{asr:.1%} (aim {self.task.max_asr / 2:.1%}), ACC {self.accuracy:.1%} to {accuracy:.1%} "
-            f"(aim: {self.task.max_acc_drop * 50:.1f} points less at most), divergence {damage:.3f} nats.",
+            f"{asr:.1%} (aim {self.task.max_asr * ASR_AIM:.1%}), ACC {self.accuracy:.1%} to {accuracy:.1%} "
+            f"(aim: {self.task.max_acc_drop * 100 * ACC_AIM:.1f} points less at most), "
+            f"divergence {damage:.3f} nats.",
         )
 
     def _loss(
