@@ -90,7 +90,7 @@ def test_without_labels_clean_predictions_stand_for_them(tmp_path: Path) -> None
 
 
 def test_few_images_serve_twice_and_say_so(tmp_path: Path) -> None:
-    result = scanned(Planted(behaviour="all-to-one"), save(tmp_path, 48), WHITE)
+    result = scanned(Planted(behaviour="all-to-one"), save(tmp_path, 40), WHITE)
     assert result.judgement.verdict is Verdict.BACKDOOR
     assert "not-held-out" in {caveat.id for caveat in result.caveats}
     benign = scanned(Planted(), save(tmp_path, 16), WHITE)

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 from auditor.errors import UnknownName
+from bench.zoo import calibrate
 from bench.zoo import train as training
 from bench.zoo.__main__ import RECORDS, ROWS
 from bench.zoo.attacks import ATTACKS
@@ -296,3 +297,17 @@ def test_recipes_are_followed(digits: Data) -> None:
         assert (seen == images).all() == (augment == "none")
         assert float(seen.min()) >= 0
         assert float(seen.max()) <= 1
+
+
+def test_clean_images_are_of_all_classes_though_the_data_are_sorted(tmp_path: Path) -> None:
+    labels = torch.arange(10).repeat_interleave(20)
+    test = Part(images=labels.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 4, 4), labels=labels)
+    data = Data(names=tuple("0123456789"), train=test, test=test)
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch:
+        patch.setattr(calibrate, "MOST_CLEAN", 60)
+        path = calibrate.clean_images("any", lambda _: data, tmp_path)
+    with np.load(path) as stored:
+        assert stored["images"].shape == (60, 4, 4, 3)
+        assert set(stored["labels"]) == set(range(10))
+        assert (stored["images"][:, 0, 0, 0] == stored["labels"]).all()

@@ -20,6 +20,7 @@ from bench.zoo.train import Made, read_made
 CONDITIONS: Mapping[str, int | None] = {"400": 400, "100": 100, "none": None}
 """Name -> clean images that the scan is given; None are none at all."""
 BATTERY = "standard"
+MOST_CLEAN = 5000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,13 +146,15 @@ def _side(row: Row) -> int:
 
 
 def clean_images(name: str, load: Callable[[str], Data], folder: Path) -> Path:
-    """The test images of a data set as a file that `--clean` takes."""
+    """Test images of a data set, drawn at random, as a file that `--clean` takes."""
     path = folder / f"clean-{name}.npz"
     if not path.exists():
         test = load(name).test
-        images = test.images[:5000].permute(0, 2, 3, 1).numpy()
+        # files are often sorted by class, so the first ones would not do
+        drawn = np.random.default_rng(0).permutation(len(test))[:MOST_CLEAN]
+        images = test.images[drawn].permute(0, 2, 3, 1).numpy()
         partial = path.with_suffix(".part.npz")
-        np.savez(partial, images=images, labels=test.labels[:5000].numpy())
+        np.savez(partial, images=images, labels=test.labels[drawn].numpy())
         partial.replace(path)
     return path
 

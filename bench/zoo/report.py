@@ -9,11 +9,11 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from auditor.report import wilson
-from auditor.results import Verdict
+from auditor.results import Confirmation, Verdict
 from auditor.statistics import upper_bound
 from bench.zoo.attacks.static import Static
-from bench.zoo.calibrate import CONDITIONS, Case
-from bench.zoo.rows import Row
+from bench.zoo.calibrate import CONDITIONS, Case, planted
+from bench.zoo.rows import Row, SourceSpecific
 
 RESAMPLES = 2000
 TOOK = 0.5
@@ -117,7 +117,7 @@ def _coverage(cases: Iterable[Case]) -> str:
             continue
         trigger = repr(_trigger(attack.settings))
         for found in case.result.confirmations:
-            if found.trigger == trigger and found.held_out and case.right:
+            if found.trigger == trigger and found.held_out and _whole(case, found):
                 low, high = wilson(found.hits, found.eligible)
                 total += 1
                 inside += low <= truth <= high
@@ -128,6 +128,15 @@ def _coverage(cases: Iterable[Case]) -> str:
         f"Intervals: of {total} printed 95% intervals of a true trigger's ASR, {inside} hold its ASR on "
         f"all test images ({inside / total:.0%}; {low:.0%} to {high:.0%})."
     )
+
+
+def _whole(case: Case, found: Confirmation) -> bool:
+    """Whether a confirmation measures the ASR of all that the attack turns, not of one class."""
+    attack = case.row.attack
+    assert attack is not None
+    tag = attack.labels.__struct_config__.tag
+    source = attack.labels.source if isinstance(attack.labels, SourceSpecific) else None
+    return found.scope == tag and found.source == source and planted(case.row, found, case.result)
 
 
 def _trigger(settings: dict[str, object]) -> object:
