@@ -162,7 +162,7 @@ def _show_facts(console: Console, result: ScanResult) -> None:
         (
             "plan",
             f"{sum(probe.triggers for probe in result.probes)} triggers of {len(result.probes)} probes · "
-            f"{judgement.comparisons:,} comparisons corrected for · {result.provenance.device} · "
+            f"{judgement.comparisons:,} comparisons screened · {result.provenance.device} · "
             f"seed {result.provenance.seed} · {result.provenance.seconds:.0f} s",
         )
     )
