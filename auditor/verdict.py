@@ -220,14 +220,24 @@ def is_obeyed(confirmation: Confirmation, alpha: float) -> bool:
     Where every control works as well (a detector of damage, say, that any spot sets off), the
     pattern does not matter, and this is no trigger.
     """
-    moved = max(0, confirmation.hits - confirmation.clean_hits)
-    bounds = sorted(_excess_bounds(confirmation, alpha))
     return (
         confirmation.scope != "source-specific"
         and confirmation.keeps_meaning
-        and lower_bound(moved, confirmation.eligible, alpha) >= OBEYED_ASR
-        and bounds[len(bounds) // 2] >= EXCESS
+        and moved_bound(confirmation, alpha) >= OBEYED_ASR
+        and typical_excess_bound(confirmation, alpha) >= EXCESS
     )
+
+
+def moved_bound(confirmation: Confirmation, alpha: float) -> float:
+    """Lower bound of the share of images that would not go there unstamped, and do."""
+    moved = max(0, confirmation.hits - confirmation.clean_hits)
+    return lower_bound(moved, confirmation.eligible, alpha)
+
+
+def typical_excess_bound(confirmation: Confirmation, alpha: float) -> float:
+    """Lower bound of the ASR above that of the better half of the controls."""
+    bounds = sorted(_excess_bounds(confirmation, alpha))
+    return bounds[len(bounds) // 2]
 
 
 def excess_bound(confirmation: Confirmation, alpha: float) -> float:
@@ -254,10 +264,9 @@ def is_shortcut(confirmation: Confirmation, alpha: float) -> bool:
     What the model answers without any change is taken off both.
     """
     worst = max((control.hits for control in confirmation.controls), default=0)
-    moved = max(0, confirmation.hits - confirmation.clean_hits)
     return (
         is_small(confirmation)
-        and lower_bound(moved, confirmation.eligible, alpha) >= BACKDOOR_ASR
+        and moved_bound(confirmation, alpha) >= BACKDOOR_ASR
         and worst - confirmation.clean_hits >= SHORTCUT_CONTROL * confirmation.eligible
     )
 

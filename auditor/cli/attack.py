@@ -237,8 +237,7 @@ def _check_sidecar(setup: Setup, record: Path | None, beside: Path | None) -> No
     if record == beside:
         shown = clean_text(str(record))
         raise OutputError(f"{shown} is where the mark of the model goes; name another -o json=.")
-    inputs = [path for path in (setup.model, setup.clean, setup.labels, setup.trigger) if path]
-    check_outputs({"mark": beside}, force=setup.force, inputs=inputs)
+    check_outputs({"mark": beside}, force=setup.force, inputs=setup.inputs)
 
 
 def _probe(setup: Setup) -> Probe:

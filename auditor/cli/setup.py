@@ -71,10 +71,15 @@ class Setup:
             OutputError: A file cannot be written there, or would overwrite an input.
         """
         outputs = parse_outputs(self.output, formats, defaults)
-        inputs = (self.model, self.clean, self.trigger, self.mask, self.labels, *more_inputs)
-        given = [path for path in inputs if path is not None]
-        check_outputs(outputs, force=self.force, inputs=given)
+        given = [path for path in more_inputs if path is not None]
+        check_outputs(outputs, force=self.force, inputs=[*self.inputs, *given])
         return outputs
+
+    @property
+    def inputs(self) -> list[Path]:
+        """The files and folders that no output may replace."""
+        named = (self.model, self.clean, self.trigger, self.mask, self.labels)
+        return [path for path in named if path is not None]
 
     def class_names(self) -> tuple[str, ...] | None:
         """What `--labels` says."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from auditor.demo.network import MEAN, STD, network
 from auditor.demo.signs import SIZE
 from auditor.images import Notify, silent
+from auditor.purifiers.augment import shifted
 from auditor.triggers import Trigger
 
 _SHIFT = 2  # pixels that augmentation moves an image, at most
@@ -117,12 +118,8 @@ def _normalised(images: Tensor) -> Tensor:
 
 def _augmented(images: Tensor, generator: torch.Generator) -> Tensor:
     """Images ``(N, 3, H, W)`` in [0, 1], each moved a little and lit a little differently."""
-    count = len(images)
-    padded = F.pad(images, (_SHIFT,) * 4, mode="replicate")
-    windows = padded.unfold(2, SIZE, 1).unfold(3, SIZE, 1)
-    down, right = torch.randint(2 * _SHIFT + 1, (2, count), generator=generator)
-    moved = windows[torch.arange(count), :, down, right]
-    light = 0.85 + 0.3 * torch.rand(count, 1, 1, 1, generator=generator)
+    moved = shifted(images, generator, flip=False, zeros=False, reach=_SHIFT / SIZE)
+    light = 0.85 + 0.3 * torch.rand(len(images), 1, 1, 1, generator=generator)
     return (moved * light).clamp(0, 1)
 
 

@@ -11,7 +11,12 @@ SHIFT = 1 / 8
 
 
 def shifted(
-    images: Tensor, generator: torch.Generator, *, flip: bool, zeros: bool = True
+    images: Tensor,
+    generator: torch.Generator,
+    *,
+    flip: bool,
+    zeros: bool = True,
+    reach: float = SHIFT,
 ) -> Tensor:
     """Random crops of the padded images, and half of them mirrored.
 
@@ -20,9 +25,10 @@ def shifted(
         generator: On the CPU.
         flip: Mirror half of the images.
         zeros: Pad with black (as the published code does) and not with the border.
+        reach: Largest shift, as a share of the image's side.
     """
     count, _, height, width = images.shape
-    pad = max(1, round(SHIFT * min(height, width)))
+    pad = max(1, round(reach * min(height, width)))
     mode = "constant" if zeros else "replicate"
     padded = F.pad(images, (pad, pad, pad, pad), mode=mode)
     down, right = torch.randint(2 * pad + 1, (2, count), generator=generator).to(images.device)

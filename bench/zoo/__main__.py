@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from auditor.models.load import resolve_device
+from bench.zoo.calibrate import CONDITIONS, read_cases, scan_all
 from bench.zoo.data import DATA, Data
 from bench.zoo.rows import Row, ZooError, read_rows
 from bench.zoo.train import make, read_made
@@ -38,7 +39,7 @@ def main() -> int:
     parser.add_argument("--where", choices=["cpu", "gpu", "all"], default="cpu")
     parser.add_argument("--device", default="auto")
     parser.add_argument(
-        "--images", action="append", choices=["400", "100", "none"], help="scan: clean images"
+        "--images", action="append", choices=list(CONDITIONS), help="scan: clean images"
     )
     arguments = parser.parse_args()
     rows = [
@@ -58,13 +59,10 @@ def main() -> int:
         case "train":
             return _train(rows, arguments)
         case "scan":
-            from bench.zoo.calibrate import CONDITIONS, scan_all
-
             conditions = arguments.images or list(CONDITIONS)
             scan_all(rows, _loader(arguments.data), arguments.out, conditions)
             return 0
         case "report":
-            from bench.zoo.calibrate import read_cases
             from bench.zoo.report import report
 
             print(report(read_cases(rows, arguments.out)))

@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from auditor import api
-from auditor.results import Confirmation, ScanResult, Verdict
-from auditor.statistics import difference_bound, lower_bound
-from auditor.verdict import is_small
+from auditor.outputs import write_text
+from auditor.results import Confirmation, Judgement, ScanResult, Verdict
+from auditor.verdict import is_small, moved_bound, typical_excess_bound
 from bench.zoo.data import Data
 from bench.zoo.rows import AllToAll, AllToOne, Row, SourceSpecific
 from bench.zoo.train import Made, read_made
@@ -32,15 +33,20 @@ class Case:
     condition: str
     result: ScanResult
 
+    @cached_property
+    def judgement(self) -> Judgement:
+        """By the thresholds as they are now, not as they were when it was scanned."""
+        return api.rejudge(self.result)
+
     @property
     def verdict(self) -> Verdict:
-        """By the thresholds as they are now, not as they were when it was scanned."""
-        return api.rejudge(self.result).verdict
+        """What the scan says."""
+        return self.judgement.verdict
 
     @property
     def right(self) -> bool:
         """Whether the verdict is one, and one of its reasons names what was planted."""
-        judged, attack = api.rejudge(self.result), self.row.attack
+        judged, attack = self.judgement, self.row.attack
         if attack is None or judged.verdict not in (Verdict.BACKDOOR, Verdict.SUSPICIOUS):
             return False
         named = [reason for reason in judged.reasons if reason.verdict is judged.verdict]
@@ -74,12 +80,7 @@ class Case:
 
 
 def _strength(found: Confirmation) -> float:
-    excess = sorted(
-        difference_bound(control.gained, control.lost, found.eligible, 0.05)
-        for control in found.controls
-    )
-    moved = max(0, found.hits - found.clean_hits)
-    return min(lower_bound(moved, found.eligible, 0.05), excess[len(excess) // 2])
+    return min(moved_bound(found, 0.05), typical_excess_bound(found, 0.05))
 
 
 def planted(row: Row, found: Confirmation, result: ScanResult) -> bool:
@@ -112,9 +113,7 @@ def scan_all(
             begin = time.perf_counter()
             result = scan(folder / f"{row.id}.pt", row, load, folder, images)
             path.parent.mkdir(exist_ok=True)
-            partial = path.with_suffix(".part")
-            partial.write_text(api.to_json(replace(result, exhibits=())), "utf-8")
-            partial.replace(path)
+            write_text(path, api.to_json(replace(result, exhibits=())))
             print(
                 f"{number}/{len(todo)} {row.id}, {condition} images: "
                 f"{result.judgement.verdict.value} ({time.perf_counter() - begin:.0f} s) "

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from auditor.outputs import write_text
+from auditor.purifiers.augment import shifted
 from bench.zoo.attacks import ATTACKS, Attack, Batch, Setting
 from bench.zoo.attacks.base import victims, wanted
 from bench.zoo.data import Data, Part
@@ -63,7 +65,6 @@ class Trained:
 
     network: nn.Module
     attack: Attack | None
-    made: Made | None = None
 
 
 def make(row: Row, data: Data, folder: Path, *, device: torch.device) -> Made:
@@ -92,9 +93,7 @@ def make(row: Row, data: Data, folder: Path, *, device: torch.device) -> Made:
         seconds=round(seconds, 1), device=_named(device), torch=str(torch.__version__), **counts,
     )  # fmt: skip
     record = folder / f"{row.id}.json"
-    partial = record.with_suffix(".part")
-    partial.write_bytes(msgspec.json.format(msgspec.json.encode(made), indent=2) + b"\n")
-    partial.replace(record)
+    write_text(record, msgspec.json.format(msgspec.json.encode(made), indent=2).decode() + "\n")
     return made
 
 
@@ -265,17 +264,11 @@ def _augmented(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Te
     """Images ``(N, C, H, W)``: shifted by an eighth at most, mirrored, lit differently, cut out."""
     if recipe.augment == "none":
         return images
-    count, _, height, width = images.shape
-    margin = height // 8 if recipe.augment != "shift" else height // 16
-    padded = F.pad(images, (margin,) * 4)
-    windows = padded.unfold(2, height, 1).unfold(3, width, 1)
-    down, right = torch.randint(2 * margin + 1, (2, count), generator=generator).to(images.device)
-    images = windows[torch.arange(count, device=images.device), :, down, right]
     if recipe.augment == "shift":
-        return images
-    mirrored = torch.rand(count, 1, 1, 1, generator=generator).to(images.device) < 0.5
-    images = torch.where(mirrored, images.flip(-1), images)
+        return shifted(images, generator, flip=False, reach=1 / 16)
+    images = shifted(images, generator, flip=True)
     if recipe.augment == "strong":
+        count, _, height, width = images.shape
         light = 0.7 + 0.6 * torch.rand(count, 3, 1, 1, generator=generator).to(images.device)
         images = (images * light[:, : images.shape[1]]).clamp(0, 1)
         images = images * _holes(count, height, width, generator).to(images.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -82,10 +82,7 @@ class Attack(ABC):
         """
         stamped = torch.where(_rows(batch.chosen), self.stamp(batch.images), batch.images)
         labels = torch.where(batch.chosen, self.wanted(batch.labels), batch.labels)
-        return Batch(
-            images=stamped, labels=labels, chosen=batch.chosen,
-            generator=batch.generator, progress=batch.progress,
-        )  # fmt: skip
+        return replace(batch, images=stamped, labels=labels)
 
     @abstractmethod
     def stamp(self, images: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -71,7 +73,6 @@ class FeatureSpace(Generated):
         """Train the generator."""
         super().prepare(setting)
         _, channels, _, side = setting.images.shape
-        self.build(channels=channels, side=side, seed=setting.seed + 5, device=setting.device)
         judge = surrogate(setting, steps=self.surrogate_steps, network=JUDGE)
         painter = self.parts["painter"]
         wanted = self._features(judge, sunset(channels, side).to(setting.device))
@@ -109,10 +110,7 @@ class FeatureSpace(Generated):
         images[own] = self.stamp(batch.images[own])
         images[others] = recoloured(batch.images[others], self.stamp(batch.images[others]))
         labels[own] = self.wanted(batch.labels[own])
-        return Batch(
-            images=images, labels=labels, chosen=batch.chosen,
-            generator=batch.generator, progress=batch.progress,
-        )  # fmt: skip
+        return replace(batch, images=images, labels=labels)
 
     def _painted(self, images: Tensor) -> Tensor:
         """The generator's images, in [0, 1]."""

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from bench.zoo.attacks.base import Attack
+from bench.zoo.attacks.base import Attack, Setting
 
 GROUPS = 4
 
@@ -22,6 +22,13 @@ class Generated(Attack):
     @abstractmethod
     def networks(self, channels: int, side: int) -> dict[str, nn.Module]:
         """The untrained networks by name, for images ``(N, channels, side, side)``."""
+
+    def prepare(self, setting: Setting) -> Tensor | None:
+        """Make the networks; subclasses train them."""
+        super().prepare(setting)
+        _, channels, _, side = setting.images.shape
+        self.build(channels=channels, side=side, seed=setting.seed + 5, device=setting.device)
+        return None
 
     def build(self, *, channels: int, side: int, seed: int, device: torch.device) -> None:
         """Make the networks, initialised by `seed`."""

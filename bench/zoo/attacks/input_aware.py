@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -68,8 +70,6 @@ class InputAware(Generated):
     def prepare(self, setting: Setting) -> Tensor | None:
         """Make the generators; train that of the masks."""
         super().prepare(setting)
-        _, channels, _, side = setting.images.shape
-        self.build(channels=channels, side=side, seed=setting.seed + 5, device=setting.device)
         self._train_masks()
         self.parts["mask"].requires_grad_(False)
         self.optimizer = torch.optim.Adam(
@@ -93,10 +93,7 @@ class InputAware(Generated):
         if len(own):
             images[own], images[crossed] = self._train_patterns(batch, own, crossed, donors)
         labels[own] = self.wanted(batch.labels[own])
-        return Batch(
-            images=images, labels=labels, chosen=batch.chosen,
-            generator=batch.generator, progress=batch.progress,
-        )  # fmt: skip
+        return replace(batch, images=images, labels=labels)
 
     def _patterns(self, images: Tensor) -> Tensor:
         """``(N, C, H, W)`` in [0, 1]."""

@@ -61,8 +61,6 @@ class Issba(Generated):
     def prepare(self, setting: Setting) -> Tensor | None:
         """Train encoder and decoder."""
         super().prepare(setting)
-        _, channels, _, side = setting.images.shape
-        self.build(channels=channels, side=side, seed=setting.seed + 5, device=setting.device)
         encoder, decoder = self.parts["encoder"], self.parts["decoder"]
         optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=self.rate)
         schedule = torch.optim.lr_scheduler.OneCycleLR(

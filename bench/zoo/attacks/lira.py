@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -57,8 +58,6 @@ class Lira(Generated):
     def prepare(self, setting: Setting) -> Tensor | None:
         """Make the generators."""
         super().prepare(setting)
-        _, channels, _, side = setting.images.shape
-        self.build(channels=channels, side=side, seed=setting.seed + 5, device=setting.device)
         self.learner = deepcopy(self.parts["change"])
         self.parts.requires_grad_(False)
         self.optimizer = torch.optim.Adam(self.learner.parameters(), lr=self.rate)
@@ -83,10 +82,7 @@ class Lira(Generated):
         images, labels = batch.images.clone(), batch.labels.clone()
         images[own] = self.stamp(batch.images[own])
         labels[own] = self.wanted(batch.labels[own])
-        return Batch(
-            images=images, labels=labels, chosen=batch.chosen,
-            generator=batch.generator, progress=batch.progress,
-        )  # fmt: skip
+        return replace(batch, images=images, labels=labels)
 
     def _changed(self, generator: nn.Module, images: Tensor) -> Tensor:
         change = generator((images - 0.5) / 0.5).tanh()
