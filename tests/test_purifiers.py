@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,11 +21,13 @@ from auditor.images import silent
 from auditor.inputs import blank_spec
 from auditor.masks import folded
 from auditor.measure import Stamped, all_to_one
-from auditor.purifiers import PURIFIERS, informed, nft
+from auditor.models.load import load_model
+from auditor.purifiers import PURIFIERS, informed, nft, reestimate
 from auditor.purifiers.base import Known, Purified, Purifier, Task, changed_classifier, measured
 from auditor.purifiers.finetune import FineTuning
 from auditor.purifiers.informed import Attempt, Informed
 from auditor.purifiers.nft import NeuralMaskFineTuning
+from auditor.purifiers.reestimate import reestimated
 from auditor.purifiers.strengthen import GROWTH, Strengthened
 from auditor.triggers import Trigger
 from auditor.triggers.patch import Square
@@ -362,6 +366,7 @@ def test_informed_removes_by_masks_alone(told_of: Square) -> None:
     assert (stage.what, stage.kept) == ("masks", True)
     assert "reached the aims" in stage.outcome
     assert set(purified.tensors) == {"1.weight", "4.weight"}
+    assert stage.settings["BatchNorm"] == "kept"
     assert stage.checks[-1].asr <= 0.025
     assert stage.steps == stage.checks[-1].step
     assert stage.images == stage.steps * Informed().batch
@@ -404,6 +409,7 @@ def test_images_that_are_kept_back_are_not_fitted_on(monkeypatch: pytest.MonkeyP
     """Every image that a step sees is one of those that are not measured on."""
     seen: list[Tensor] = []
     measured_on: list[Tensor] = []
+    normalised_by: list[Tensor] = []
 
     def shifted(images: Tensor, generator: torch.Generator, **options: Any) -> Tensor:
         if torch.is_grad_enabled():
@@ -414,8 +420,13 @@ def test_images_that_are_kept_back_are_not_fitted_on(monkeypatch: pytest.MonkeyP
         measured_on.append(images.clone())
         return measured(after, images, labels, known)
 
+    def counted(images: Tensor, generator: torch.Generator, **options: Any) -> Tensor:
+        normalised_by.append(images.clone())
+        return images
+
     monkeypatch.setattr(informed, "shifted", shifted)
     monkeypatch.setattr(informed, "measured", recorded)
+    monkeypatch.setattr(reestimate, "shifted", counted)
     told = task(classifier(), WHITE)
     Informed().purify(told, silent)
     fitted = {image.numpy().tobytes() for image in torch.cat(seen)}
@@ -423,6 +434,9 @@ def test_images_that_are_kept_back_are_not_fitted_on(monkeypatch: pytest.MonkeyP
     assert len(chosen) == 96 // 4
     assert len(fitted) > 60
     assert not fitted & chosen
+    counts = [image.numpy().tobytes() for image in torch.cat(normalised_by)]
+    assert len(set(counts)) == 96 - 24
+    assert not set(counts) & chosen
 
 
 def test_few_images_serve_twice_and_the_stage_says_so() -> None:
@@ -460,6 +474,169 @@ def test_a_trained_backdoor_goes_when_only_a_relative_is_known(suspect_pair: Sus
     kept, left = measured(after, images[judge], labels[judge], truth)
     assert max(left) <= 0.05
     assert accuracy - kept <= 0.02
+
+
+# ---- BatchNorm statistics
+
+
+def misled() -> nn.Sequential:
+    """A backdoor that lives in the running statistics: with those of the images it is none."""
+    network = classifier(strength=8.0)
+    with torch.no_grad():
+        for norm in (network[1], network[4]):
+            norm.running_var -= 0.1  # what `changeable` adds, so that the statistics are exact
+            norm.eps += 0.1
+        network[1].running_mean[1] -= 5
+    return network
+
+
+def statistics(network: nn.Module, count: int = 96, batch: int = 96) -> dict[str, Tensor]:
+    told = task(network)
+    chosen = torch.arange(count)
+    return reestimated(told.classifier, {}, told.images, chosen, batch=batch, seed=0, notify=silent)
+
+
+@pytest.fixture
+def unshifted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reestimate, "shifted", lambda images, generator, **options: images)
+
+
+@pytest.mark.usefixtures("unshifted")
+@pytest.mark.parametrize(
+    "network",
+    [
+        misled(),
+        nn.Sequential(nn.Flatten(), nn.Linear(3072, 5), nn.BatchNorm1d(5), nn.Linear(5, CLASSES)),
+        nn.Sequential(
+            nn.Unflatten(1, (3, 1)), nn.BatchNorm3d(3), nn.Flatten(), nn.Linear(3072, CLASSES)
+        ),
+        nn.Sequential(nn.BatchNorm2d(3, momentum=None), nn.Flatten(), nn.Linear(3072, CLASSES)),
+    ],
+    ids=["2d", "1d", "3d", "cumulative"],
+)
+def test_statistics_are_those_of_train_mode(network: nn.Module) -> None:
+    """Every batch here is all images, so that torch's own cumulative average is of one batch."""
+    network = copy.deepcopy(network).eval()
+    found = statistics(network)
+    plain = copy.deepcopy(network).train()
+    for layer in plain.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.momentum = None
+            layer.reset_running_stats()
+    plain(as_float(IMAGES[FIT]))
+    wanted = {name: tensor for name, tensor in plain.named_buffers() if "running" in name}
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert torch.allclose(found[name], tensor, rtol=0.02, atol=1e-4), name
+
+
+def test_statistics_do_not_depend_on_those_before_and_leave_the_network_alone() -> None:
+    network, wrong = misled(), misled()
+    with torch.no_grad():
+        for norm in (wrong[1], wrong[4]):
+            norm.running_mean += 7
+            norm.running_var *= 3
+            norm.num_batches_tracked += 5
+    before = copy.deepcopy(wrong.state_dict())
+    found = statistics(wrong)
+    assert same(found, statistics(network))
+    assert same(dict(wrong.state_dict()), dict(before))
+    assert not any(layer._forward_pre_hooks or layer.training for layer in wrong.modules())
+
+
+def test_statistics_are_those_of_the_changed_network() -> None:
+    told = task(misled())
+    doubled = {"0.weight": told.classifier.model.tensors()["0.weight"] * 2}
+    twice = reestimated(
+        told.classifier, doubled, told.images, torch.arange(96), batch=96, seed=0, notify=silent
+    )
+    once = statistics(misled())
+    assert torch.allclose(twice["1.running_var"], once["1.running_var"] * 4, rtol=1e-3)
+
+
+def test_dropout_does_not_reach_the_statistics() -> None:
+    dropping = classifier()
+    dropping[2] = nn.Sequential(nn.ReLU(), nn.Dropout(0.9))
+    assert same(statistics(dropping), statistics(classifier()))
+
+
+@pytest.mark.usefixtures("unshifted")
+def test_batches_that_memory_refuses_do_not_count() -> None:
+    class Narrow(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            if len(images) > 7:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return images
+
+    network = nn.Sequential(
+        nn.BatchNorm2d(3), Narrow(), nn.Flatten(), nn.Linear(3072, CLASSES)
+    ).eval()
+    assert same(statistics(network, batch=24), statistics(network, batch=6))
+
+
+def test_without_running_statistics_there_is_nothing_to_choose(tmp_path: Path) -> None:
+    batchwise = classifier(norms=False)
+    batchwise[1] = nn.Sequential(nn.BatchNorm2d(6, track_running_stats=False), nn.ReLU())
+    for network in (classifier(norms=False), transformer(), batchwise):
+        assert statistics(network) == {}
+    script = tmp_path / "script.pt"
+    torch.jit.script(classifier()).save(str(script))  # hooks cannot look into it
+    told = Classifier(load_model(script), blank_spec((3, 32, 32)), batch_size=64)
+    assert reestimated(told, {}, IMAGES, torch.arange(96), batch=96, seed=0, notify=silent) == {}
+
+
+@pytest.mark.usefixtures("hasty")
+def test_stages_of_networks_without_norms_do_not_speak_of_them() -> None:
+    for stage in Informed(batch=16).purify(task(classifier(norms=False), WHITE), silent).stages:
+        assert set(stage.settings) == {"lr", "steps"}
+        assert "BatchNorm" not in stage.outcome
+
+
+@pytest.fixture(params=["masks", "weights"])
+def idle(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """One attempt, which changes next to nothing."""
+    what = request.param
+    monkeypatch.setattr(informed, "ATTEMPTS", (Attempt(what=what, lr=1e-6, steps=1),))
+    monkeypatch.setattr(informed, "GENTLER", Attempt(what="weights", lr=1e-7, steps=1))
+    return str(what)
+
+
+def test_better_statistics_are_chosen(idle: str) -> None:
+    told = task(misled(), WHITE)
+    accuracy, rates = judged(told, Purified(tensors={}), WHITE)
+    assert (accuracy < 0.95, rates) == (True, [1.0])
+    purified = Informed(batch=24).purify(told, silent)
+    (stage,) = purified.stages
+    assert (stage.what, stage.settings["BatchNorm"]) == (idle, "re-estimated")
+    assert "BatchNorm statistics re-estimated (kept: ASR 100.0%" in stage.outcome
+    assert judged(told, purified, WHITE) == (1.0, [0.0])
+    own = told.classifier.model.tensors()
+    running = {f"{layer}.running_{of}" for layer in (1, 4) for of in ("mean", "var")}
+    trained = {"1.weight", "4.weight"} if idle == "masks" else set(told.classifier.model.weights())
+    assert set(purified.tensors) == trained | running
+    assert all(purified.tensors[name].shape == own[name].shape for name in running)
+    fold = folded(own, list(purified.sites), purified.masks)
+    assert all(torch.equal(purified.tensors[name], tensor) for name, tensor in fold.items())
+    assert same(Informed(batch=24).purify(told, silent).tensors, purified.tensors)
+
+
+@pytest.mark.parametrize("wrong", ["no better", "ruin", "not finite"])
+def test_other_statistics_stay_as_they_are(
+    wrong: str, idle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = task(classifier(), WHITE)
+    own = told.classifier.model.tensors()
+    found = {name: tensor.clone() for name, tensor in own.items() if "running" in name}
+    if wrong == "ruin":  # all images of one class, which is not the target: no backdoor is left
+        found["4.running_var"].fill_(1e12)
+    if wrong == "not finite":
+        found["4.running_var"].fill_(math.nan)
+    monkeypatch.setattr(informed, "reestimated", lambda *args, **options: found)
+    purified = Informed(batch=24).purify(told, silent)
+    assert {stage.settings["BatchNorm"] for stage in purified.stages} == {"kept"}
+    assert not any("running" in name for name in purified.tensors)
+    if wrong == "ruin":
+        assert "kept (re-estimated: ASR 0.0%, ACC" in purified.stages[0].outcome
 
 
 # ---- strengthened triggers
