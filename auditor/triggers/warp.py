@@ -109,6 +109,14 @@ class GridWarp(Trigger):
         encoded = base64.b64encode(values.tobytes()).decode()
         return cls(shape=(1, a, b, c), noise=encoded, strength=strength, rescale=rescale)
 
+    @classmethod
+    def of(cls, points: Tensor, height: int) -> GridWarp:
+        """The warp that `warped` does with control points ``(1, 2, k, k)``, on images so high."""
+        values = (points * height).cpu().to(torch.float32).contiguous().numpy().astype("<f4")
+        noise = base64.b64encode(values.tobytes()).decode()
+        _, _, rows, columns = points.shape
+        return cls(shape=(1, 2, rows, columns), noise=noise, strength=1.0)
+
     def stamp(self, images: Tensor) -> Tensor:
         """Warped images; what is sampled from outside is black."""
         height, width = images.shape[-2:]
@@ -117,6 +125,14 @@ class GridWarp(Trigger):
     def control(self, seed: int) -> Warp:
         """Drawn control points of the same strength."""
         return Warp(seed=seed, strength=self.strength, rescale=self.rescale, rounding=self.rounding)
+
+
+def warped(images: Tensor, points: Tensor) -> Tensor:
+    """Images ``(N, C, H, W)`` warped by control points ``(N, 2, k, k)``, (x, y) in half sides.
+
+    Differentiable in both.
+    """
+    return _sampled(images, _displaced(points, *images.shape[-2:]).clamp(-1, 1))
 
 
 def _sampled(images: Tensor, grid: Tensor) -> Tensor:
@@ -131,13 +147,17 @@ def _sampled(images: Tensor, grid: Tensor) -> Tensor:
 
 def _grid(points: Tensor, height: int, width: int, trigger: Warp | GridWarp) -> Tensor:
     """The sampling grid ``(1, H, W, 2)``, (x, y) in [-1, 1], of displacements ``(1, 2, h, w)``."""
+    moved = _displaced(trigger.strength * points / height, height, width)
+    return (moved * trigger.rescale).clamp(-1, 1)
+
+
+def _displaced(points: Tensor, height: int, width: int) -> Tensor:
+    """Where pixels are taken from, ``(N, H, W, 2)``: their own place, and displacements upsampled."""
     if points.shape[2:] != (height, width):
         points = F.interpolate(points, (height, width), mode="bicubic", align_corners=True)
-    rows = torch.linspace(-1, 1, height)[:, None].expand(height, width)
-    columns = torch.linspace(-1, 1, width)[None, :].expand(height, width)
-    identity = torch.stack([columns, rows], dim=-1)[None]
-    moved = identity + trigger.strength * points.permute(0, 2, 3, 1) / height
-    return (moved * trigger.rescale).clamp(-1, 1)
+    rows = torch.linspace(-1, 1, height, device=points.device)[:, None].expand(height, width)
+    columns = torch.linspace(-1, 1, width, device=points.device)[None, :].expand(height, width)
+    return torch.stack([columns, rows], dim=-1)[None] + points.permute(0, 2, 3, 1)
 
 
 @cached(64)
