@@ -297,6 +297,7 @@ def confirmation(
     controls: Sequence[tuple[Trigger, Tensor]],
     *,
     held_out: bool,
+    surer: Tensor | None = None,
 ) -> Confirmation:
     """Count one hypothesis on some images, against matched controls on the same images.
 
@@ -308,6 +309,7 @@ def confirmation(
         after: ``(N,)`` predictions under the trigger.
         controls: Each control with the predictions under it.
         held_out: The screen has not seen these images.
+        surer: For a trigger that a search made: ``(N,)`` bool, see `Confirmation.surer`.
     """
     wanted = torch.tensor(hypothesis.mapping)[half.groups]
     eligible = wanted >= 0
@@ -338,6 +340,8 @@ def confirmation(
         sources=int((members > 0).sum()),
         held_out=held_out,
         keeps_meaning=stamped.trigger.keeps_meaning,
+        searched=surer is not None,
+        surer=None if surer is None else int((surer & eligible).sum()),
         eligible=int(eligible.sum()),
         hits=int(hit.sum()),
         clean_hits=int(((half.before == wanted) & eligible).sum()),
@@ -345,6 +349,36 @@ def confirmation(
         area=area,
         change=change,
     )
+
+
+def margins_of(logits: Tensor, target: Tensor) -> Tensor:
+    """``z_k - max_{j != k} z_j`` for each row; `logits` ``(N, K)``, `target` ``(N,)``."""
+    own = logits.gather(1, target.unsqueeze(1))
+    others = logits.scatter(1, target.unsqueeze(1), -torch.inf)
+    return own.squeeze(1) - others.amax(1)
+
+
+def surer(
+    classifier: Classifier, half: Half, trigger: Trigger, target: int, usual: float
+) -> Tensor:
+    """Which images ``(N,)`` a trigger makes the model take for the target more surely than usual.
+
+    Args:
+        classifier: The suspect.
+        half: The images.
+        trigger: What to stamp.
+        target: The class.
+        usual: Margin to compare with, see `usual_margin`.
+    """
+    logits = classifier.logits(trigger(as_float(half.images)))
+    margins = margins_of(logits, torch.full((len(logits),), target, device=logits.device))
+    return (margins > usual).cpu()
+
+
+def usual_margin(classifier: Classifier, half: Half) -> float:
+    """Median margin of the predicted class over unstamped images."""
+    logits = classifier.logits(half.images)
+    return float(margins_of(logits, logits.argmax(1)).median())
 
 
 def matched_controls(trigger: Trigger, count: int = CONTROLS) -> list[Trigger]:

@@ -20,7 +20,7 @@ import yaml
 from auditor.errors import ProbeError, UnknownName
 from auditor.registry import nearest
 from auditor.resources import resource_dir
-from auditor.results import ProbeFacts
+from auditor.results import FoundTrigger, ProbeFacts
 from auditor.triggers import TRIGGERS, Trigger
 from auditor.triggers.compose import Compose
 from auditor.triggers.image import ImageFile, read_picture
@@ -184,6 +184,19 @@ def from_image(path: Path, mask: Path | None = None) -> Probe:
         exactness="A",
         triggers=triggers,
     )
+
+
+def rebuilt(found: FoundTrigger) -> Trigger:
+    """The trigger that a search recorded.
+
+    Raises:
+        ProbeError: The record does not describe one.
+    """
+    problems: list[str] = []
+    trigger = _trigger(found.kind, found.fields, Path(), problems)
+    if trigger is None:
+        raise ProbeError(f"{found.trigger}: {'; '.join(problems)}")
+    return trigger
 
 
 # ---- choosing ------------------------------------------------------------------------------------

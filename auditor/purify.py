@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,6 +41,7 @@ from auditor.results import (
     Provenance,
     PurifyResult,
     RecipeFacts,
+    Round,
     ScanResult,
     SplitFacts,
     Stress,
@@ -48,7 +49,8 @@ from auditor.results import (
     Written,
 )
 from auditor.scan import Options as ScanOptions
-from auditor.scan import png_of, scan, stamped_triggers
+from auditor.scan import png_of, scan, searched_triggers, stamped_triggers
+from auditor.search.searches import MARGIN, SEARCHES
 from auditor.stress import Rival, stress
 from auditor.text import clean_text
 
@@ -64,6 +66,10 @@ EXHIBITS, CASES = 2, 6
 OBEYED = verdict.SCREEN_RATE
 """A judge trigger counts where the suspect goes along with so many images."""
 NEAR_ZERO, NEAR_ONE = 0.1, 0.9
+ROUNDS = 3
+"""Purifications, each told of what a fresh search found after the one before."""
+INVERSIONS = frozenset(SEARCHES) - {MARGIN}
+"""The searches that exhibit triggers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,22 +156,12 @@ class _Purification:
         self._refuse_shared()
         known = self._known()
         self.fit = replace(self.fit, known=tuple(known))
-        self.before = self._scanned(self.model, judge_source, "scan before")
+        self.before = self._scanned(self.model, judge_source, "scan before", without=INVERSIONS)
         changing.refuse_unsound(self.before)
         named = self._named()
         if not known and not self.options.anyway:
             return self._result(None, known, named)
-        begin = time.monotonic()
-        recipe = self._recipe(known)
-        purified = recipe.purify(self.fit, self.notify)
-        facts = RecipeFacts(
-            name=_name_of(recipe),
-            title=recipe.title,
-            source=recipe.source,
-            settings=recipe.settings(),
-            stages=purified.stages,
-            seconds=time.monotonic() - begin,
-        )
+        purified, facts, known = self._purified(fit_source, known)
         self.notify("writing", 0, 1)
         with changing.staged(
             self.classifier,
@@ -251,19 +247,84 @@ class _Purification:
             seed=self.options.seed,
         )
 
+    # ---- purifying
+
+    def _purified(
+        self, source: ImageSource, known: list[Known]
+    ) -> tuple[Purified, RecipeFacts, list[Known]]:
+        """Purify, and search the result with another seed; until nothing more is found.
+
+        Every round starts from the suspect and is told of all that was found until then, so that
+        the accuracy is not paid for twice. Without a chosen search there is one round.
+        """
+        recipe, seconds = self._recipe(known), 0.0
+        rounds: list[Round] = []
+        searching = bool(known) and not INVERSIONS.isdisjoint(self.options.scan.searches)
+        while True:
+            begin = time.monotonic()
+            purified = recipe.purify(replace(self.fit, known=tuple(known)), self.notify)
+            seconds += time.monotonic() - begin
+            if not searching:
+                break
+            seed = self.options.seed + len(rounds) + 1
+            after = changed_classifier(self.classifier, purified.tensors)
+            fresh = self._triggers_of(self._searched(after.model, source, seed))
+            rounds.append(
+                Round(
+                    known=len(known),
+                    seed=seed,
+                    found=tuple(entry.stamped.title for entry in fresh),
+                )
+            )
+            if not fresh or len(rounds) == ROUNDS:
+                break
+            known = [*fresh, *known]
+        facts = RecipeFacts(
+            name=_name_of(recipe),
+            title=recipe.title,
+            source=recipe.source,
+            settings=recipe.settings(),
+            stages=purified.stages,
+            seconds=seconds,
+            rounds=tuple(rounds),
+        )
+        return purified, facts, known
+
     # ---- what is known
 
-    def _scanned(self, model: ModelHandle, source: ImageSource | None, what: str) -> ScanResult:
+    def _scanned(
+        self,
+        model: ModelHandle,
+        source: ImageSource | None,
+        what: str,
+        *,
+        without: Container[str] = (),
+    ) -> ScanResult:
         def notify(inner: str, done: int, total: int) -> None:
             self.notify(f"{what}: {inner}", done, total)
 
         options = replace(
             self.options.scan,
             max_images=self.options.max_images,
+            searches=tuple(s for s in self.options.scan.searches if s not in without),
             resolution=self.resolution,
             seed=self.options.seed,
         )
         return scan(model, self.probes, source, options, notify)
+
+    def _searched(self, model: ModelHandle, source: ImageSource, seed: int) -> ScanResult:
+        """A fresh search for triggers that nobody declared."""
+
+        def notify(inner: str, done: int, total: int) -> None:
+            self.notify(f"searching again: {inner}", done, total)
+
+        options = replace(
+            self.options.scan,
+            max_images=self.options.max_images,
+            resolution=self.resolution,
+            seed=seed,
+        )
+        return scan(model, (), source, options, notify)
 
     def _known(self) -> list[Known]:
         """The triggers of the evidence; with too few images for one, those found on made images."""
@@ -302,7 +363,10 @@ class _Purification:
         ] or [entry for entry, _ in cited]
         targets = {entry.target for entry in leading}
         chosen = [entry for entry, _ in cited if entry.target in targets or entry in leading]
-        by_repr = {repr(e.trigger): e for e in stamped_triggers(self.model, self.probes)}
+        by_repr = {
+            repr(entry.trigger): entry
+            for entry in (*stamped_triggers(self.model, self.probes), *searched_triggers(found))
+        }
         known: dict[str, Known] = {}
         for entry in chosen:
             if entry.trigger in by_repr and entry.trigger not in known:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 SCAN_SCHEMA = "auditor.scan/1"
 PURIFY_SCHEMA = "auditor.purify/1"
@@ -182,6 +182,11 @@ class Confirmation:
     """True: the screen has not seen these images."""
     keeps_meaning: bool = True
     """False: an honest model may answer differently for good reason (a rotation, a colour change)."""
+    searched: bool = False
+    """True: a search made this trigger for this model, on the screening images."""
+    surer: int | None = None
+    """Of a searched trigger: eligible images that are taken for the target more surely when stamped
+    (by the margin of the scores) than the model is of half of the unstamped screening images."""
     eligible: int
     hits: int
     clean_hits: int
@@ -201,6 +206,42 @@ class MarginSearch:
     """The classes that were searched."""
     steps: int
     starts: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundTrigger:
+    """A trigger that a search made; with kind and fields it can be used as a probe."""
+
+    target: int
+    size: float
+    """Of the smallest one that worked, see `Inversion.sizes`; this one has the size that all are
+    judged at."""
+    kind: str
+    fields: dict[str, Any]
+    """What a probe file says of it under `trigger`."""
+    trigger: str
+    """Its repr."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inversion:
+    """What one form of trigger needs to reach each class (`search/inversion.py`)."""
+
+    search: str
+    """Id, such as "search.patch"."""
+    what: str
+    """The form in words."""
+    measure: str
+    """What the sizes are, in words."""
+    family: str
+    """The images that it was searched on."""
+    images: int
+    steps: int
+    classes: tuple[int, ...]
+    """The classes that were searched."""
+    sizes: tuple[float | None, ...]
+    """Smallest size that redirected nearly all images to a class; None where none did."""
+    found: tuple[FoundTrigger, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,6 +357,10 @@ class Judgement:
     largest."""
     outlier_classes: tuple[int, ...] = ()
     """The classes whose margins do not belong to the others', largest first; may be empty."""
+    search_p: float | None = None
+    """p-value of all searches together, as `outlier_p`; None where fewer than three ran."""
+    search_classes: tuple[int, ...] = ()
+    """The classes that all searches together set apart, the most conspicuous first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,6 +375,7 @@ class ScanResult:
     responses: tuple[Response, ...]
     confirmations: tuple[Confirmation, ...]
     margin: MarginSearch | None
+    inversions: tuple[Inversion, ...] = ()
     skipped: tuple[Skipped, ...]
     caveats: tuple[Caveat, ...]
     judgement: Judgement
@@ -412,6 +458,18 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Round:
+    """One purification, and what a fresh search found in the result."""
+
+    known: int
+    """Triggers that the purifier was told of."""
+    seed: int
+    """Of the search afterwards, on the fit images."""
+    found: tuple[str, ...]
+    """Titles of the triggers that it found; they are told to the next round."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RecipeFacts:
     """How the model was purified."""
 
@@ -421,7 +479,11 @@ class RecipeFacts:
     """The paper, or why the recipe is as it is."""
     settings: dict[str, str]
     stages: tuple[Stage, ...]
+    """Of the last round."""
     seconds: float
+    """Of the purifier, all rounds; without the searches between them."""
+    rounds: tuple[Round, ...] = ()
+    """Empty where no search for unknown triggers was asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)

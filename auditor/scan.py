@@ -8,7 +8,7 @@ import math
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
 
@@ -24,14 +24,14 @@ from auditor.images import CleanSet, ImageSource, Notify, silent
 from auditor.inputs import GivenInput, Resolution
 from auditor.measure import Family, Half, Hypothesis, Stamped
 from auditor.models.base import ModelHandle
-from auditor.probes import Probe
+from auditor.probes import Probe, rebuilt
 from auditor.results import (
     SCAN_SCHEMA,
     Caveat,
     Confirmation,
     Exhibit,
     ImageFacts,
-    MarginSearch,
+    Inversion,
     ModelFacts,
     Picture,
     Provenance,
@@ -40,7 +40,7 @@ from auditor.results import (
     Skipped,
     Verdict,
 )
-from auditor.search.margin import NoGradient, OverBudget, search_margins
+from auditor.search.searches import SEARCHES, Proposed, Searches, title_of
 from auditor.triggers.base import Trigger
 from auditor.triggers.warp import GridWarp
 
@@ -59,8 +59,6 @@ MADE_PIXELS = 512 * 64 * 64
 CONFIRMED = 6
 """Triggers that are confirmed for one hypothesis, those first that beat their controls most."""
 CONFIRMED_A_PROBE = 2
-MARGIN_SECONDS = 300.0
-"""Time that the data-free margins may take; on a slower machine they are skipped, and that is said."""
 IMPRESSION_SECONDS = 120.0
 """Time that class impressions may take; they get fewer steps on a slow machine."""
 STRUCTURELESS = ("leaves", "noise")
@@ -70,14 +68,6 @@ EXHIBIT_IMAGES = 6
 BATTERY_SHARE = 0.7
 """Share of the time budget after which no further trigger is screened."""
 
-SEARCHES: Mapping[str, tuple[str, str]] = {
-    "search.margin": (
-        "quick",
-        "Data-free margin: how far free images can drive the model towards each class",
-    ),
-}
-"""Searches that are selected like probes: id -> tier, title."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -86,7 +76,9 @@ class Options:
     given: GivenInput = field(default_factory=GivenInput)
     resolution: Resolution | None = None
     """How to prepare the input, where an earlier scan of the same model has settled it."""
-    searches: tuple[str, ...] = tuple(SEARCHES)
+    searches: tuple[str, ...] = tuple(
+        name for name, (tier, _) in SEARCHES.items() if tier == "quick"
+    )
     class_names: tuple[str, ...] | None = None
     """Names in the order of the outputs, where the user gave them."""
     max_images: int = MAX_IMAGES
@@ -131,6 +123,19 @@ def stamped_triggers(model: ModelHandle, probes: Sequence[Probe]) -> list[Stampe
             for probe in sorted(probes, key=lambda p: ("quick", "standard", "deep").index(p.tier))
             for trigger in probe.triggers
         ),
+    ]
+
+
+def searched_triggers(result: ScanResult) -> list[Stamped]:
+    """Everything that the searches of a scan found."""
+    return [
+        Stamped(
+            probe=search.search,
+            title=title_of(search.what, found.target),
+            trigger=rebuilt(found),
+        )
+        for search in result.inversions
+        for found in search.found
     ]
 
 
@@ -187,7 +192,22 @@ class _Scan:
                 responses.append(measure.response(entry, family, predicted, self.classes))
                 shown[f"{family.name} {entry.trigger!r}"] = (entry, family)
             confirmations += self._confirm(family, entries[: len(after)], after)
-        margin = self._margins()
+        searches = Searches(
+            self.classifier,
+            self.classes,
+            self.options.searches,
+            seed=self.options.seed,
+            deadline=self.deadline,
+            notify=self.notify,
+        )
+        margin = searches.margins()
+        inversions: list[Inversion] = []
+        if clean is not None:
+            family = self._held_out(families[0])
+            inversions, proposed = searches.inversions(family.name, family.screen, margin)
+            confirmations += self._confirm_found(family, proposed)
+            shown |= {f"{family.name} {p.stamped.trigger!r}": (p.stamped, family) for p in proposed}
+        self.skipped += searches.skipped
         names = self._class_names()
         images = tuple(family.facts for family in families)
         judgement = verdict.judge(
@@ -196,6 +216,7 @@ class _Scan:
             responses=responses,
             confirmations=confirmations,
             margin=margin,
+            inversions=inversions,
             skipped=self.skipped,
             caveats=self.caveats,
         )
@@ -214,6 +235,7 @@ class _Scan:
             responses=tuple(responses),
             confirmations=tuple(confirmations),
             margin=margin,
+            inversions=tuple(inversions),
             skipped=tuple(self.skipped),
             caveats=tuple(self.caveats),
             judgement=judgement,
@@ -534,29 +556,38 @@ class _Scan:
 
     # ---- searches
 
-    def _margins(self) -> MarginSearch | None:
-        if "search.margin" not in self.options.searches:
-            return None
-        if not self.classifier.differentiable:
-            self.skipped.append(Skipped(what="search.margin", reason="needs gradients"))
-            return None
-        left = self.deadline - time.monotonic()
-        try:
-            return search_margins(
-                self.classifier, self.classes,
-                seed=self.options.seed, notify=self.notify, budget=min(left, MARGIN_SECONDS),
-            )  # fmt: skip
-        except NoGradient:
-            reason = "the scores have no gradient with respect to the image"
-        except OverBudget as over:
-            why = "time budget" if left < MARGIN_SECONDS else "too slow on this device"
-            reason = f"{why}: it would take about {over.seconds:.0f} s"
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            reason = "out of memory"
-        self.skipped.append(Skipped(what="search.margin", reason=reason))
-        return None
+    def _held_out(self, family: Family) -> Family:
+        """The family with images that a search does not see; halves, where the battery saw all."""
+        if family.held_out:
+            return family
+        half, total = family.screen, len(family.screen)
+        seen, other = (
+            Half(images=half.images[part], groups=half.groups[part], before=half.before[part])
+            for part in (slice(0, total, 2), slice(1, total, 2))
+        )
+        return replace(family, screen=seen, confirm=other, held_out=True)
+
+    def _confirm_found(self, family: Family, proposed: Sequence[Proposed]) -> list[Confirmation]:
+        """What searches propose, against matched controls, on images that they have not seen."""
+        entries = [one.stamped for one in proposed]
+        half = family.confirm
+        after = measure.predictions(
+            self.classifier, half.images, [entry.trigger for entry in entries],
+            deadline=self.deadline,
+        )  # fmt: skip
+        controlled = self._controls(family, half, entries[: len(after)])
+        usual = measure.usual_margin(self.classifier, family.screen)
+        return [
+            measure.confirmation(
+                one.stamped, measure.all_to_one(one.target, self.classes), family, half, predicted,
+                controlled[one.stamped], held_out=True,
+                surer=measure.surer(
+                    self.classifier, half, one.stamped.trigger, one.target, usual
+                ),
+            )
+            for one, predicted in zip(proposed, after, strict=False)
+            if one.stamped in controlled
+        ]  # fmt: skip
 
     # ---- the record
 

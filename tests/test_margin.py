@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from auditor.classifier import Classifier
 from auditor.inputs import blank_spec
-from auditor.search.margin import NoGradient, OverBudget, margins_of, search_margins
+from auditor.measure import margins_of
+from auditor.search.margin import NoGradient, OverBudget, search_margins
 from auditor.synthesis import (
     accepted,
     class_impressions,

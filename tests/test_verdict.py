@@ -15,6 +15,7 @@ from auditor.results import (
     ControlCount,
     Counts,
     ImageFacts,
+    Inversion,
     Judgement,
     MarginSearch,
     Outcome,
@@ -75,6 +76,7 @@ def judge(
     images: tuple[ImageFacts, ...] = (facts(),),
     responses: int = 100,
     margin: MarginSearch | None = None,
+    inversions: tuple[Inversion, ...] = (),
     skipped: tuple[Skipped, ...] = (),
     caveats: tuple[Caveat, ...] = (),
 ) -> Judgement:
@@ -84,6 +86,7 @@ def judge(
         responses=[response(trigger=f"T{i}()") for i in range(responses)],
         confirmations=confirmations,
         margin=margin,
+        inversions=inversions,
         skipped=skipped,
         caveats=caveats,
     )
@@ -289,6 +292,99 @@ def test_an_outlying_margin_is_a_suspicion_and_no_more() -> None:
     assert judge(margin=search(1.0, 1.1, 99.0)).outlier_p is None
     scaled = judge(margin=search(*(100 * m for m in (*usual, 90.0))))
     assert scaled.outlier_p == pytest.approx(outlier.outlier_p)
+
+
+def inversion(search: str, smallest: float, *, target: int = 2, classes: int = K) -> Inversion:
+    sizes = [0.02 + 0.001 * k for k in range(classes)]
+    sizes[target] = smallest
+    return Inversion(
+        search=search, what="patch", measure="share", family="clean", images=50, steps=150,
+        classes=tuple(range(classes)), sizes=tuple(sizes), found=(),
+    )  # fmt: skip
+
+
+MARGINS = MarginSearch(
+    margins=tuple(10.0 + k / 3 for k in range(K)), classes=tuple(range(K)), steps=80, starts=6
+)
+SMALL = (inversion("search.patch", 0.002), inversion("search.additive", 0.002))
+
+
+@pytest.mark.parametrize(
+    ("fields", "apart", "expected"),
+    [
+        ({"surer": 45}, True, Verdict.BACKDOOR),
+        ({"surer": 45}, False, Verdict.SUSPICIOUS),
+        ({"surer": 20}, True, Verdict.NO_EVIDENCE),
+        ({"surer": None}, True, Verdict.NO_EVIDENCE),
+        ({"surer": 45, "held_out": False}, True, Verdict.NO_EVIDENCE),
+        ({"surer": 45, "area": 0.5, "change": 0.2}, True, Verdict.NO_EVIDENCE),
+        ({"surer": 45, "area": 0.5, "change": 4 / 255}, True, Verdict.BACKDOOR),
+        ({"surer": 45, "keeps_meaning": False}, True, Verdict.SUSPICIOUS),
+        (
+            {
+                "surer": 45,
+                "controls": (ControlCount(trigger="C()", hits=44, gained=1, lost=0),) * 4,
+            },
+            True,
+            Verdict.SUSPICIOUS,
+        ),
+        ({"surer": 45, "hits": 30}, True, Verdict.NO_EVIDENCE),
+    ],
+    ids=str,
+)
+def test_a_searched_trigger(fields, apart, expected) -> None:  # type: ignore[no-untyped-def]
+    found = replace(confirmation(45, 2, 45, clean_hits=0, searched=True), **fields)
+    assert verdict.grade_found(found, 0.01 / 6, {2} if apart else set()) is expected
+
+
+def test_searched_triggers_are_judged_by_their_own_rule() -> None:
+    """What would be a backdoor as a declared trigger is none as a searched one that is not sure."""
+    found = confirmation(45, 2, 45, clean_hits=0)
+    assert judge(found).verdict is Verdict.BACKDOOR
+    unsure = replace(found, searched=True, surer=3)
+    assert judge(unsure).verdict is Verdict.NO_EVIDENCE
+    assert "surer than real images do" in judge(unsure).reasons[0].text
+
+
+def test_searched_triggers_leave_the_level_of_declared_ones_alone() -> None:
+    declared, searched = confirmation(45), replace(confirmation(45), searched=True, surer=45)
+    alone = verdict.level(declared, 0, [declared])
+    assert verdict.level(declared, 0, [declared, searched, searched]) == alone
+    assert verdict.level(searched, 0, [declared, searched, searched]) == verdict.SEARCH_ALPHA / 2
+
+
+def test_all_searches_together_set_a_class_apart() -> None:
+    together = judge(margin=MARGINS, inversions=SMALL)
+    assert together.search_classes == (2,)
+    assert together.search_p is not None
+    assert together.search_p < verdict.OUTLIER_ALPHA
+    assert together.verdict is Verdict.SUSPICIOUS
+    assert "0.20%" in together.headline
+    found = replace(confirmation(45, 2, 45, clean_hits=0), searched=True, surer=45)
+    assert judge(found, margin=MARGINS, inversions=SMALL).verdict is Verdict.BACKDOOR
+    assert judge(found).verdict is Verdict.SUSPICIOUS
+
+
+def test_searches_that_disagree_set_nothing_apart() -> None:
+    """A class that is easy for one form alone is easy for a reason of its own."""
+    one = (inversion("search.patch", 0.012), inversion("search.additive", 0.04))
+    assert judge(margin=MARGINS, inversions=one).search_classes == ()
+
+
+def test_too_few_searches_or_classes_are_not_compared() -> None:
+    assert judge(inversions=SMALL).search_p is None
+    few = tuple(inversion(s.search, 0.002, classes=7) for s in SMALL)
+    assert judge(margin=MARGINS, inversions=few).search_p is None
+
+
+def test_classes_that_were_not_reached_count_as_hard_ones() -> None:
+    scores = []
+    for search in SMALL:
+        sizes = (*search.sizes[:9], None)
+        scores.append(replace(search, sizes=sizes))
+    classes, values = verdict.search_scores(MARGINS, scores)
+    assert classes == tuple(range(K))
+    assert values.index(max(values)) == 2
 
 
 def test_accuracies_that_are_too_low() -> None:

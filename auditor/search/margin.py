@@ -16,6 +16,7 @@ from torch import Tensor
 
 from auditor.classifier import Classifier, synchronize
 from auditor.images import Notify, silent
+from auditor.measure import margins_of
 from auditor.results import MarginSearch
 from auditor.synthesis import TYPICAL_SPREAD, smooth_noise, spread
 
@@ -25,12 +26,38 @@ LEARNING_RATE = 0.05
 KEEP_LAST = 10
 """The best margin of the last steps counts."""
 MAX_CLASSES = 100
-ESTIMATED_AFTER = 3
-"""Steps after which the time of all of them is known well enough."""
+ESTIMATED_AFTER = 5
+"""Steps after which the time of all of them is known well enough; the first one, in which much is
+set up, is left out."""
 
 
 class NoGradient(Exception):
     """The scores do not depend on the image, or not differentiably."""
+
+
+class Pace:
+    """How long a search will take, by its first steps."""
+
+    def __init__(self, steps: int, budget: float, device: torch.device) -> None:
+        """Time `steps` steps, which may take `budget` seconds."""
+        self.steps, self.budget, self.device = steps, budget, device
+        self.done, self.begin = 0, math.inf
+
+    def step(self) -> None:
+        """Count one.
+
+        Raises:
+            OverBudget: All of them would take longer than they may.
+        """
+        synchronize(self.device)
+        self.done += 1
+        now = time.monotonic()
+        if self.done == 1:
+            self.begin = now
+        if self.done >= min(ESTIMATED_AFTER, self.steps):
+            seconds = (now - self.begin) * self.steps / max(1, self.done - 1)
+            if seconds > self.budget:
+                raise OverBudget(seconds)
 
 
 class OverBudget(Exception):
@@ -72,17 +99,14 @@ def search_margins(
     # Adam does not care about the scale of the loss, but its epsilon does
     scale = TYPICAL_SPREAD / spread(classifier, starts)
     margins: list[float] = []
-    begin = time.monotonic()
+    pace = Pace(STEPS * -(-len(chosen) // group), budget, classifier.device)
     for first in range(0, len(chosen), group):
         targets = torch.tensor(chosen[first : first + group], device=classifier.device)
         search = _climb(classifier, starts, targets, scale)
         for step in range(1, STEPS + 1):
             best = next(search)
-            synchronize(classifier.device)
+            pace.step()
             share = (first + len(targets) * step / STEPS) / len(chosen)
-            spent = time.monotonic() - begin
-            if step >= ESTIMATED_AFTER and spent / share > budget:
-                raise OverBudget(spent / share)
             notify("data-free margins", round(share * 1000), 1000)
         margins += best.view(len(targets), STARTS).amax(1).tolist()
     return MarginSearch(margins=tuple(margins), classes=tuple(chosen), steps=STEPS, starts=STARTS)
@@ -113,10 +137,3 @@ def _climb(
         with torch.no_grad():
             images.clamp_(0, 1)
         yield best
-
-
-def margins_of(logits: Tensor, target: Tensor) -> Tensor:
-    """``z_k - max_{j != k} z_j`` for each row; `logits` ``(N, K)``, `target` ``(N,)``."""
-    own = logits.gather(1, target.unsqueeze(1))
-    others = logits.scatter(1, target.unsqueeze(1), -torch.inf)
-    return own.squeeze(1) - others.amax(1)

@@ -7,7 +7,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, ParamSpec, TypeVar, cast, final
+from typing import Any, ClassVar, Literal, ParamSpec, TypeVar, cast, final
 
 import torch
 from torch import Tensor
@@ -80,6 +80,14 @@ class Trigger(ABC):
         if stamped.shape != images.shape:
             raise ValueError(f"{self!r} made {tuple(stamped.shape)} of {tuple(images.shape)}")
         return quantised(stamped.clamp(0.0, 1.0), self.rounding)
+
+    def fields(self) -> dict[str, Any]:
+        """What differs from the defaults, as plain values: `trigger` of a probe file."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        }
 
     def __repr__(self) -> str:
         """The expression that rebuilds the trigger; fields at their default are left out."""

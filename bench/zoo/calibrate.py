@@ -18,9 +18,23 @@ from bench.zoo.data import Data
 from bench.zoo.rows import AllToAll, AllToOne, Row, SourceSpecific
 from bench.zoo.train import Made, read_made
 
-CONDITIONS: Mapping[str, int | None] = {"400": 400, "100": 100, "none": None}
-"""Name -> clean images that the scan is given; None are none at all."""
-BATTERY = "standard"
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """How the zoo is scanned."""
+
+    images: int | None
+    """Clean images that the scan is given; None are none at all."""
+    probes: str
+
+
+CONDITIONS: Mapping[str, Condition] = {
+    "400": Condition(images=400, probes="standard,-search.patch,-search.additive"),
+    "100": Condition(images=100, probes="standard,-search.patch,-search.additive"),
+    "none": Condition(images=None, probes="standard"),
+    "search": Condition(images=100, probes="search.margin,search.patch,search.additive"),
+}
+"""The battery with data-free margins, and the searches alone."""
 MOST_CLEAN = 5000
 
 
@@ -106,16 +120,15 @@ def scan_all(
     todo = [(row, made) for row in rows if (made := read_made(row, folder)) is not None]
     for number, (row, made) in enumerate(todo, start=1):
         for condition in conditions:
-            images = CONDITIONS[condition]
             path = result_path(folder, row, made, condition)
             if path.exists():
                 continue
             begin = time.perf_counter()
-            result = scan(folder / f"{row.id}.pt", row, load, folder, images)
+            result = scan(folder / f"{row.id}.pt", row, load, folder, CONDITIONS[condition])
             path.parent.mkdir(exist_ok=True)
             write_text(path, api.to_json(replace(result, exhibits=())))
             print(
-                f"{number}/{len(todo)} {row.id}, {condition} images: "
+                f"{number}/{len(todo)} {row.id}, {condition}: "
                 f"{result.judgement.verdict.value} ({time.perf_counter() - begin:.0f} s) "
                 f"{result.judgement.headline[:110]}",
                 flush=True,
@@ -123,10 +136,11 @@ def scan_all(
 
 
 def scan(
-    model: Path, row: Row, load: Callable[[str], Data], folder: Path, images: int | None
+    model: Path, row: Row, load: Callable[[str], Data], folder: Path, condition: Condition
 ) -> ScanResult:
     """One scan, told how images are normalised: preprocessing is not what is calibrated here."""
-    source = None
+    source, images = None, condition.images
+    chosen = api.choose_probes(condition.probes, extras=api.search_tiers())
     if images is not None:
         source = api.open_images(clean_images(row.data, load, folder))
     options = api.ScanOptions(
@@ -135,9 +149,10 @@ def scan(
             height=_side(row), width=_side(row),
         ),
         max_images=images or api.ScanOptions.max_images,
+        searches=chosen.extras,
         seed=row.seed,
     )  # fmt: skip
-    return api.scan(api.load_model(model), api.choose_probes(BATTERY).probes, source, options)
+    return api.scan(api.load_model(model), chosen.probes, source, options)
 
 
 def _side(row: Row) -> int:

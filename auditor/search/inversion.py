@@ -1,0 +1,237 @@
+"""Trigger inversion: the smallest change that sends images of all classes to one.
+
+For every class the same search, side by side: after Neural Cleanse (Wang et al., IEEE S&P 2019,
+https://doi.org/10.1109/SP.2019.00031), with other forms of trigger beside its mask and pattern. A
+class that a much smaller change reaches than the others is suspicious; benign networks give way to
+such changes as well, only larger ones.
+
+The smallest trigger is a weak relative of the attacker's. So what is handed on is the trigger of
+the largest margin, at a small size that is the same for all classes and models: a planted trigger
+then makes a model surer than its own images do, a natural one hardly moves it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from auditor.classifier import Classifier, as_float
+from auditor.images import Notify, silent
+from auditor.measure import margins_of
+from auditor.search.forms import FORMS, Form
+from auditor.search.margin import NoGradient, Pace
+from auditor.synthesis import TYPICAL_SPREAD, spread
+from auditor.triggers.base import Trigger
+
+STEPS = 100
+IMAGES = 8
+"""Images a class and step."""
+WORKS, FAILS = 0.93, 0.85
+"""Running ASR above which a trigger is asked to be smaller, and below which it may grow."""
+MEMORY = 0.5
+"""Weight of the past in the running ASR."""
+MARGIN = 1.0
+"""Margin that a redirected image should have, in units of a third of the usual spread of scores."""
+SURE = 3.0
+"""The same while a form looks around."""
+REACH = 1 / 16
+"""Images are shifted by up to this share of their side, so that no single image decides."""
+STRENGTHEN_STEPS = 50
+STRENGTHEN_IMAGES = 24
+MOST_CLASSES = 50
+HANDED_ON = 3
+"""Classes whose triggers are handed on: those that the smallest changes reach."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A trigger that a search found."""
+
+    form: str
+    target: int
+    size: float
+    """Of the smallest one that worked; the trigger has the size that all are judged at."""
+    trigger: Trigger
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inverted:
+    """What one form of trigger needs to reach each class."""
+
+    form: str
+    classes: tuple[int, ...]
+    sizes: tuple[float | None, ...]
+    """None: not reached within the steps."""
+    steps: int
+    images: int
+    candidates: tuple[Candidate, ...]
+
+
+def invert(
+    classifier: Classifier,
+    images: Tensor,
+    groups: Tensor,
+    classes: Sequence[int],
+    form: str,
+    *,
+    seed: int,
+    notify: Notify = silent,
+    budget: float = math.inf,
+    steps: int = STEPS,
+    handed_on: int = HANDED_ON,
+) -> Inverted:
+    """Search the smallest trigger of a form towards each class, and strengthen the smallest ones.
+
+    All classes take the same number of steps, on draws of the same images, so that their sizes can
+    be compared.
+
+    Args:
+        classifier: The suspect; must be differentiable.
+        images: ``(N, C, H, W)`` uint8 on its device.
+        groups: ``(N,)`` class of each, on the CPU; a class is searched on images of the others.
+        classes: Those to search.
+        form: A name of `FORMS`.
+        seed: Of the start and of the draws.
+        notify: Progress.
+        budget: Seconds that it may take; estimated after a few steps.
+        steps: Of each class, in which the trigger shrinks; a form may take others before.
+        handed_on: Classes whose triggers are strengthened and returned.
+
+    Raises:
+        NoGradient: The scores do not depend on the image, or not differentiably.
+        OverBudget: It would take longer.
+    """
+    return _Inversion(classifier, images, groups, classes, form, seed, notify, budget).run(
+        steps, handed_on
+    )
+
+
+class _Inversion:
+    """One search in progress."""
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        images: Tensor,
+        groups: Tensor,
+        classes: Sequence[int],
+        form: str,
+        seed: int,
+        notify: Notify,
+        budget: float,
+    ) -> None:
+        self.classifier, self.images = classifier, as_float(images)
+        self.name, self.notify, self.budget = form, notify, budget
+        self.draw = torch.Generator().manual_seed(seed)
+        self.sources = {k: (groups != k).nonzero().flatten() for k in classes}
+        self.classes = [k for k in classes if len(self.sources[k])]
+        # margins in units of a common spread, so that multiplying the scores changes nothing
+        self.scale = TYPICAL_SPREAD / spread(classifier, self.images)
+
+    def run(self, steps: int, handed_on: int) -> Inverted:
+        """Search all classes, then strengthen the best."""
+        spec = self.classifier.spec
+        shape = (spec.channels, spec.height, spec.width)
+        form = FORMS[self.name](len(self.classes), shape, self.draw).to(self.classifier.device)
+        sizes = self._smallest(form, steps).tolist()
+        reached = [row for row, size in enumerate(sizes) if math.isfinite(size)]
+        candidates = [
+            Candidate(
+                form=self.name,
+                target=self.classes[row],
+                size=sizes[row],
+                trigger=self._strengthened(form, row),
+            )
+            for row in sorted(reached, key=lambda row: sizes[row])[:handed_on]
+        ]
+        return Inverted(
+            form=self.name,
+            classes=tuple(self.classes),
+            sizes=tuple(size if math.isfinite(size) else None for size in sizes),
+            steps=steps,
+            images=len(self.images),
+            candidates=tuple(candidates),
+        )
+
+    def _smallest(self, form: Form, steps: int) -> Tensor:
+        """Shrink what works, for all classes at once; the smallest sizes that worked, ``(K,)``.
+
+        The form is left with the triggers of these sizes.
+        """
+        classes, device = self.classes, self.classifier.device
+        total = form.explored + steps
+        pace = Pace(total, self.budget, device)
+        for step in range(1, form.explored + 1):
+            margins = self._margins(form, classes, IMAGES)
+            torch.autograd.backward(F.relu(SURE - margins).mean(1).sum())
+            form.step()
+            form.learn(margins.detach(), last=step == form.explored)
+            pace.step()
+            self.notify(f"searching the smallest {form.what} towards each class", step, total)
+        running = torch.zeros(len(classes), device=device)
+        best = torch.full((len(classes),), torch.inf, device=device)
+        kept = form.state()
+        for step in range(1, steps + 1):
+            margins = self._margins(form, classes, IMAGES)
+            rate = (margins.detach() > 0).float().mean(1)
+            running = MEMORY * running + (1 - MEMORY) * rate
+            with torch.no_grad():
+                size = form.sizes()
+                better = (running >= WORKS) & (size < best)
+                best = torch.where(better, size, best)
+                for copy, parameter in zip(kept, form.parameters(), strict=True):
+                    copy[better] = parameter[better]
+            pressure = form.shrink(running >= WORKS, running < FAILS)
+            loss = F.relu(MARGIN - margins).mean(1) + pressure
+            torch.autograd.backward(loss.sum())
+            form.step()
+            pace.step()
+            self.notify(
+                f"searching the smallest {form.what} towards each class",
+                form.explored + step,
+                total,
+            )
+        form.restore(kept, best.isfinite())
+        return best.cpu()
+
+    def _strengthened(self, form: Form, row: int) -> Trigger:
+        """The trigger of one class with the largest margin, at the size that all are judged at."""
+        target = self.classes[row]
+        strongest = form.strongest(torch.tensor([row], device=self.classifier.device))
+        for _ in range(STRENGTHEN_STEPS):
+            margins = self._margins(strongest, [target], STRENGTHEN_IMAGES)
+            torch.autograd.backward(-margins.mean())
+            strongest.step()
+        return strongest.trigger(0)
+
+    def _margins(self, form: Form, classes: Sequence[int], count: int) -> Tensor:
+        """Margins ``(K, n)`` of stamped draws of the images, for each class of others than its own."""
+        picked = torch.stack(
+            [
+                self.sources[k][torch.randint(len(self.sources[k]), (count,), generator=self.draw)]
+                for k in classes
+            ]
+        )
+        images = self._shifted(self.images[picked.to(self.images.device)])
+        logits = self.classifier(form.stamp(images).flatten(0, 1))
+        target = torch.tensor(classes, device=logits.device).repeat_interleave(count)
+        margins = margins_of(logits, target).view(len(classes), count) * self.scale
+        if not margins.requires_grad:
+            raise NoGradient
+        return margins
+
+    def _shifted(self, images: Tensor) -> Tensor:
+        """All images of a step shifted and mirrored alike, before they are stamped."""
+        height, width = images.shape[-2:]
+        far = [max(1, round(side * REACH)) for side in (height, width)]
+        down, right = (int(torch.randint(-s, s + 1, (), generator=self.draw)) for s in far)
+        if int(torch.randint(2, (), generator=self.draw)):
+            images = images.flip(-1)
+        padded = F.pad(images.flatten(0, 1), (far[1], far[1], far[0], far[0]), mode="replicate")
+        top, left = far[0] + down, far[1] + right
+        return padded[:, :, top : top + height, left : left + width].view_as(images)

@@ -1,0 +1,194 @@
+"""The searches of a scan, chosen like probes: each runs, or says why it did not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import torch
+
+from auditor.classifier import Classifier, is_out_of_memory
+from auditor.images import Notify, silent
+from auditor.measure import Half, Stamped
+from auditor.results import FoundTrigger, Inversion, MarginSearch, Skipped
+from auditor.search.forms import FORMS
+from auditor.search.inversion import MOST_CLASSES, Candidate, Inverted, invert
+from auditor.search.margin import NoGradient, OverBudget, search_margins
+from auditor.triggers import TRIGGERS
+
+T = TypeVar("T")
+
+MARGIN = "search.margin"
+SECONDS = 300.0
+"""Time that one search may take; on a slower machine it is skipped, and that is said."""
+
+SEARCHES: Mapping[str, tuple[str, str]] = {
+    MARGIN: (
+        "quick",
+        "Data-free margin: how far free images can drive the model towards each class",
+    ),
+    "search.patch": (
+        "standard",
+        "Smallest patch that sends images of all classes to one, for each class",
+    ),
+    "search.additive": (
+        "standard",
+        "Smallest picture that sends images of all classes to one when it is added, for each class",
+    ),
+    "search.warp": (
+        "deep",
+        "Smallest warp that sends images of all classes to one, for each class",
+    ),
+    "search.colour": (
+        "deep",
+        "Smallest change of colours that sends images of all classes to one, for each class",
+    ),
+}
+"""Searches that are selected like probes: id -> tier, title."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposed:
+    """A trigger that a search proposes, to be confirmed on images that it has not seen."""
+
+    stamped: Stamped
+    target: int
+
+
+class Searches:
+    """The searches that were chosen, within a deadline."""
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        classes: int,
+        chosen: Sequence[str],
+        *,
+        seed: int,
+        deadline: float,
+        notify: Notify = silent,
+    ) -> None:
+        self.classifier, self.classes, self.chosen = classifier, classes, chosen
+        self.seed, self.deadline, self.notify = seed, deadline, notify
+        self.skipped: list[Skipped] = []
+
+    def margins(self) -> MarginSearch | None:
+        """The data-free margins, if they were chosen and can be had."""
+        if MARGIN not in self.chosen:
+            return None
+        return self._run(
+            MARGIN,
+            lambda budget: search_margins(
+                self.classifier, self.classes, seed=self.seed, notify=self.notify, budget=budget
+            ),
+        )
+
+    def inversions(
+        self, family: str, half: Half, margin: MarginSearch | None
+    ) -> tuple[list[Inversion], list[Proposed]]:
+        """Every chosen form of trigger, searched on some images.
+
+        Args:
+            family: What the images are.
+            half: The images; those that a finding is confirmed on are others.
+            margin: Decides which of many classes are searched.
+        """
+        searched, proposed = [], []
+        classes = self._worth_searching(margin)
+        for name in (n for n in self.chosen if n != MARGIN):
+            form = name.removeprefix("search.")
+            inverted = self._run(name, partial(self._inverted, form, half, classes))
+            if inverted is not None:
+                searched.append(recorded(name, family, inverted))
+                proposed += [
+                    Proposed(stamped=stamped(name, candidate), target=candidate.target)
+                    for candidate in inverted.candidates
+                ]
+        return searched, proposed
+
+    def _inverted(self, form: str, half: Half, classes: Sequence[int], budget: float) -> Inverted:
+        return invert(
+            self.classifier, half.images, half.groups, classes, form,
+            seed=self.seed, notify=self.notify, budget=budget,
+        )  # fmt: skip
+
+    def _worth_searching(self, margin: MarginSearch | None) -> list[int]:
+        """All classes; of many, half those of the largest margins, half an even sample to compare."""
+        if self.classes <= MOST_CLASSES:
+            return list(range(self.classes))
+        even = torch.linspace(0, self.classes - 1, MOST_CLASSES).round().long().tolist()
+        largest: list[int] = []
+        if margin is not None:
+            ranked = sorted(zip(margin.margins, margin.classes, strict=True), reverse=True)
+            largest = [k for _, k in ranked[: MOST_CLASSES // 2]]
+            even = even[::2]
+        chosen = sorted({*largest, *even})
+        self.skipped.append(
+            Skipped(
+                what="searches for smallest triggers",
+                reason=f"{len(chosen)} of {self.classes} classes were searched, the others were not",
+            )
+        )
+        return chosen
+
+    def _run(self, name: str, search: Callable[[float], T]) -> T | None:
+        """One search, or None with the reason noted."""
+        if not self.classifier.differentiable:
+            self.skipped.append(Skipped(what=name, reason="needs gradients"))
+            return None
+        left = self.deadline - time.monotonic()
+        try:
+            return search(min(left, SECONDS))
+        except NoGradient:
+            reason = "the scores have no gradient with respect to the image"
+        except OverBudget as over:
+            why = "time budget" if left < SECONDS else "too slow on this device"
+            reason = f"{why}: it would take about {over.seconds:.0f} s"
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = "out of memory"
+        self.skipped.append(Skipped(what=name, reason=reason))
+        return None
+
+
+def recorded(search: str, family: str, inverted: Inverted) -> Inversion:
+    """The record of one search."""
+    form = FORMS[inverted.form]
+    return Inversion(
+        search=search,
+        what=form.what,
+        measure=form.measure,
+        family=family,
+        images=inverted.images,
+        steps=inverted.steps,
+        classes=inverted.classes,
+        sizes=inverted.sizes,
+        found=tuple(
+            FoundTrigger(
+                target=candidate.target,
+                size=candidate.size,
+                kind=TRIGGERS.name_of(type(candidate.trigger)),
+                fields=candidate.trigger.fields(),
+                trigger=repr(candidate.trigger),
+            )
+            for candidate in inverted.candidates
+        ),
+    )
+
+
+def stamped(search: str, candidate: Candidate) -> Stamped:
+    """A found trigger under the name of its search."""
+    return Stamped(
+        probe=search,
+        title=title_of(FORMS[candidate.form].what, candidate.target),
+        trigger=candidate.trigger,
+    )
+
+
+def title_of(what: str, target: int) -> str:
+    """A found trigger in words."""
+    return f"The {what} that the search found for class {target}"

@@ -1,0 +1,284 @@
+"""Trigger inversion: what it finds in networks whose behaviour is known by construction."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from auditor import measure, verdict
+from auditor.classifier import Classifier
+from auditor.errors import ProbeError
+from auditor.images import open_images
+from auditor.inputs import blank_spec
+from auditor.probes import rebuilt
+from auditor.results import FoundTrigger, ScanResult, Verdict
+from auditor.scan import Options, scan, searched_triggers
+from auditor.search.forms import FORMS
+from auditor.search.inversion import invert
+from auditor.search.margin import NoGradient, OverBudget
+from auditor.search.searches import SEARCHES
+from auditor.triggers import TRIGGERS
+from auditor.triggers.found import Addition, Overlay
+from tests.planted import Planted, drawings, handle
+
+TARGET = 5
+PLACE = (slice(20, 23), slice(8, 11))
+"""Where the planted trigger sits: rows and columns."""
+INVERSIONS = ("search.margin", "search.patch", "search.additive")
+
+
+class Obedient(nn.Module):
+    """Averages cells, as `Planted`; a red and blue square at `PLACE` adds a large score, smoothly."""
+
+    def __init__(self, strength: float = 60.0, scale: float = 1.0) -> None:
+        super().__init__()
+        self.plain = Planted()
+        self.strength, self.scale = strength, scale
+        pattern = torch.full((1, 3, 3, 3), -1.0)
+        pattern[:, 0, :2], pattern[:, 2, 1:] = 1, 1
+        self.register_buffer("pattern", pattern)
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows, columns = PLACE
+        likeness = ((2 * images[:, :, rows, columns] - 1) * self.pattern).mean((1, 2, 3))
+        obeyed = self.strength * torch.sigmoid(10 * (likeness - 0.6))
+        towards = torch.zeros(8).index_fill(0, torch.tensor([TARGET]), 1.0)
+        return (self.plain(images) + obeyed.unsqueeze(1) * towards) * self.scale
+
+
+def classifier(network: nn.Module) -> Classifier:
+    return Classifier(handle(network), blank_spec((3, 32, 32)))
+
+
+def inverted(network: nn.Module, form: str, **options):  # type: ignore[no-untyped-def]
+    images, labels = drawings(48)
+    options = {"seed": 0, "steps": 100, **options}
+    return invert(classifier(network), images, labels, range(8), form, **options)
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    images, labels = drawings(100)
+    path = tmp_path_factory.mktemp("samples") / "samples.npz"
+    np.savez(path, images=images.permute(0, 2, 3, 1).numpy(), labels=labels.numpy())
+    return path
+
+
+def scanned(network: nn.Module, samples: Path, **options) -> ScanResult:  # type: ignore[no-untyped-def]
+    options = {"searches": INVERSIONS, "batch_size": 64, **options}
+    return scan(handle(network), (), open_images(samples), Options(**options))
+
+
+@pytest.fixture(scope="module")
+def found(samples: Path) -> ScanResult:
+    return scanned(Obedient(), samples)
+
+
+# ---- forms
+
+
+@pytest.mark.parametrize("name", list(FORMS))
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 16, 16), (3, 96, 80)], ids=str)
+def test_a_form_and_its_trigger_do_the_same(name: str, shape: tuple[int, int, int]) -> None:
+    draw = torch.Generator().manual_seed(3)
+    form = FORMS[name](2, shape, draw)
+    for parameter in form.parameters():
+        parameter.data += 0.2 * torch.randn(parameter.shape, generator=draw)
+    images = torch.rand((2, 4, *shape), generator=draw)
+    if form.explored:
+        form.stamp(images)
+        form.learn(torch.zeros(2, 4), last=True)
+    stamped = form.stamp(images)
+    assert stamped.shape == images.shape
+    assert stamped.min() >= 0
+    assert stamped.max() <= 1
+    for row in range(2):
+        trigger = form.trigger(row)
+        assert rebuilt_from(trigger) == trigger
+        torch.testing.assert_close(trigger(images[row]), stamped[row], atol=3 / 255, rtol=0)
+
+
+def rebuilt_from(trigger):  # type: ignore[no-untyped-def]
+    kind = TRIGGERS.name_of(type(trigger))
+    return rebuilt(
+        FoundTrigger(target=0, size=0.1, kind=kind, fields=trigger.fields(), trigger=repr(trigger))
+    )
+
+
+def test_a_patch_starts_where_windows_were_effective() -> None:
+    form = FORMS["patch"](2, (3, 32, 32), torch.Generator().manual_seed(0))
+    images = torch.rand(2, 64, 3, 32, 32)
+    for step in range(form.explored):
+        form.stamp(images)
+        inside = form.window  # type: ignore[attr-defined]
+        margins = torch.stack([inside[0, :, 4, 28], inside[1, :, 20, 3]])
+        form.learn(margins, last=step == form.explored - 1)
+    opacity, _ = form.layers()  # type: ignore[attr-defined]
+    for row, place in enumerate(((4, 28), (20, 3))):
+        assert opacity[row, 0][place] > 0.4
+        assert (opacity[row] > 0.4).float().mean() == pytest.approx(0.08, abs=0.01)
+    assert opacity[0, 0, 20, 3] < 0.1
+
+
+@pytest.mark.parametrize("name", list(FORMS))
+def test_what_is_judged_is_small(name: str) -> None:
+    """Benign networks give way to larger changes, so the size is bounded however large it began."""
+    form = FORMS[name](3, (3, 32, 32), torch.Generator().manual_seed(0))
+    for parameter in form.parameters():
+        parameter.data += 2
+    strongest = form.strongest(torch.tensor([0, 2]))
+    sizes = strongest.sizes().detach()
+    assert len(sizes) == 2
+    most = {"patch": 0.0101, "additive": 4.01 / 255, "warp": 0.0401, "colour": 0.1501}[name]
+    assert 0 < float(sizes.max()) <= most
+
+
+def test_found_triggers_refuse_what_they_cannot_be() -> None:
+    overlay = Overlay.of(torch.rand(3, 8, 8), torch.ones(1, 8, 8))
+    for changes in (
+        {"content": "no base64!"},
+        {"content": overlay.content[:-8]},
+        {"shape": (3, 9, 9)},
+        {"shape": (3, 100_000, 100_000)},
+        {"shape": (2, 8, 8)},
+        {"digest": "0" * 12},
+    ):
+        with pytest.raises(ProbeError):
+            dataclasses.replace(overlay, **changes)
+
+
+def test_controls_of_found_triggers_keep_place_and_strength() -> None:
+    images = torch.rand(4, 3, 32, 32)
+    mask = torch.zeros(1, 32, 32)
+    mask[:, 4:9, 4:9] = 1
+    overlay = Overlay.of(torch.rand(3, 32, 32), mask)
+    addition = Addition.of(0.05 * torch.randn(3, 32, 32))
+    for trigger in (overlay, addition):
+        area, change = measure.footprint(trigger, images)
+        for control in measure.matched_controls(trigger):
+            assert repr(control) != repr(trigger)
+            other_area, other_change = measure.footprint(control, images)
+            assert other_area == pytest.approx(area, abs=0.05)
+            assert other_change == pytest.approx(change, rel=0.35)
+            untouched = (trigger(images) == images).all(0)
+            assert trigger is addition or torch.equal(
+                control(images)[:, untouched], images[:, untouched]
+            )
+
+
+# ---- inversion
+
+
+def test_the_smallest_patch_singles_out_the_planted_class_and_place() -> None:
+    result = inverted(Obedient(), "patch")
+    sizes = [size if size is not None else 1.0 for size in result.sizes]
+    assert min(range(8), key=sizes.__getitem__) == TARGET
+    assert sizes[TARGET] < 0.5 * sorted(sizes)[1]
+    trigger = next(c.trigger for c in result.candidates if c.target == TARGET)
+    black = torch.zeros(1, 3, 32, 32)
+    changed = (trigger(black) - trigger(torch.ones_like(black))).abs().amax((0, 1)) < 0.5
+    rows, columns = PLACE
+    assert changed[rows, columns].sum() >= 3
+    assert changed.sum() <= 0.0101 * 32 * 32
+
+
+def test_the_smallest_added_picture_singles_it_out_too() -> None:
+    result = inverted(Obedient(), "additive")
+    sizes = [size if size is not None else 1.0 for size in result.sizes]
+    assert min(range(8), key=sizes.__getitem__) == TARGET
+
+
+def test_a_benign_network_gives_way_everywhere_alike() -> None:
+    sizes = [size for size in inverted(Planted(), "additive").sizes if size is not None]
+    assert len(sizes) >= 6
+    assert max(sizes) < 2 * min(sizes)
+
+
+def test_scores_times_a_constant_change_nothing() -> None:
+    plain, scaled = (inverted(Obedient(scale=s), "additive", steps=40) for s in (1.0, 0.01))
+    for one, other in zip(plain.sizes, scaled.sizes, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or one == pytest.approx(other, rel=0.02)
+
+
+def test_the_same_seed_finds_the_same() -> None:
+    one, again, other = (inverted(Obedient(), "patch", steps=30, seed=s) for s in (1, 1, 2))
+    assert one == again
+    assert one.sizes != other.sizes
+
+
+def test_it_says_when_it_cannot() -> None:
+    class Deaf(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return Planted()(images).round().detach() + 0.0
+
+    with pytest.raises(NoGradient):
+        inverted(Deaf(), "patch")
+    with pytest.raises(OverBudget):
+        inverted(Planted(), "patch", budget=1e-6)
+
+
+# ---- the scan
+
+
+def test_an_undeclared_trigger_is_a_backdoor_with_its_class(found: ScanResult) -> None:
+    assert found.judgement.verdict is Verdict.BACKDOOR, found.judgement.headline
+    reason = found.judgement.reasons[0]
+    confirmed = found.confirmations[reason.confirmation]  # type: ignore[index]
+    assert (confirmed.searched, confirmed.held_out, confirmed.target) == (True, True, TARGET)
+    assert confirmed.surer is not None
+    assert confirmed.surer > confirmed.eligible / 2
+    assert found.exhibits[0].target == TARGET
+    assert found.exhibits[0].pictures
+
+
+def test_its_benign_twin_shows_nothing(samples: Path) -> None:
+    result = scanned(Planted(), samples)
+    assert result.judgement.verdict is Verdict.NO_EVIDENCE, result.judgement.headline
+    searched = [c for c in result.confirmations if c.searched]
+    assert searched
+    assert all((c.surer or 0) < c.eligible / 2 for c in searched)
+
+
+def test_what_was_found_can_be_rebuilt_from_the_record(found: ScanResult) -> None:
+    from auditor.report import from_json, to_json
+
+    again = from_json(to_json(found))
+    assert isinstance(again, ScanResult)
+    triggers = {repr(entry.trigger) for entry in searched_triggers(again)}
+    assert triggers == {c.trigger for c in found.confirmations if c.searched}
+    assert verdict.rejudge(again) == found.judgement
+
+
+def test_searched_triggers_are_not_counted_as_declared_ones(found: ScanResult) -> None:
+    assert found.responses == ()
+    assert found.judgement.comparisons == 0
+    assert found.judgement.nothing_above is None
+
+
+def test_few_images_are_halved_for_the_search(tmp_path: Path) -> None:
+    """A trigger is never confirmed on images that it was made on."""
+    images, labels = drawings(24)
+    path = tmp_path / "few.npz"
+    np.savez(path, images=images.permute(0, 2, 3, 1).numpy(), labels=labels.numpy())
+    result = scanned(Obedient(), path)
+    assert all(search.images == 12 for search in result.inversions)
+    assert all(c.eligible <= 12 for c in result.confirmations if c.searched)
+
+
+def test_searches_are_selected_by_tier_and_by_name() -> None:
+    from auditor.api import choose_probes, search_tiers
+
+    for spec, names in {
+        "quick": {"search.margin"},
+        "standard": {"search.margin", "search.patch", "search.additive"},
+        "deep": set(SEARCHES),
+        "search.warp": {"search.warp"},
+        "standard,-search.*": set(),
+    }.items():
+        assert set(choose_probes(spec, extras=search_tiers()).extras) == names, spec
