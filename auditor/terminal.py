@@ -37,6 +37,8 @@ STYLES = {
 ROWS = 12
 """Probes in the terminal's table; the others are summed up in a line."""
 SKIPPED_ROWS = 6
+SEARCHES = 8
+"""Searches that are named; there are fewer, unless the result was made up."""
 PLAIN_SECONDS = 10.0
 """Off a terminal, a line of progress that often."""
 
@@ -111,6 +113,7 @@ def show_scan(result: ScanResult, written: Sequence[Path]) -> None:
     console = Console(highlight=False)
     _show_facts(console, result)
     _show_responses(console, result)
+    _show_skipped(console, result)
     _show_verdict(console, result)
     for path in written:
         console.print(f"  written  {escape(clean_text(str(path)))}", soft_wrap=True)
@@ -157,18 +160,25 @@ def _show_facts(console: Console, result: ScanResult) -> None:
         ),
     ]
     lines += [("images", _images_line(facts)) for facts in result.images]
-    judgement = result.judgement
+    judgement, searches = result.judgement, _searches(result)
     lines.append(
         (
             "plan",
             f"{sum(probe.triggers for probe in result.probes)} triggers of {len(result.probes)} probes · "
-            f"{judgement.comparisons:,} comparisons screened · {result.provenance.device} · "
+            + (f"searches: {', '.join(searches)} · " if searches else "")
+            + f"{judgement.comparisons:,} comparisons screened · {result.provenance.device} · "
             f"seed {result.provenance.seed} · {result.provenance.seconds:.0f} s",
         )
     )
     for name, text in lines:
         console.print(Text.assemble((f"  {name:8}", "dim"), text), soft_wrap=True)
     console.print()
+
+
+def _searches(result: ScanResult) -> list[str]:
+    """Which searches ran, without what their ids share."""
+    names = [search.search.removeprefix("search.") for search in result.inversions[:SEARCHES]]
+    return ["margin"] * (result.margin is not None) + [clean_text(name, limit=20) for name in names]
 
 
 def _images_line(facts: ImageFacts) -> str:
@@ -221,6 +231,9 @@ def _show_responses(console: Console, result: ScanResult) -> None:
         style="dim",
         soft_wrap=True,
     )
+
+
+def _show_skipped(console: Console, result: ScanResult) -> None:
     for entry in result.skipped[:SKIPPED_ROWS]:
         console.print(
             f"    not run: {escape(clean_text(entry.what))} ({escape(clean_text(entry.reason))})",
@@ -230,7 +243,8 @@ def _show_responses(console: Console, result: ScanResult) -> None:
     if len(result.skipped) > SKIPPED_ROWS:
         more = len(result.skipped) - SKIPPED_ROWS
         console.print(f"    not run: {more} more (see the report)", style="dim")
-    console.print()
+    if result.responses or result.skipped:
+        console.print()
 
 
 def _worst_controls(result: ScanResult) -> dict[tuple[str, str, int | None], float]:
@@ -251,13 +265,15 @@ def _show_verdict(console: Console, result: ScanResult) -> None:
         console.print(Padding(f"also: {escape(clean_text(reason.text, limit=600))}", (0, 0, 0, 4)))
     console.print()
     notes: list[str] = []
+    searched = sum(c.searched for c in result.confirmations)
     if judgement.nothing_above is not None:
-        other = "other " if result.confirmations else ""
+        which = "other " if len(result.confirmations) > searched else ""
+        which += "declared " if searched else ""
         notes.append(
-            f"No {other}trigger that was tried has an ASR above {percent(judgement.nothing_above)} "
+            f"No {which}trigger that was tried has an ASR above {percent(judgement.nothing_above)} "
             "(95%, all triggers and classes at once)."
         )
-    if judgement.power is not None:
+    if judgement.power is not None and (result.responses or not searched):
         some = judgement.power_classes < result.model.classes
         towards = (
             f"{judgement.power_classes} of {result.model.classes} classes" if some else "any class"

@@ -1,7 +1,7 @@
 """Results of scans that never ran, for tests of everything that reads results.
 
-`sample_result()` is a BACKDOOR on a CIFAR-like model; the other verdicts are variants of it. The
-numbers fit together, and the pictures are made without a compressor, so that their bytes are the
+`sample_result()` is a BACKDOOR on a CIFAR-like model; the other verdicts are variants of it.
+`searched_result()` is one whose trigger nobody declared. The numbers fit together, and the pictures are made without a compressor, so that their bytes are the
 same everywhere.
 """
 
@@ -22,8 +22,10 @@ from auditor.results import (
     Confirmation,
     ControlCount,
     Exhibit,
+    FoundTrigger,
     ImageFacts,
     InputSpec,
+    Inversion,
     Judgement,
     MarginSearch,
     ModelFacts,
@@ -539,4 +541,184 @@ def _no_evidence() -> ScanResult:
             outlier_p=0.61,
             outlier_classes=(3,),
         ),
+    )
+
+
+def searched_result() -> ScanResult:
+    """A BACKDOOR that no declared trigger sets off: the searches found it."""
+    result = _backdoor()
+    patch, spare = "8c41f0a2be97", "51d7e3906ab4"
+    picture, faint = "c90e5b17f238", "2f6a84d1c07e"
+    noise = "AACAPwAAAL8" * 35
+    warp = f"GridWarp(shape=(1, 2, 6, 6), noise='{noise}', strength=16.0)"
+    inversions = (
+        _inversion("patch", "patch", "share of the image that the mask covers",
+            (0.0178, 0.0201, 0.0189, 0.0226, 0.0194, 0.0248, 0.0211, 0.0041, 0.0183, 0.0207),
+            {7: _overlay(patch), 0: _overlay(spare)}),
+        _inversion("additive", "added picture", "root mean square of the change, of the full range",
+            (0.0251, 0.0248, 0.0232, 0.0257, 0.0244, 0.0265, 0.0229, 0.0136, 0.0259, 0.0238),
+            {7: _addition(picture), 6: _addition(faint)}),
+        _inversion("warp", "warp", "root mean square displacement, in half image sides",
+            (0.071, 0.083, None, 0.078, 0.069, 0.088, 0.074, 0.052, 0.081, 0.076),
+            {7: ("grid-warp", warp, {"shape": [1, 2, 6, 6], "noise": noise, "strength": 16.0})}),
+    )  # fmt: skip
+    confirmations = (
+        _filter(),
+        _found("patch", "patch", 7, _overlay(patch)[1], 219, 207, (3, 0, 11, 6), 0.0059),
+        _found("patch", "patch", 0, _overlay(spare)[1], 84, 12, (31, 18, 40, 22), 0.0098),
+        _found("additive", "added picture", 7, _addition(picture)[1], 203, 181, (4, 2, 9, 1), 0.74),
+        _found("additive", "added picture", 6, _addition(faint)[1], 117, 23, (8, 14, 5, 11), 0.81),
+        _found("warp", "warp", 7, warp, 58, 9, (12, 7, 15, 10), 0.62),
+    )
+    return replace(
+        result,
+        responses=_responses(6, 69),
+        confirmations=confirmations,
+        margin=MarginSearch(
+            margins=(12.4, 11.8, 10.9, 13.4, 12.1, 11.2, 12.9, 14.9, 13.0, 12.6),
+            classes=tuple(range(10)),
+            steps=300,
+            starts=8,
+        ),
+        inversions=inversions,
+        skipped=(*result.skipped, Skipped(what="search.colour", reason="time budget: it would take about 96 s")),
+        judgement=_searched_judgement(),
+        exhibits=(replace(result.exhibits[0], probe="search.patch", trigger=_overlay(patch)[1], target=7),),
+        provenance=replace(result.provenance, options=result.provenance.options | {
+            "searches": "search.margin,search.patch,search.additive,search.warp,search.colour"}),
+    )  # fmt: skip
+
+
+Found = tuple[str, str, dict[str, object]]
+"""Kind, repr and fields of a trigger."""
+
+
+def _overlay(digest: str) -> Found:
+    content = "eNrt" + digest * 20
+    return (
+        "overlay",
+        f"Overlay(shape=(3, 32, 32), digest='{digest}')",
+        {"shape": [3, 32, 32], "content": content, "digest": digest},
+    )
+
+
+def _addition(digest: str) -> Found:
+    _, text, fields = _overlay(digest)
+    return "addition", text.replace("Overlay", "Addition"), fields
+
+
+def _inversion(
+    form: str, what: str, measure: str, sizes: tuple[float | None, ...], found: dict[int, Found]
+) -> Inversion:
+    return Inversion(
+        search=f"search.{form}",
+        what=what,
+        measure=measure,
+        family="clean",
+        images=250,
+        steps=150,
+        classes=tuple(range(10)),
+        sizes=sizes,
+        found=tuple(
+            FoundTrigger(target=k, size=sizes[k] or 0, kind=kind, fields=fields, trigger=trigger)
+            for k, (kind, trigger, fields) in found.items()
+        ),
+    )
+
+
+def _found(
+    form: str, what: str, target: int, trigger: str, hits: int, surer: int,
+    controls: tuple[int, ...], area: float,
+) -> Confirmation:  # fmt: skip
+    return Confirmation(
+        probe=f"search.{form}",
+        title=f"The {what} that the search found for class {target}",
+        trigger=trigger,
+        family="clean",
+        scope="all-to-one",
+        target=target,
+        sources=9,
+        held_out=True,
+        searched=True,
+        surer=surer,
+        eligible=225,
+        hits=hits,
+        clean_hits=2,
+        controls=tuple(
+            ControlCount(
+                trigger=trigger.replace(")", f", scramble={n})"), hits=k, gained=hits - k, lost=0
+            )
+            for n, k in enumerate(controls)
+        ),
+        area=area,
+        change=0.058 if area < 0.1 else 0.0153,
+    )
+
+
+def _searched_judgement() -> Judgement:
+    tips = (
+        " A search tips any network over; planted triggers make the model surer than real images do, "
+        "and this one does so on "
+    )
+    headline = (
+        'The patch that the search found for class 7 (search.patch) makes the model answer "horse" '
+        "(class 7): ASR 97.3% (219 of 225 held-out images; at least 92.6% after correction for all "
+        "comparisons). Without it 0.9%, worst matched control 4.9%. It makes the model surer than most "
+        "real images do on 207 of 225."
+    )
+    return Judgement(
+        verdict=Verdict.BACKDOOR,
+        headline=headline,
+        reasons=(
+            Reason(verdict=Verdict.BACKDOOR, text=headline, confirmation=1),
+            Reason(
+                verdict=Verdict.BACKDOOR,
+                text="The added picture that the search found for class 7 (search.additive) makes the "
+                'model answer "horse" (class 7): ASR 90.2% (203 of 225 held-out images; at least 83.2% '
+                "after correction for all comparisons). Without it 0.9%, worst matched control 4.0%. It "
+                "makes the model surer than most real images do on 181 of 225.",
+                confirmation=3,
+            ),
+            Reason(
+                verdict=Verdict.SUSPICIOUS,
+                text='The searches set "horse" (class 7) apart from the other 9 classes (p = 0.00021): '
+                "the smallest patch needs 0.41% (share of the image that the mask covers), for the "
+                "others 1.78% to 2.48%; the smallest added picture needs 1.36% (root mean square of the "
+                "change, of the full range), for the others 2.29% to 2.65%; the smallest warp needs "
+                "5.20% (root mean square displacement, in half image sides), for the others 6.90% to "
+                "8.80%. Backdoored classes look like this; by itself it is no proof.",
+            ),
+            _fragile_reason(0),
+            Reason(
+                verdict=Verdict.NO_EVIDENCE,
+                text="The added picture that the search found for class 6 (search.additive) makes the "
+                'model answer "frog" (class 6): ASR 52.0% (117 of 225 held-out images; at least 42.2% '
+                "after correction for all comparisons). Without it 0.9%, worst matched control 6.2%. Too "
+                f"weak to count.{tips}23 of 225.",
+                confirmation=4,
+            ),
+            Reason(
+                verdict=Verdict.NO_EVIDENCE,
+                text="The patch that the search found for class 0 (search.patch) makes the model answer "
+                '"airplane" (class 0): ASR 37.3% (84 of 225 held-out images; at least 28.3% after '
+                "correction for all comparisons). Without it 0.9%, worst matched control 17.8%. Too weak "
+                f"to count.{tips}12 of 225.",
+                confirmation=2,
+            ),
+            Reason(
+                verdict=Verdict.NO_EVIDENCE,
+                text="The warp that the search found for class 7 (search.warp) makes the model answer "
+                '"horse" (class 7): ASR 25.8% (58 of 225 held-out images; at least 17.9% after '
+                "correction for all comparisons). Without it 0.9%, worst matched control 6.7%. Too weak "
+                f"to count.{tips}9 of 225.",
+                confirmation=5,
+            ),
+        ),
+        comparisons=800,
+        nothing_above=0.104,
+        power=0.67,
+        power_classes=10,
+        outlier_p=0.134,
+        search_p=0.00021,
+        search_classes=(7,),
     )

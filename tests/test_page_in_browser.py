@@ -1,4 +1,4 @@
-"""The page of a purification in a real browser: it asks for nothing, fits the screen, and prints."""
+"""The pages of a purification and of a scan in a real browser: each asks for nothing, fits the screen, and prints."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 from auditor.report import to_html
 from tests.browser import CHROMIUM, Browser, browser
 from tests.sample_purify import sample_purify, untouched, with_names
-from tests.test_report import HOSTILE
+from tests.sample_result import searched_result
+from tests.test_report import HOSTILE, hostile_result
 
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="no chromium or chrome on PATH to open the page with"
@@ -29,6 +30,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "met": sample_purify(),
         "untouched": untouched(),
         "hostile": with_names(sample_purify(), HOSTILE),
+        "searched": searched_result(),
+        "hostile-scan": hostile_result(),
     }
     for name, result in made.items():
         (folder / f"{name}.html").write_text(to_html(result), "utf-8")
@@ -42,7 +45,7 @@ def chromium() -> Iterator[Browser]:
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("name", ["met", "untouched", "hostile"])
+@pytest.mark.parametrize("name", ["met", "untouched", "hostile", "searched", "hostile-scan"])
 def test_a_page_asks_for_nothing_and_fits(
     chromium: Browser, pages: dict[str, Path], name: str, width: int
 ) -> None:
@@ -61,13 +64,19 @@ def test_a_page_asks_for_nothing_and_fits(
     assert chromium.evaluate(wide) == []
 
 
-def test_the_texts_of_figures_stay_inside(chromium: Browser, pages: dict[str, Path]) -> None:
-    chromium.open(pages["met"], width=1280)
-    outside = """[...document.querySelectorAll("svg.vega text")].filter(t => {
+@pytest.mark.parametrize("name", ["met", "searched"])
+def test_the_texts_of_figures_stay_inside(
+    chromium: Browser, pages: dict[str, Path], name: str
+) -> None:
+    chromium.open(pages[name], width=1280)
+    outside = """[...document.querySelectorAll("svg.vega text, svg.chart text")].filter(t => {
         const text = t.getBoundingClientRect(), svg = t.ownerSVGElement.getBoundingClientRect();
         return text.left < svg.left - 2 || text.right > svg.right + 2 ||
                text.bottom > svg.bottom + 3; }).map(t => t.textContent)"""
     assert chromium.evaluate(outside) == []
+    assert (
+        chromium.evaluate('document.querySelectorAll("svg.vega text, svg.chart text").length') > 40
+    )
 
 
 def test_dark_screens_turn_the_figures(chromium: Browser, pages: dict[str, Path]) -> None:

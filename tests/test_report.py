@@ -30,9 +30,19 @@ from auditor.report import (
     to_markdown,
     wilson,
 )
-from auditor.results import Caveat, MarginSearch, Response, ScanResult, Skipped, Verdict
+from auditor.report.numbers import fine_percent
+from auditor.report.scan_view import (
+    checked_confirmations,
+    count_triggers,
+    highest_response,
+    screened_probes,
+)
+from auditor.report.search_view import searched_forms, searched_triggers
+from auditor.results import Caveat, MarginSearch, Reason, Response, ScanResult, Skipped, Verdict
+from auditor.terminal import show_scan, verdict_line
 from auditor.text import clean_text
-from tests.sample_result import CLASSES, sample_result
+from auditor.verdict import rejudge
+from tests.sample_result import CLASSES, sample_result, searched_result
 
 GOLDEN = Path(__file__).parent / "golden"
 VERDICTS = pytest.mark.parametrize("verdict", list(Verdict), ids=lambda v: v.name.lower())
@@ -74,10 +84,24 @@ class Page(HTMLParser):
 def hostile_result() -> ScanResult:
     """Every text of a result is hostile."""
     bad = HOSTILE
-    result = sample_result(class_names=bad)
+    result, searched = sample_result(class_names=bad), searched_result()
     everything = "".join(bad)
     return replace(
         result,
+        inversions=tuple(
+            replace(
+                search,
+                search=bad[n],
+                what=bad[n + 1],
+                measure=everything,
+                family=bad[3],
+                found=tuple(
+                    replace(f, kind=bad[1], trigger=everything, fields={text: text for text in bad})
+                    for f in search.found
+                ),
+            )
+            for n, search in enumerate(searched.inversions)
+        ),
         model=replace(result.model, name=bad[0], format=bad[1], architecture=bad[3], sha256=bad[2]),
         preprocessing=replace(
             result.preprocessing,
@@ -101,7 +125,8 @@ def hostile_result() -> ScanResult:
             for n, r in enumerate(result.responses)
         ),
         confirmations=tuple(
-            replace(c, trigger=everything, title=bad[1]) for c in result.confirmations
+            replace(c, probe=bad[n % 3], trigger=everything, title=bad[1])
+            for n, c in enumerate((*result.confirmations, *searched.confirmations))
         ),
         skipped=tuple(Skipped(what=text, reason=text) for text in bad),
         caveats=tuple(Caveat(id=text, text=text, blocking=True) for text in bad),
@@ -133,9 +158,10 @@ def hostile_result() -> ScanResult:
 
 def large_result() -> ScanResult:
     """1000 classes, 600 triggers that hit many of them, 60 candidates, large photographs."""
-    result = sample_result()
+    result, searched = sample_result(), searched_result()
     draw = random.Random(0)  # noqa: S311
     classes = 1000
+    some = tuple(range(0, classes, 20))
     names = tuple(f"n{number:08d} a rather long name of a class" for number in range(classes))
     noise = base64.b64encode(
         base64.b64decode(result.exhibits[0].pictures[0].before_png)[:64] + draw.randbytes(110_000)
@@ -168,7 +194,20 @@ def large_result() -> ScanResult:
             for number in range(600)
         ),
         confirmations=tuple(
-            replace(result.confirmations[0], target=number % classes) for number in range(150)
+            replace(source, target=number % classes)
+            for source, count in ((result.confirmations[0], 150), (searched.confirmations[1], 120))
+            for number in range(count)
+        ),
+        inversions=tuple(
+            replace(
+                search,
+                classes=some,
+                sizes=tuple(None if k % 40 else draw.uniform(0.001, 0.1) for k in some),
+                found=tuple(
+                    replace(f, target=0, fields={"content": "A" * 200_000}) for f in search.found
+                ),
+            )
+            for search in searched.inversions * 4
         ),
         margin=MarginSearch(
             margins=tuple(draw.uniform(1, 900) for _ in range(classes)),
@@ -182,7 +221,12 @@ def large_result() -> ScanResult:
 
 
 def pages() -> list[ScanResult]:
-    return [*(sample_result(verdict) for verdict in Verdict), hostile_result(), large_result()]
+    return [
+        *(sample_result(verdict) for verdict in Verdict),
+        searched_result(),
+        hostile_result(),
+        large_result(),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -193,9 +237,12 @@ def rendered() -> list[str]:
 # ---- JSON
 
 
-@VERDICTS
-def test_json_round_trip(verdict: Verdict) -> None:
-    result = sample_result(verdict)
+@pytest.mark.parametrize(
+    "result",
+    [*map(sample_result, Verdict), searched_result()],
+    ids=lambda r: r.judgement.verdict.name.lower(),
+)
+def test_json_round_trip(result: ScanResult) -> None:
     text = to_json(result)
     assert from_json(text) == result
     assert to_json(from_json(text)) == text
@@ -285,13 +332,19 @@ def test_a_result_that_contradicts_itself_is_refused(change: Callable[[Any], obj
 
 
 @pytest.mark.parametrize(
-    ("verdict", "kind"),
-    [(Verdict.BACKDOOR, "html"), (Verdict.BACKDOOR, "json"), *((v, "md") for v in Verdict)],
+    ("name", "kind"),
+    [
+        ("backdoor", "html"),
+        ("backdoor", "json"),
+        ("searched", "html"),
+        ("searched", "md"),
+        *((verdict.name.lower(), "md") for verdict in Verdict),
+    ],
 )
-def test_golden(verdict: Verdict, kind: str, request: pytest.FixtureRequest) -> None:
+def test_golden(name: str, kind: str, request: pytest.FixtureRequest) -> None:
     make = {"html": to_html, "json": to_json, "md": to_markdown}[kind]
-    made = make(sample_result(verdict))
-    path = GOLDEN / f"{verdict.name.lower()}.{kind}"
+    made = make(searched_result() if name == "searched" else sample_result(Verdict[name.upper()]))
+    path = GOLDEN / f"{name}.{kind}"
     if request.config.getoption("--update-golden"):
         path.parent.mkdir(exist_ok=True)
         path.write_text(made, encoding="utf-8", newline="")
@@ -404,7 +457,8 @@ def test_pages_are_accessible(rendered: list[str]) -> None:
 
 
 def test_hostile_text_stays_text() -> None:
-    plain, hostile = Page(to_html(sample_result())), Page(to_html(hostile_result()))
+    plain = Page(to_html(sample_result()) + to_html(searched_result()))
+    hostile = Page(to_html(hostile_result()))
     known = {(tag, name) for tag, attributes in plain.tags for name in attributes}
     known |= {("details", "open")}
     assert {tag for tag, _ in hostile.tags} <= {tag for tag, _ in plain.tags}
@@ -481,7 +535,7 @@ def test_markdown_is_inert() -> None:
 
 def test_markdown_tables_are_short_and_a_long_one_is_cut() -> None:
     text = to_markdown(large_result())
-    assert "and 130 more confirmations" in text
+    assert "and 250 more confirmations" in text
     assert max(len(t.splitlines()) for t in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)) <= 22
     long = replace(
         hostile_result(),
@@ -490,6 +544,383 @@ def test_markdown_tables_are_short_and_a_long_one_is_cut() -> None:
     cut = to_markdown(long)
     assert len(cut) <= MARKDOWN_CHARACTERS
     assert "Cut here" in cut
+
+
+# ---- searches
+
+
+def shown(result: ScanResult) -> str:
+    """The text of the page in one line, without the raw result."""
+    text = "".join(Page(to_html(result)).text).split("The JSON result without pictures")[0]
+    return re.sub(r"\s+", " ", text)
+
+
+def section(result: ScanResult) -> str:
+    """The part of the page on searches, as HTML; empty where there is none."""
+    found = re.search(
+        r'<section aria-labelledby="searches">.*?</section>', to_html(result), re.DOTALL
+    )
+    return found[0] if found else ""
+
+
+def with_search(result: ScanResult, number: int, **fields: Any) -> ScanResult:
+    searches = list(result.inversions)
+    searches[number] = replace(searches[number], **fields)
+    return replace(result, inversions=tuple(searches))
+
+
+def judged(result: ScanResult, **fields: Any) -> ScanResult:
+    return replace(result, judgement=replace(result.judgement, **fields))
+
+
+def without_battery(result: ScanResult) -> ScanResult:
+    """Only the searches ran, and none of what they found counts."""
+    kept = tuple(c for c in result.confirmations if c.searched)
+    reasons = tuple(
+        Reason(verdict=Verdict.NO_EVIDENCE, text="Too weak.", confirmation=n)
+        for n in range(len(kept))
+    )
+    bare = replace(result, probes=(), responses=(), confirmations=kept, exhibits=())
+    return judged(bare, reasons=reasons, verdict=Verdict.NO_EVIDENCE, nothing_above=None)
+
+
+def test_the_searched_sample_is_judged_as_it_says() -> None:
+    result = searched_result()
+    again = rejudge(result)
+    assert again.verdict is result.judgement.verdict
+    assert again.headline == result.judgement.headline
+    cited = [(r.verdict, r.confirmation) for r in result.judgement.reasons]
+    assert [(r.verdict, r.confirmation) for r in again.reasons] == cited
+    assert again.search_classes == result.judgement.search_classes == (7,)
+    assert again.search_p == pytest.approx(result.judgement.search_p, rel=0.02)
+    assert again.outlier_p == pytest.approx(result.judgement.outlier_p, rel=0.02)
+    assert again.outlier_classes == result.judgement.outlier_classes
+    assert again.nothing_above == pytest.approx(result.judgement.nothing_above, abs=1e-3)
+    assert again.power == result.judgement.power
+    assert again.comparisons == result.judgement.comparisons
+
+
+def test_searches_are_shown_beside_the_margins() -> None:
+    html = to_html(searched_result())
+    assert '<a href="#margins">Margins</a> <a href="#searches">Searches</a>' in html
+    assert html.index('<h2 id="margins">') < html.index('<h2 id="searches">Searched triggers')
+    assert html.index('<h2 id="searches">') < html.index('<h2 id="preprocessing">')
+    text = shown(searched_result())
+    for said in (
+        "smallest change that sends images of all classes to this one",
+        "Networks without a backdoor give way to such changes as well, only larger ones.",
+        "by itself this proves nothing",
+        "surer of the target than it is of half of the unstamped ones",
+        "search.patch searched all 10 classes on 250 images (your clean images) in 150 steps",
+        "The smallest added picture",
+        "Size: share of the image that the mask covers; lengths are proportional.",
+        "Size: root mean square displacement, in half image sides;",
+        "All searches together set horse (7) apart: p = 0.00021",
+    ):
+        assert said in text, said
+    for verdict in Verdict:
+        assert section(sample_result(verdict)) == ""
+        assert "#searches" not in to_html(sample_result(verdict))
+
+
+def test_a_search_is_a_chart_with_its_numbers_below() -> None:
+    result = searched_result()
+    figures = re.findall(r'<svg class="chart".*?</svg>', section(result), re.DOTALL)
+    tables = re.findall(r"<summary>Sizes as a table</summary>.*?</table>", section(result), re.S)
+    assert len(figures) == len(tables) == len(result.inversions) == 3
+    for form, figure, table in zip(searched_forms(result), figures, tables, strict=True):
+        assert f"<title>Smallest {form.search.what} for 10 classes</title>" in figure
+        assert "smallest first; the values stand beside the bars and in the table below" in figure
+        sizes = [size for size in form.search.sizes if size is not None]
+        said = [fine_percent(size) for size in sorted(sizes)] + ["not reached"] * (10 - len(sizes))
+        assert re.findall(r"[\d.]+%|not reached", figure) == said
+        assert re.findall(r"[\d.]+%|not reached", table.split("<tbody>")[1]) == said
+        assert form.search.measure in table
+        widths = [float(w) for w in re.findall(r'<rect [^>]*width="([\d.]+)"', figure)]
+        assert len(widths) == len(sizes), "no bar where a class was not reached"
+        assert widths == pytest.approx([290 * s / max(sizes) for s in sorted(sizes)], abs=0.06)
+        (marked,) = re.findall(r'x="128"[^>]*>([^<]+)</text><rect class="fill-warn"', figure)
+        assert marked == "horse"
+        assert figure.count("◆ outlier") == table.count("◆ outlier") == 1
+
+
+def test_sizes_that_differ_much_are_drawn_on_a_logarithmic_scale() -> None:
+    wide = with_search(searched_result(), 0, sizes=tuple(10.0**-k for k in range(10)))
+    form = searched_forms(wide)[0]
+    assert form.logarithmic
+    assert [bar.length for bar in form.bars] == pytest.approx(
+        [0.04 + 0.96 * k / 9 for k in range(10)]
+    )
+    assert "lengths on a logarithmic scale" in section(wide)
+    extreme = with_search(wide, 0, sizes=(5e-324, 1.7e308, *(0.1,) * 8))
+    assert all(0 <= bar.length <= 1 for bar in searched_forms(extreme)[0].bars)
+    assert "nan" not in section(extreme)
+
+
+def test_classes_that_were_not_reached_or_not_searched_are_told() -> None:
+    assert "Not reached in these: bird (2)." in shown(searched_result())
+    assert shown(searched_result()).count("Each was reached.") == 2
+    never = with_search(searched_result(), 0, sizes=(None,) * 10, found=())
+    assert section(never).count("not reached") == 20 + 2
+    some = with_search(searched_result(), 0, classes=(1, 7), sizes=(0.02, 0.004), found=())
+    assert "searched 2 of 10 classes" in shown(some)
+    large = re.sub(r"\s+", " ", section(large_result()))
+    assert "searched 50 of 1,000 classes" in large
+    assert "The 20 smallest of 50 classes." in large
+    assert "7 more searches are in the JSON result" in large
+    assert "the first 16 of 120" in large
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        (
+            {"search_p": None, "search_classes": ()},
+            "Fewer than three searches ran or fewer than 8 classes were reached, so classes were not "
+            "compared",
+        ),
+        (
+            {"search_p": 0.21, "search_classes": ()},
+            "All searches together set no class apart: p = 0.21 (Grubbs’ test on the mean of their "
+            "standardised logarithms; nothing unusual at 0.01)",
+        ),
+        (
+            {"search_p": 0.002, "search_classes": ()},
+            "set no class apart: p = 0.002 (Grubbs’ test on the mean of their standardised logarithms; "
+            "the others scatter too unevenly for it to count)",
+        ),
+        (
+            {"search_p": 0.002, "search_classes": (7, 0)},
+            "set horse (7), airplane (0) apart: p = 0.002",
+        ),
+    ],
+)
+def test_all_searches_together_are_told(fields: dict[str, Any], says: str) -> None:
+    result = judged(searched_result(), **fields)
+    assert says in shown(result)
+    marked = searched_forms(result)[0].bars
+    assert {bar.number for bar in marked if bar.outlier} == set(fields["search_classes"])
+    markdown = to_markdown(result)
+    if fields["search_p"] is None:
+        assert "so classes were not compared" in markdown
+    else:
+        assert f"apart (p = {fields['search_p']:.2g})" in markdown
+
+
+def test_found_triggers_are_told_with_their_counts() -> None:
+    result = searched_result()
+    rows = re.findall(
+        r"<tr>\s*<th scope=\"row\" data-label=\"Form\">.*?</tr>", section(result), re.S
+    )
+    words = [re.sub(r"\s+", " ", " ".join(Page(row).text)).strip() for row in rows]
+    assert len(words) == 5
+    assert words[0].startswith(
+        "patch confirmation 2 horse (7) 0.41% share of the image that the mask"
+    )
+    for said in ("97.3% 219/225", "95%: 94.3–98.8%", "207 of 225", "4.9% 11/225", "✖ BACKDOOR"):
+        assert said in words[0]
+    assert words[4].startswith("warp confirmation 6 horse (7) 5.20% root mean square displacement")
+    assert "9 of 225" in words[4]
+    assert "– NO EVIDENCE FOUND" in words[4]
+    entries = searched_triggers(result, checked_confirmations(result))
+    assert [entry.size for entry in entries] == [0.0041, 0.0136, 0.0229, 0.0178, 0.052]
+    lost = replace(result, inversions=())
+    assert [e.search for e in searched_triggers(lost, checked_confirmations(lost))] == [None] * 5
+    assert section(lost).count("not recorded") == 5
+
+
+def test_searched_confirmations_are_marked_as_such() -> None:
+    result = searched_result()
+    html = to_html(result)
+    rows = dict(re.findall(r'<tr id="c(\d)">(.*?)</tr>', html, re.DOTALL))
+    assert len(rows) == 6
+    assert {n for n, row in rows.items() if ">searched</strong>" in row} == set("23456")
+    assert "surer</a> than usual on 207 of 225" in rows["2"]
+    assert "surer" not in rows["1"]
+    assert "and triggers that searches made (marked “searched”)" in html
+    assert re.search(r"<h3>Sent to [^\n]*: found by search\.patch</h3>", html)
+    plain = to_html(sample_result())
+    assert ">searched</strong>" not in plain
+    assert "marked “searched”" not in plain
+    assert not re.search(r"<h3>[^\n]*found by", plain)
+    markdown = to_markdown(result)
+    assert markdown.count("` (searched) |") == 5
+    assert "| ✖ | `search.patch` (searched) | " in markdown
+    assert "; surer than usual on 207/225 |" in markdown
+
+
+def test_searched_triggers_are_not_counted_as_declared_ones() -> None:
+    result = searched_result()
+    assert count_triggers(result) == count_triggers(
+        replace(result, confirmations=(), inversions=())
+    )
+    groups = screened_probes(result)
+    assert not [g.probe for g in groups if g.probe.startswith("search.")]
+    assert "besides 5 searched ones" in shown(result)
+    assert "No other declared trigger that was tried has an all-to-one ASR above 10.4%" in shown(
+        result
+    )
+    assert "No declared trigger that is not listed has" in to_markdown(result)
+    assert "| searched triggers | 5 | by 3 searches |" in to_markdown(result)
+    alone = replace(result, confirmations=result.confirmations[1:])
+    alone = judged(alone, reasons=())
+    assert "No declared trigger that was tried has an all-to-one" in shown(alone)
+    assert "declared trigger" not in shown(sample_result())
+
+
+def test_the_title_of_a_screened_probe_is_not_that_of_a_searched_trigger() -> None:
+    result = searched_result()
+    probe = replace(result.responses[0], probe="search.patch")
+    (group,) = screened_probes(replace(result, responses=(probe,)))
+    assert group.title == ""
+
+
+def test_the_highest_asr_is_of_a_searched_trigger_only_where_it_is_evidence() -> None:
+    result = searched_result()
+    top = highest_response(checked_confirmations(result), screened_probes(result))
+    assert top is not None
+    assert (top.searched, top.asr.hits, top.where) == (True, 219, "confirmed")
+    assert "of a searched trigger" in shown(result)
+    assert "| highest ASR of a searched trigger | 97.3% |" in to_markdown(result)
+    weak = judged(result, reasons=result.judgement.reasons[3:])
+    top = highest_response(checked_confirmations(weak), screened_probes(weak))
+    assert top is not None
+    assert (top.searched, top.asr.hits) == (False, 71), "the filter of the battery"
+    assert "of a searched trigger" not in shown(weak)
+    quiet = without_battery(result)
+    assert highest_response(checked_confirmations(quiet), screened_probes(quiet)) is None
+    assert "no declared trigger was measured" in shown(quiet)
+    assert "No declared trigger was tried." in shown(quiet)
+    assert "Power. No declared trigger was tried, so nothing is said about those." in shown(quiet)
+
+
+RAISES = "The margin search raises suspicion and exhibits none."
+EXHIBITS = "exhibit small triggers that send images of all classes to one, each of one form (patch, added picture, warp); those of other forms"
+
+
+@pytest.mark.parametrize("margin", [True, False])
+@pytest.mark.parametrize("inverted", [True, False])
+def test_the_limits_say_what_searches_exhibit(margin: bool, inverted: bool) -> None:
+    result = searched_result()
+    if not margin:
+        result = replace(result, margin=None)
+    if not inverted:
+        kept = tuple(c for c in result.confirmations if not c.searched)
+        result = replace(result, inversions=(), confirmations=kept)
+        result = judged(result, reasons=())
+    text = shown(result)
+    assert "Triggers that were not declared are found only where a search exhibits them. " in text
+    assert (RAISES in text) == margin
+    assert (EXHIBITS in text) == inverted
+    assert ("The other searches exhibit" in text) == (margin and inverted)
+    assert ("The searches exhibit" in text) == (inverted and not margin)
+    assert ("No search ran." in text) == (not margin and not inverted)
+
+
+def test_markdown_has_a_row_a_search() -> None:
+    text = to_markdown(searched_result())
+    assert "### Searched" in text
+    assert (
+        "| `search.patch` | share of the image that the mask covers | 10 of 10 | 0 | 0.41% `horse` (7) | "
+        "1.78% `airplane` (0) | 2.48% `dog` (5) |" in text
+    )
+    assert (
+        "| `search.warp` | root mean square displacement, in half image sides | 10 of 10 | 1 |"
+        in text
+    )
+    assert "All searches together set `horse` (7) apart (p = 0.00021)." in text
+    assert "### Searched" not in to_markdown(sample_result())
+
+
+def test_the_terminal_says_which_searches_ran(capsys: pytest.CaptureFixture[str]) -> None:
+    def said(result: ScanResult) -> str:
+        show_scan(result, [])
+        return re.sub(r"\s+", " ", capsys.readouterr().out)
+
+    assert " 8 probes · searches: margin, patch, additive, warp · 800 comp" in said(
+        searched_result()
+    )
+    assert " 8 probes · searches: margin · 800 comp" in said(sample_result())
+    assert "searches" not in said(sample_result(Verdict.SUSPICIOUS)), "none ran"
+    assert "No other declared trigger that was tried has an ASR above 10.4%" in said(
+        searched_result()
+    )
+    quiet = said(without_battery(searched_result()))
+    assert "not run: search.colour (time budget" in quiet
+    assert "Power" not in quiet, "no declared trigger was tried"
+    line = verdict_line(searched_result())
+    assert line.endswith("asr=0.973 [0.943,0.988]  probe=search.patch  target=7")
+    show_scan(hostile_result(), [])
+    assert not re.search(r"[\x1b\u202e]", capsys.readouterr().out)
+
+
+def test_the_raw_result_leaves_found_pixels_out() -> None:
+    result = searched_result()
+    content = result.inversions[0].found[0].fields["content"]
+    html = to_html(result)
+    assert content in to_json(result)
+    assert content not in html
+    assert "The JSON result without pictures and pixels of found triggers" in html
+    assert "pixels of found triggers" not in to_html(sample_result())
+    raw = html.split('<pre tabindex="0">')[1].split("</pre>")[0]
+    assert json.loads(raw.replace("&amp;", "&"))["inversions"][0]["found"][0]["kind"] == "overlay"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda raw: raw["inversions"][0]["sizes"].pop(),
+        lambda raw: raw["inversions"][0]["classes"].pop(),
+        lambda raw: raw["inversions"][0]["classes"].__setitem__(3, 10),
+        lambda raw: raw["inversions"][0]["classes"].__setitem__(3, -1),
+        lambda raw: raw["inversions"][0]["classes"].__setitem__(3, 4),
+        lambda raw: raw["inversions"][0]["sizes"].__setitem__(3, 0.0),
+        lambda raw: raw["inversions"][0]["sizes"].__setitem__(3, -0.1),
+        lambda raw: raw["inversions"][0]["found"][0].update(size=0),
+        lambda raw: raw["inversions"][0]["found"][0].update(target=10),
+        lambda raw: raw["inversions"][0]["found"][0].update(target=-1),
+        lambda raw: raw["inversions"][0]["found"][0].update(fields={"a": deep(200)}),
+        lambda raw: raw["inversions"][0].update(images=-1),
+        lambda raw: raw["inversions"][0].update(steps=-1),
+        lambda raw: raw["inversions"][0].update(family="martian"),
+        lambda raw: raw["confirmations"][1].update(surer=226),
+        lambda raw: raw["confirmations"][1].update(surer=-1),
+        lambda raw: raw["confirmations"][1].update(searched=False),
+        lambda raw: raw["confirmations"][0].update(surer=5),
+        lambda raw: raw["confirmations"][1].update(controls=[]),
+        lambda raw: raw["confirmations"][1].update(eligible=10**9),
+        lambda raw: raw["judgement"].update(search_classes=[10]),
+        lambda raw: raw["judgement"].update(outlier_classes=[-1]),
+    ],
+)
+def test_searches_that_contradict_themselves_are_refused(change: Callable[[Any], object]) -> None:
+    raw = json.loads(to_json(searched_result()))
+    change(raw)
+    with pytest.raises(UsageError, match="contradicts itself"):
+        from_json(json.dumps(raw))
+
+
+def deep(levels: int) -> Any:
+    return json.loads("[" * levels + "]" * levels)
+
+
+@pytest.mark.parametrize("levels", [450, 900])
+def test_a_found_trigger_cannot_exhaust_the_stack(levels: int) -> None:
+    """What msgspec can read, writing could not: both count levels, and not the same ones."""
+    raw = json.loads(to_json(searched_result()))
+    raw["inversions"][0]["found"][0]["fields"] = {"a": deep(levels)}
+    with pytest.raises(UsageError, match="nested too deeply"):
+        from_json(json.dumps(raw))
+
+
+def test_fields_of_a_found_trigger_stay_plain_data() -> None:
+    raw = json.loads(to_json(searched_result()))
+    fields = {"kind": "overlay", "shape": [0, -1], "content": "no base64", "of": [{"kind": "x"}]}
+    raw["inversions"][0]["found"][0].update(kind="../../etc", fields=fields, trigger="os.system()")
+    result = from_json(json.dumps(raw))
+    assert isinstance(result, ScanResult)
+    assert result.inversions[0].found[0].fields == fields
+    assert "os.system()" in to_html(result), "in the raw result, as text"
 
 
 # ---- numbers and text
@@ -532,6 +963,21 @@ def test_wilson_holds_the_share(counts: tuple[int, int]) -> None:
 )
 def test_percent_never_rounds_to_none_or_all(share: float, text: str) -> None:
     assert percent(share) == text
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0.00346, "0.35%"),
+        (0.052, "5.20%"),
+        (1e-5, "<0.01%"),
+        (5e-5, "0.01%"),
+        (1.5, "150.00%"),
+        (1e9, "1.00e+11%"),
+    ],
+)
+def test_a_small_size_is_never_none(size: float, text: str) -> None:
+    assert fine_percent(size) == text
 
 
 @pytest.mark.parametrize(

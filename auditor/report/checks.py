@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from itertools import chain
 
 from auditor.report.pictures import read_image
 from auditor.results import (
     SCAN_SCHEMA,
     CaseExhibit,
+    Confirmation,
     Confusion,
     Counts,
     Embedding,
+    Inversion,
     MaskLayer,
     PurifyResult,
     RecipeFacts,
@@ -24,6 +27,8 @@ MOST_IMAGES = 1_000_000
 """In one family; a result that claims more was not made by a scan."""
 MOST_POINTS = 20_000
 MOST_BINS = 200
+MOST_NESTED = 8
+"""Lists in lists of a found trigger's fields; writing the result again needs a stack as deep."""
 
 
 def contradictions(result: ScanResult | PurifyResult) -> Iterator[str]:
@@ -57,6 +62,8 @@ def _of_scan(result: ScanResult) -> Iterator[str]:
     ]
     named += [e.target for e in result.exhibits if e.target is not None]
     named += result.margin.classes if result.margin else ()
+    named += chain.from_iterable(search.classes for search in result.inversions)
+    named += (*result.judgement.outlier_classes, *result.judgement.search_classes)
     strange = next((k for k in named if not 0 <= k < classes), None)
     if strange is not None:
         yield f"class {strange} of {classes}"
@@ -66,13 +73,9 @@ def _of_scan(result: ScanResult) -> Iterator[str]:
         if any(not 0 <= count <= response.images for count in response.hits.values()):
             yield "a response with more hits than images"
     for c in result.confirmations:
-        if any(
-            not 0 <= hits <= c.eligible
-            for hits in (c.hits, c.clean_hits, *(k.hits for k in c.controls))
-        ):
-            yield "a confirmation with more hits than images"
-        if c.mapping is not None and len(c.mapping) != classes:
-            yield "a map of classes that does not cover them"
+        yield from _of_confirmation(c, classes)
+    for search in result.inversions:
+        yield from _of_search(search, families)
     if result.margin is not None and len(result.margin.margins) != len(result.margin.classes):
         yield "margins that do not fit their classes"
     for reason in result.judgement.reasons:
@@ -80,6 +83,49 @@ def _of_scan(result: ScanResult) -> Iterator[str]:
             result.confirmations
         ):
             yield "a reason that cites a confirmation which is not there"
+
+
+def _of_confirmation(c: Confirmation, classes: int) -> Iterator[str]:
+    if any(
+        not 0 <= hits <= c.eligible
+        for hits in (c.hits, c.clean_hits, *(control.hits for control in c.controls))
+    ):
+        yield "a confirmation with more hits than images"
+    if c.eligible > MOST_IMAGES:
+        yield "an impossible number of images"
+    if c.mapping is not None and len(c.mapping) != classes:
+        yield "a map of classes that does not cover them"
+    if c.surer is not None and not (c.searched and 0 <= c.surer <= c.eligible):
+        yield "a confirmation with an impossible number of surer images"
+    if c.searched and not c.controls:
+        yield "a searched trigger that was compared with no control"
+
+
+def _of_search(search: Inversion, families: set[str]) -> Iterator[str]:
+    if len(search.sizes) != len(search.classes):
+        yield "sizes that do not fit their classes"
+    if len(set(search.classes)) != len(search.classes):
+        yield "a class that was searched twice"
+    sizes = [size for size in search.sizes if size is not None]
+    if not all(0 < size < math.inf for size in (*sizes, *(found.size for found in search.found))):
+        yield "a size of a change that is none"
+    if search.family not in families:
+        yield "a search on images that are not described"
+    if not (0 <= search.images <= MOST_IMAGES and search.steps >= 0):
+        yield "an impossible number of images or steps of a search"
+    for found in search.found:
+        if found.target not in search.classes:
+            yield "a found trigger for a class that was not searched"
+        if _is_deep(found.fields, MOST_NESTED):
+            yield "fields of a found trigger that are nested too deeply"
+
+
+def _is_deep(value: object, most: int) -> bool:
+    """True where more than `most` lists or objects lie in one another."""
+    if not isinstance(value, dict | list | tuple):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return most == 0 or any(_is_deep(entry, most - 1) for entry in inner)
 
 
 def _of_purification(result: PurifyResult) -> Iterator[str]:

@@ -63,6 +63,13 @@ def percent(value: float) -> str:
     return f"{value * 100:.1f}%"
 
 
+def fine_percent(value: float) -> str:
+    """The size of a small change as a percentage with two decimals; never "0.00%" for some change."""
+    if 0 < value < 0.00005:
+        return "<0.01%"
+    return f"{value * 100:.2f}%" if abs(value) < 100 else f"{number(value * 100)}%"
+
+
 def interval(rate: Rate) -> str:
     """The 95% interval of a rate, as "91.5–97.2%"."""
     low, high = percent(rate.low), percent(rate.high)

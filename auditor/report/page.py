@@ -10,7 +10,16 @@ from functools import lru_cache
 import jinja2
 from markupsafe import Markup
 
-from auditor.report.numbers import byte_size, duration, interval, moment, number, percent, wilson
+from auditor.report.numbers import (
+    byte_size,
+    duration,
+    fine_percent,
+    interval,
+    moment,
+    number,
+    percent,
+    wilson,
+)
 from auditor.report.purify_view import ENDING_SYMBOLS, ENDING_TONES, Ending
 from auditor.resources import resource_dir
 from auditor.results import Verdict
@@ -31,11 +40,13 @@ TONES: Mapping[Verdict, str] = {
 
 # What a page shows at most; the rest is counted, and is in the JSON.
 LONG_TEXT = 3000
-RAW_CHARACTERS = 250_000
+RAW_CHARACTERS = 200_000
 LIMITS: Mapping[str, int] = {
     "open_confirmations": 12,
     "confirmations": 100,
     "responses": 400,
+    "searches": 5,
+    "found": 16,
     "chart": 20,
     "classes": 200,
     "unreadable": 50,
@@ -73,6 +84,7 @@ def _environment() -> jinja2.Environment:
     )
     filters: dict[str, Callable[..., str]] = {
         "percent": percent,
+        "fine_percent": fine_percent,
         "interval": interval,
         "short": lambda text, limit: clean_text(str(text), limit=limit),
         "number": number,

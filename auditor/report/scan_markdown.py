@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from auditor.report.json import to_json
 from auditor.report.markdown import MARKDOWN_ROWS, code, counted, cut, fenced, inert, more
-from auditor.report.numbers import duration, interval, moment, percent
+from auditor.report.numbers import duration, fine_percent, interval, moment, percent
 from auditor.report.page import SYMBOLS, plain_label
 from auditor.report.scan_view import (
     Checked,
@@ -18,6 +18,7 @@ from auditor.report.scan_view import (
     highest_response,
     screened_probes,
 )
+from auditor.report.search_view import SearchedForm, searched_forms
 from auditor.results import Confirmation, Reason, ScanResult
 
 
@@ -30,6 +31,7 @@ def scan_markdown(result: ScanResult) -> str:
         ("Why", _reasons(result.judgement.reasons)),
         ("Confirmed on other images, against controls", _checked(checked, result)),
         ("Screened", _screened(screened, result)),
+        ("Searched", _searched(searched_forms(result), result)),
         ("Not checked", _skipped(result)),
         ("Limits", _limits(result)),
         ("To repeat", _provenance(result)),
@@ -61,7 +63,8 @@ def _numbers(
     )
     lines = ["| number | value | |", "|---|---:|---|"]
     if top is not None:
-        lines.append(f"| highest ASR | {percent(top.asr.share)} | {counted(top.asr)} |")
+        of = " of a searched trigger" if top.searched else ""
+        lines.append(f"| highest ASR{of} | {percent(top.asr.share)} | {counted(top.asr)} |")
         if top.control is not None:
             lines.append(
                 f"| worst matched control | {percent(top.control.share)} | {counted(top.control)} |"
@@ -73,6 +76,9 @@ def _numbers(
     if accuracy is not None:
         lines.append(f"| clean accuracy | {percent(accuracy.share)} | {counted(accuracy)} |")
     lines.append(f"| triggers run | {ran} | of {planned}, from {len(result.probes)} probes |")
+    found = sum(row.found.searched for row in checked)
+    if found:
+        lines.append(f"| searched triggers | {found} | by {len(result.inversions)} searches |")
     for facts in result.images:
         held = (
             f"{facts.screen} to screen, {facts.confirm} others to confirm"
@@ -84,9 +90,10 @@ def _numbers(
         )
     bound = result.judgement.nothing_above
     if bound is not None:
+        declared = "declared " if found else ""
         lines += [
             "",
-            f"No trigger that is not listed has an all-to-one ASR above {percent(bound)} (95%, "
+            f"No {declared}trigger that is not listed has an all-to-one ASR above {percent(bound)} (95%, "
             f"simultaneous).",
         ]
     return lines
@@ -110,26 +117,30 @@ def _checked(checked: Sequence[Checked], result: ScanResult) -> list[str]:
     for row in checked[:MARKDOWN_ROWS]:
         mark = "·" if row.verdict is None else SYMBOLS[row.verdict]
         worst = "" if row.worst is None else percent(row.worst.share)
+        searched = " (searched)" if row.found.searched else ""
         lines.append(
-            f"| {mark} | {code(row.found.probe, 60)} | {code(row.found.trigger, 120)} | "
-            f"{_effect(row.found, result)} | {percent(row.asr.share)} "
+            f"| {mark} | {code(row.found.probe, 60)}{searched} | {code(row.found.trigger, 120)} | "
+            f"{_effect(row.found, result)}{_surer(row)} | {percent(row.asr.share)} "
             f"({row.asr.hits}/{row.asr.total}) | "
             f"{interval(row.asr)} | {percent(row.clean.share)} | {worst} |"
         )
     return [*lines, *more(len(checked), MARKDOWN_ROWS, "confirmations")]
 
 
+def _surer(row: Checked) -> str:
+    return "" if row.surer is None else f"; surer than usual on {row.surer.hits}/{row.surer.total}"
+
+
+def _name(number: int, result: ScanResult) -> str:
+    label = plain_label(number, result.model.class_names, 40)
+    return code(label) if label == f"class {number}" else f"{code(label)} ({number})"
+
+
 def _effect(found: Confirmation, result: ScanResult) -> str:
-    names = result.model.class_names
-
-    def name(number: int) -> str:
-        label = plain_label(number, names, 40)
-        return code(label) if label == f"class {number}" else f"{code(label)} ({number})"
-
     if found.scope == "all-to-one" and found.target is not None:
-        return f"all → {name(found.target)}"
+        return f"all → {_name(found.target, result)}"
     if found.scope == "source-specific" and found.target is not None and found.source is not None:
-        return f"{name(found.source)} → {name(found.target)}"
+        return f"{_name(found.source, result)} → {_name(found.target, result)}"
     return f"all-to-all, shift {found.shift}" if found.shift is not None else "all-to-all map"
 
 
@@ -153,6 +164,46 @@ def _screened(screened: Sequence[ScreenedProbe], result: ScanResult) -> list[str
             f"{interval(best.asr)} | {target} |"
         )
     return [*lines, *more(len(screened), MARKDOWN_ROWS, "probes")]
+
+
+def _searched(searches: Sequence[SearchedForm], result: ScanResult) -> list[str]:
+    if not searches:
+        return []
+    lines = [
+        "| search | size | classes | not reached | smallest | next | largest |",
+        "|---|---|---:|---:|---|---|---:|",
+    ]
+    for form in searches[:MARKDOWN_ROWS]:
+        search = form.search
+        reached = [
+            f"{fine_percent(bar.value)} {_name(bar.number, result)}"
+            for bar in form.bars
+            if bar.value is not None
+        ]
+        smallest, second, largest = reached[:1], reached[1:2], reached[2:][-1:]
+        lines.append(
+            f"| {code(search.search, 60)} | {inert(search.measure, 120)} | {len(search.classes)} of "
+            f"{result.model.classes} | {len(form.missed)} | {''.join(smallest)} | "
+            f"{''.join(second)} | {''.join(largest)} |"
+        )
+    return [
+        *lines,
+        *more(len(searches), MARKDOWN_ROWS, "searches"),
+        "",
+        f"{_comparison(result)} Networks without a backdoor give way to such changes as well, only "
+        "larger ones; by itself this proves nothing.",
+    ]
+
+
+def _comparison(result: ScanResult) -> str:
+    judgement = result.judgement
+    if judgement.search_p is None:
+        return (
+            "Fewer than three searches ran or fewer than 8 classes were reached, so classes were not "
+            "compared."
+        )
+    named = ", ".join(_name(k, result) for k in judgement.search_classes[:MARKDOWN_ROWS])
+    return f"All searches together set {named or 'no class'} apart (p = {judgement.search_p:.2g})."
 
 
 def _skipped(result: ScanResult) -> list[str]:

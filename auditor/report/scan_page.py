@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from typing import Any
 
 from auditor.report.json import to_json
 from auditor.report.page import RAW_CHARACTERS, preformatted, render
@@ -12,13 +13,15 @@ from auditor.report.scan_view import (
     clean_accuracy,
     count_triggers,
     highest_response,
-    margin_bars,
     screened_probes,
     shown_exhibits,
 )
-from auditor.results import ScanResult
+from auditor.report.search_view import margin_bars, searched_forms, searched_triggers
+from auditor.results import Inversion, ScanResult
 
 RAW_HITS = 3
+RAW_FIELD = 80
+"""Characters of a found trigger's field; the pixels of one take more."""
 
 
 def scan_html(result: ScanResult) -> str:
@@ -27,6 +30,7 @@ def scan_html(result: ScanResult) -> str:
     bars, logarithmic = margin_bars(result)
     exhibits, left_out = shown_exhibits(result)
     ran, planned = count_triggers(result)
+    searched = searched_triggers(result, checked)
     return render(
         "scan.html.j2",
         ("report.css",),
@@ -41,6 +45,9 @@ def scan_html(result: ScanResult) -> str:
         planned=planned,
         bars=bars,
         logarithmic=logarithmic,
+        searches=searched_forms(result),
+        searched=searched,
+        made={(entry.row.found.probe, entry.row.found.trigger) for entry in searched},
         exhibits=exhibits,
         left_out=left_out,
         raw=preformatted(_raw(result)),
@@ -49,7 +56,7 @@ def scan_html(result: ScanResult) -> str:
 
 
 def _raw(result: ScanResult) -> str:
-    """The JSON without pictures, shortened where it would fill the page."""
+    """The JSON without pictures and pixels, shortened where it would fill the page."""
     bare = replace(
         result,
         exhibits=tuple(
@@ -63,6 +70,7 @@ def _raw(result: ScanResult) -> str:
             )
             for exhibit in result.exhibits
         ),
+        inversions=tuple(map(_without_pixels, result.inversions)),
     )
     text = to_json(bare)
     if len(text) > RAW_CHARACTERS:
@@ -79,3 +87,18 @@ def _raw(result: ScanResult) -> str:
             + f"\n… {len(text) - RAW_CHARACTERS} more characters are in the file\n"
         )
     return text
+
+
+def _without_pixels(search: Inversion) -> Inversion:
+    """The search, its triggers without what makes them long."""
+
+    def short(value: Any) -> Any:
+        return "(left out)" if isinstance(value, str) and len(value) > RAW_FIELD else value
+
+    return replace(
+        search,
+        found=tuple(
+            replace(found, fields={name: short(value) for name, value in found.fields.items()})
+            for found in search.found
+        ),
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +17,7 @@ from auditor.results import (
     Verdict,
 )
 
-LOG_RANGE = 20.0
-"""Margins that differ by more are drawn on a logarithmic scale."""
+EVIDENCE = (Verdict.BACKDOOR, Verdict.SUSPICIOUS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +32,8 @@ class Checked:
     asr: Rate
     clean: Rate
     controls: tuple[tuple[str, Rate], ...]
+    surer: Rate | None
+    """Of a searched trigger: see `Confirmation.surer`."""
 
     @property
     def worst(self) -> Rate | None:
@@ -72,18 +72,9 @@ class Top:
     clean: Rate | None = None
     control: Rate | None = None
     held_out: bool = False
+    searched: bool = False
+    """A search made the trigger."""
     scope: str = "all-to-one"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bar:
-    """One class in the margin chart."""
-
-    number: int
-    margin: float
-    length: float
-    """Share of the longest bar."""
-    outlier: bool
 
 
 def checked_confirmations(result: ScanResult) -> list[Checked]:
@@ -100,6 +91,7 @@ def checked_confirmations(result: ScanResult) -> list[Checked]:
             asr=Rate(c.hits, c.eligible),
             clean=Rate(c.clean_hits, c.eligible),
             controls=tuple((k.trigger, Rate(k.hits, c.eligible)) for k in c.controls),
+            surer=None if c.surer is None else Rate(c.surer, c.eligible),
         )
         for index, c in enumerate(result.confirmations)
     ]
@@ -113,7 +105,8 @@ def screened_probes(result: ScanResult) -> list[ScreenedProbe]:
     """Responses by family and probe; the strongest probe first within its family."""
     facts = {entry.family: entry for entry in result.images}
     titles = {probe.id: probe.title for probe in result.probes}
-    titles |= {c.probe: c.title for c in result.confirmations if c.probe not in titles}
+    declared = [c for c in result.confirmations if not c.searched]
+    titles |= {c.probe: c.title for c in declared if c.probe not in titles}
     groups: dict[tuple[str, str], list[SeenResponse]] = {}
     for response in result.responses:
         seen = _strongest(response, facts[response.family])
@@ -145,9 +138,13 @@ def _strongest(response: Response, facts: ImageFacts) -> SeenResponse:
 
 
 def highest_response(checked: Sequence[Checked], screened: Sequence[ScreenedProbe]) -> Top | None:
-    """The judged confirmation that comes first, else the highest response of the screen."""
-    if checked:
-        row = checked[0]
+    """The judged confirmation that comes first, else the highest response of the screen.
+
+    Any network gives way to a search, so a searched trigger is the highest only where it is evidence.
+    """
+    worth = [row for row in checked if not row.found.searched or row.verdict in EVIDENCE]
+    if worth:
+        row = worth[0]
         return Top(
             asr=row.asr,
             target=row.found.target,
@@ -156,6 +153,7 @@ def highest_response(checked: Sequence[Checked], screened: Sequence[ScreenedProb
             clean=row.clean,
             control=row.worst,
             held_out=row.found.held_out,
+            searched=row.found.searched,
             scope=row.found.scope,
         )
     seen = [(group, group.rows[0]) for group in screened if group.rows[0].asr.total > 0]
@@ -174,37 +172,12 @@ def clean_accuracy(result: ScanResult) -> Rate | None:
 
 
 def count_triggers(result: ScanResult) -> tuple[int, int]:
-    """Triggers that ran, and that were to run."""
+    """Declared triggers that ran, and that were to run."""
     ran = {(response.probe, response.trigger) for response in result.responses}
     declared = {probe.id for probe in result.probes}
     extra = sum(probe not in declared for probe, _ in ran)
     planned = sum(probe.triggers for probe in result.probes) + extra
     return len(ran), max(planned, len(ran))
-
-
-def margin_bars(result: ScanResult) -> tuple[list[Bar], bool]:
-    """Bars of the margin chart, largest first, and whether their lengths are logarithmic."""
-    if result.margin is None:
-        return [], False
-    values = [
-        (value if math.isfinite(value) else 0.0, number)
-        for value, number in zip(result.margin.margins, result.margin.classes, strict=False)
-    ]
-    values.sort(key=lambda entry: (-entry[0], entry[1]))
-    low, high = (values[-1][0], values[0][0]) if values else (0.0, 0.0)
-    logarithmic = low > 0 and high / low > LOG_RANGE
-
-    def length(value: float) -> float:
-        if high <= 0 or value <= 0:
-            return 0.0
-        if logarithmic:
-            return 0.04 + 0.96 * math.log(value / low) / math.log(high / low)
-        return value / high
-
-    outliers = result.judgement.outlier_classes
-    return [
-        Bar(number=k, margin=v, length=length(v), outlier=k in outliers) for v, k in values
-    ], logarithmic
 
 
 def shown_exhibits(result: ScanResult) -> tuple[list[tuple[Exhibit, Image | None, list[Any]]], int]:
