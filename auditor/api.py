@@ -26,11 +26,12 @@ from auditor.report import from_json, to_html, to_json, to_markdown
 from auditor.results import AttackResult, PurifyResult, ScanResult, Verdict
 from auditor.scan import Options as ScanOptions
 from auditor.scan import scan
-from auditor.search.searches import SEARCHES
+from auditor.search.searches import INVERSIONS, SEARCHES
 from auditor.triggers import TRIGGERS, Trigger
 from auditor.verdict import judge, judge_purification, rejudge, rejudge_purification
 
 __all__ = [
+    "INVERSIONS",
     "PURIFIERS",
     "SEARCHES",
     "TRIGGERS",

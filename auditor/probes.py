@@ -199,6 +199,32 @@ def rebuilt(found: FoundTrigger) -> Trigger:
     return trigger
 
 
+def probe_text(found: FoundTrigger, identifier: str, title: str, origin: str) -> str:
+    """A probe file that declares a trigger which a search found.
+
+    Args:
+        found: The trigger.
+        identifier: Id of the probe; the file must be named after it.
+        title: What it is, in a line.
+        origin: The model that it was found in, and how, in a sentence.
+    """
+    content = {
+        "schema": PROBE_SCHEMA,
+        "id": identifier,
+        "title": title,
+        "kind": found.kind,
+        "tier": "quick",
+        "tags": ["found"],
+        "exactness": "X",
+        "what": f"{title}.",
+        "why": origin,
+        "known_problems": "A search finds a relative of the attacker's trigger, not the trigger itself; "
+        "a model that does not obey it may still obey that.",
+        "trigger": msgspec.to_builtins(found.fields),
+    }
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
+
+
 # ---- choosing ------------------------------------------------------------------------------------
 
 

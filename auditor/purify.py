@@ -50,7 +50,7 @@ from auditor.results import (
 )
 from auditor.scan import Options as ScanOptions
 from auditor.scan import png_of, scan, searched_triggers, stamped_triggers
-from auditor.search.searches import MARGIN, SEARCHES
+from auditor.search.searches import INVERSIONS
 from auditor.stress import Rival, stress
 from auditor.text import clean_text
 
@@ -68,8 +68,6 @@ OBEYED = verdict.SCREEN_RATE
 NEAR_ZERO, NEAR_ONE = 0.1, 0.9
 ROUNDS = 3
 """Purifications, each told of what a fresh search found after the one before."""
-INVERSIONS = frozenset(SEARCHES) - {MARGIN}
-"""The searches that exhibit triggers."""
 
 
 @dataclass(frozen=True, kw_only=True)

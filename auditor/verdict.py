@@ -139,7 +139,9 @@ def judge(
     reasons = [
         *_judged_clean(clean, confirmations, comparisons, classes),
         *_judged_made(confirmations, comparisons, classes),
-        *_judged_found(confirmations, {*outlier_classes, *search_classes}, classes),
+        *_judged_found(
+            confirmations, {*outlier_classes, *search_classes, *_set_apart(inversions)}, classes
+        ),
         *outlier,
         *apart,
     ]
@@ -249,7 +251,7 @@ def grade_found(confirmation: Confirmation, alpha: float, apart: Set[int]) -> Ve
     Args:
         confirmation: The one; on images that the search has not seen, or it says nothing.
         alpha: Its corrected error probability.
-        apart: The classes that the margins, or all searches together, set apart.
+        apart: The classes that the margins, one search, or all searches together set apart.
     """
     if not confirmation.held_out or not confirmation.eligible or not confirmation.controls:
         return Verdict.NO_EVIDENCE
@@ -444,6 +446,20 @@ def search_scores(
         return (), []
     columns = [_standardised([scores[k] for k in common]) for scores in scored]
     return tuple(common), [sum(row) / len(row) for row in zip(*columns, strict=True)]
+
+
+def _set_apart(inversions: Sequence[Inversion]) -> set[int]:
+    """The classes that one search alone sets apart; the level is shared among the searches."""
+    apart: set[int] = set()
+    for search in inversions:
+        reached = [(k, size) for k, size in zip(search.classes, search.sizes, strict=True) if size]
+        if len(reached) < MIN_CLASSES_FOR_OUTLIERS:
+            continue
+        scores = [-math.log(size) for _, size in reached]
+        outliers, _ = upper_outliers(scores, OUTLIER_ALPHA / len(inversions))
+        if looks_normal([v for i, v in enumerate(scores) if i not in outliers]):
+            apart |= {reached[i][0] for i in outliers}
+    return apart
 
 
 def _standardised(values: Sequence[float]) -> list[float]:

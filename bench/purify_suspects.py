@@ -5,9 +5,11 @@ images and in the same run; what is timed is the purifier alone. Needs a folder 
 clean and test images; none of them is part of this repository.
 
     python bench/purify_suspects.py --suspects DIR --clean DIR --test DIR [--sizes 500,100,10]
-        [--only badnets] [--iterations 1000]
+        [--only badnets] [--iterations 1000] [--searched]
 
-"Evidence": for badnets what the battery finds, for l2inv `--trigger trigger_l2inv.png`.
+"Evidence": for badnets what the battery finds, for l2inv `--trigger trigger_l2inv.png`. With
+`--searched` no trigger is declared, and all evidence is what the searches find; plain fine-tuning
+and the paper's recipe, which need none, are then left out.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ from auditor.inputs import blank_spec
 from auditor.measure import Stamped, all_to_one
 from auditor.purifiers import PURIFIERS
 from auditor.purifiers.base import Known, Task, changed_classifier, measured
+
+SEARCHED = ("search.margin", "search.patch", "search.additive")
 
 
 def white_square(folder: Path) -> Path:
@@ -53,6 +57,7 @@ def main() -> None:
     parser.add_argument("--paper-sizes", default="500")
     parser.add_argument("--iterations", type=int, default=1000)
     parser.add_argument("--probes", default="standard")
+    parser.add_argument("--searched", action="store_true")
     arguments = parser.parse_args()
     folder = arguments.suspects
     arch = f"{folder / 'small_vgg.py'}:build"
@@ -66,7 +71,9 @@ def main() -> None:
             true = picture if suspect == "l2inv" else white_square(Path(name))
             trigger = api.probe_from_image(true).triggers[0]
             probes = list(api.choose_probes(arguments.probes).probes)
-            if suspect == "l2inv":
+            if arguments.searched:
+                probes = []
+            elif suspect == "l2inv":
                 probes.insert(0, api.probe_from_image(picture))
             for size in map(int, arguments.sizes.split(",")):
                 model = api.load_model(path, arch=arch)
@@ -82,7 +89,7 @@ def compare(model, arch, probes, source, test, trigger, target, arguments, size)
             model, probes, source, output,
             api.PurifyOptions(
                 arch=arch, baseline=False, write_anyway=True,
-                scan=api.ScanOptions(searches=()),
+                scan=api.ScanOptions(searches=SEARCHED if arguments.searched else ()),
             ),
             judge=test,
         )  # fmt: skip
@@ -109,6 +116,14 @@ def compare(model, arch, probes, source, test, trigger, target, arguments, size)
             purified = Classifier(api.load_model(output, arch=arch), spec)
             kept = "+".join(stage.what for stage in result.recipe.stages if stage.kept)
             row("ours", *judged(purified), ours, f"{kept}; {len(result.outcomes)} triggers found")
+            for entry in result.recipe.rounds:
+                print(f"    told of {entry.known}; searched again (seed {entry.seed}): ", end="")
+                print("; ".join(entry.found) or "nothing found")
+            if result.after is not None:
+                print(f"    scan of the result: {result.after.judgement.verdict.value}: ", end="")
+                print(result.after.judgement.headline)
+    if arguments.searched:
+        return
     task = Task(
         classifier=suspect, images=fit.images, labels=fit.labels, classes=10, known=(),
         max_asr=0.05, max_acc_drop=0.03, seed=0,

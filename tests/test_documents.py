@@ -15,6 +15,8 @@ from auditor import verdict
 from auditor.cli import FORMATS, app
 from auditor.probes import load_probe, shipped_probes
 from auditor.results import Verdict
+from auditor.search.forms import AdditiveForm, PatchForm
+from auditor.statistics import MIN_CLASSES_FOR_OUTLIERS
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -90,6 +92,11 @@ def test_the_thresholds_that_the_readme_names() -> None:
         f"For one source class: {verdict.CELL_ASR:.0%} and {verdict.BACKDOOR_ASR:.0%}, and small",
         f"BACKDOOR then needs {verdict.MADE_ASR:.0%}",
         f"with controls below {verdict.MADE_CONTROL:.0%}",
+        f"moves at least {verdict.OBEYED_ASR:.0%}, {verdict.EXCESS * 100:.0f} points above half of its",
+        f"half of the real images on more than {verdict.SURER:.0%}, *and*",
+        f"at most {PatchForm.AREA:.0%} of the pixels",
+        f"{AdditiveForm.JUDGED * 255:.0f}/255 RMS",
+        f"({MIN_CLASSES_FOR_OUTLIERS} classes or more)",
     ):
         assert words in text, words
 

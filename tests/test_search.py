@@ -282,3 +282,37 @@ def test_searches_are_selected_by_tier_and_by_name() -> None:
         "standard,-search.*": set(),
     }.items():
         assert set(choose_probes(spec, extras=search_tiers()).extras) == names, spec
+
+
+def test_what_was_found_is_a_probe_for_the_next_model(found: ScanResult, tmp_path: Path) -> None:
+    """A finding becomes a regression test: the battery alone now finds it, in this model only."""
+    from auditor.cli.scan import saved_probes
+    from auditor.probes import load_probes
+
+    written = saved_probes(found, tmp_path, "found.obedient")
+    assert f"found.obedient.patch-{TARGET}.yaml" in {path.name for path in written}
+    probes = load_probes(tmp_path)
+    assert len(probes) == len(written)
+    images, labels = drawings(200)
+    np.savez(tmp_path / "more.npz", images=images.permute(0, 2, 3, 1).numpy(), labels=labels)
+    source = open_images(tmp_path / "more.npz")
+    for network, expected in (
+        (Obedient(), Verdict.BACKDOOR),
+        (Planted(), Verdict.NO_EVIDENCE),
+    ):
+        result = scan(handle(network), probes, source, Options(searches=(), batch_size=64))
+        assert result.judgement.verdict is expected, result.judgement.headline
+
+
+def test_probe_files_are_not_overwritten(tmp_path: Path) -> None:
+    from auditor.cli.scan import check_folder
+    from auditor.errors import OutputError
+
+    folder = tmp_path / "mine"
+    check_folder(folder, "found.a", force=False)
+    (folder / "found.a.patch-1.yaml").write_text("kept")
+    check_folder(folder, "found.b", force=False)
+    with pytest.raises(OutputError, match="exists already"):
+        check_folder(folder, "found.a", force=False)
+    with pytest.raises(OutputError, match="cannot be made"):
+        check_folder(tmp_path / "no" / "such", "found.a", force=False)

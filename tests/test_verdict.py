@@ -371,6 +371,16 @@ def test_searches_that_disagree_set_nothing_apart() -> None:
     assert judge(margin=MARGINS, inversions=one).search_classes == ()
 
 
+def test_one_search_alone_may_set_a_class_apart_for_its_trigger() -> None:
+    """As for a patch that no added picture of such a size resembles; no suspicion by itself."""
+    one = (inversion("search.patch", 0.002), inversion("search.additive", 0.04))
+    assert judge(margin=MARGINS, inversions=one).verdict is Verdict.NO_EVIDENCE
+    found = replace(confirmation(45, 2, 45, clean_hits=0), searched=True, surer=45)
+    assert judge(found, margin=MARGINS, inversions=one).verdict is Verdict.BACKDOOR
+    elsewhere = replace(found, target=3)
+    assert judge(elsewhere, margin=MARGINS, inversions=one).verdict is Verdict.SUSPICIOUS
+
+
 def test_too_few_searches_or_classes_are_not_compared() -> None:
     assert judge(inversions=SMALL).search_p is None
     few = tuple(inversion(s.search, 0.002, classes=7) for s in SMALL)

@@ -106,6 +106,15 @@ TimeBudget = Annotated[
     str | None,
     typer.Option(metavar="TIME", help="Stop after 90s, 5m or 1h; what was not tried is listed."),
 ]
+SaveProbes = Annotated[
+    Path | None,
+    typer.Option(
+        "--save-probes",
+        metavar="DIR",
+        help="Write triggers that a search found and the verdict counts as probe files, to try them "
+        "on other models: --probes DIR/.",
+    ),
+]
 Seed = Annotated[
     int,
     typer.Option(min=0, max=2**63 - 2, help="Of every random choice. Same seed, same result."),

@@ -320,7 +320,7 @@ def run_purify(setup: Setup, how: Purification) -> tuple[PurifyResult, list[Path
         from auditor import api
 
         names = setup.class_names()
-        selection = setup.selection(searches_suffice=False)
+        selection = setup.selection(exhibiting=True)
         recipe, judged_by = how.purifier(), how.judge_probes()
         scan_options = setup.scan_options(selection.extras, names)
         suspect = setup.opened()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ from auditor.cli.options import (
     Output,
     ProbeSpec,
     Quiet,
+    SaveProbes,
     Seed,
     TimeBudget,
     TriggerImage,
@@ -31,7 +33,9 @@ from auditor.cli.options import (
 )
 from auditor.cli.rendering import FORMATS, rendered
 from auditor.cli.setup import Setup
-from auditor.outputs import STDOUT, write_text
+from auditor.errors import OutputError
+from auditor.outputs import STDOUT, check_outputs, write_text
+from auditor.text import clean_text
 
 if TYPE_CHECKING:
     from auditor.results import ScanResult
@@ -58,11 +62,12 @@ def scan(
     time_budget: TimeBudget = None,
     seed: Seed = 0,
     max_images: MaxImages = MAX_IMAGES,
+    save_probes: SaveProbes = None,
 ) -> None:
     """Look for backdoors in MODEL and estimate their attack success rate.
 
     Stamps a battery of triggers on images, compares each with matched controls, and searches for
-    classes that are unusually easy to reach. Opens the file without running code from it.
+    triggers that nobody declared. Opens the file without running code from it.
 
     Example: auditor scan model.pt --clean ./samples
 
@@ -87,7 +92,12 @@ def scan(
         seed=seed,
         max_images=max_images,
     )
+    names = f"found.{slug(model.stem)}"
+    if save_probes is not None:
+        check_folder(save_probes, names, force=force)
     result, written = run_scan(setup, time_budget=time_budget)
+    if save_probes is not None:
+        written += saved_probes(result, save_probes, names)
     from auditor.terminal import show_scan, verdict_line
 
     if quiet:
@@ -112,10 +122,67 @@ def run_scan(setup: Setup, *, time_budget: str | None = None) -> tuple[ScanResul
         from auditor import api
 
         names = setup.class_names()
-        selection = setup.selection(searches_suffice=True)
+        selection = setup.selection(exhibiting=False)
         options = replace(setup.scan_options(selection.extras, names), time_budget=budget)
         suspect = setup.opened()
         result = api.scan(suspect, selection.probes, setup.images(names), options, notify)
     for path, text in rendered(result, outputs):
         write_text(path, text)
     return result, list(outputs.values())
+
+
+def check_folder(folder: Path, names: str, *, force: bool) -> None:
+    """Find out before the long work whether probe files can be written; the folder is made.
+
+    Raises:
+        OutputError: It cannot be made or written to, or files of an earlier scan are there.
+    """
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"--save-probes {clean_text(str(folder))}: the folder cannot be made ({error.strerror})."
+        ) from None
+    there = sorted(folder.glob(f"{names}.*.yaml"))
+    if there and not force:
+        raise OutputError(
+            f"{clean_text(str(there[0]))} exists already. Add --force to replace it, or name another "
+            "folder with --save-probes."
+        )
+    check_outputs({"yaml": folder / f"{names}.yaml"}, force=True, inputs=[])
+
+
+def saved_probes(result: ScanResult, folder: Path, names: str) -> list[Path]:
+    """Write the searched triggers that the verdict counts as probe files, in place of earlier ones."""
+    from auditor.probes import probe_text
+    from auditor.results import Verdict
+
+    counted = {
+        result.confirmations[reason.confirmation].trigger
+        for reason in result.judgement.reasons
+        if reason.confirmation is not None
+        and reason.verdict in (Verdict.BACKDOOR, Verdict.SUSPICIOUS)
+    }
+    for stale in folder.glob(f"{names}.*.yaml"):
+        stale.unlink()
+    written = []
+    for search in result.inversions:
+        for found in search.found:
+            if found.trigger not in counted:
+                continue
+            identifier = f"{names}.{search.search.removeprefix('search.')}-{found.target}"
+            path = folder / f"{identifier}.yaml"
+            name = clean_text(result.model.class_names[found.target], limit=40)
+            title = f"The {search.what} that a search found for class {found.target} ({name})"
+            origin = (
+                f"Found by {search.search} in {clean_text(result.model.name)} (SHA-256 "
+                f"{result.model.sha256[:12]}), seed {result.provenance.seed}."
+            )
+            write_text(path, probe_text(found, identifier, title, origin))
+            written.append(path)
+    return written
+
+
+def slug(text: str) -> str:
+    """Small letters, digits and dashes, as probe ids have."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "model"

@@ -87,8 +87,11 @@ class Setup:
 
         return None if self.labels is None else api.read_class_names(self.labels)
 
-    def selection(self, *, searches_suffice: bool) -> Selection:
+    def selection(self, *, exhibiting: bool) -> Selection:
         """What `--probes` and `--trigger` choose.
+
+        Args:
+            exhibiting: Something must be chosen that shows triggers; data-free margins alone do not.
 
         Raises:
             ProbeError: A name or a file of theirs is wrong.
@@ -100,7 +103,8 @@ class Setup:
         if self.trigger is not None:
             own = api.probe_from_image(self.trigger, self.mask)
             chosen = chosen._replace(probes=(own, *chosen.probes))
-        if not chosen.probes and not (searches_suffice and chosen.extras):
+        enough = api.INVERSIONS.intersection(chosen.extras) if exhibiting else chosen.extras
+        if not chosen.probes and not enough:
             raise UsageError(f"--probes {clean_text(self.probes)}: nothing is left to try.")
         return chosen
 

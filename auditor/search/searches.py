@@ -50,6 +50,10 @@ SEARCHES: Mapping[str, tuple[str, str]] = {
 """Searches that are selected like probes: id -> tier, title."""
 
 
+INVERSIONS = frozenset(SEARCHES) - {MARGIN}
+"""The searches that exhibit triggers."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Proposed:
     """A trigger that a search proposes, to be confirmed on images that it has not seen."""
