@@ -207,6 +207,8 @@ class _Scan:
             inversions, proposed = searches.inversions(family.name, family.screen, margin)
             confirmations += self._confirm_found(family, proposed)
             shown |= {f"{family.name} {p.stamped.trigger!r}": (p.stamped, family) for p in proposed}
+        else:
+            searches.without_images()
         self.skipped += searches.skipped
         names = self._class_names()
         images = tuple(family.facts for family in families)

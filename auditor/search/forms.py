@@ -255,7 +255,8 @@ class FieldForm(Form):
     """Radius that the ball has at first."""
     LARGEST: ClassVar[float]
     JUDGED: ClassVar[float]
-    """Largest radius that a trigger is judged at."""
+    """Largest radius that a trigger is judged at: of an added picture the largest (in steps of 2/255)
+    at which no benign network of the zoo's calibration half is surer on half of the images."""
 
     field: Tensor
 
@@ -319,7 +320,7 @@ class AdditiveForm(FieldForm):
 
     what = "added picture"
     measure = "root mean square of the change, of the full range"
-    START, LARGEST, JUDGED = 0.06, 0.3, 4 / 255
+    START, LARGEST, JUDGED = 0.06, 0.3, 6 / 255
 
     def __init__(self, classes: int, shape: tuple[int, int, int], draw: torch.Generator) -> None:
         """Nearly nothing."""

@@ -13,7 +13,7 @@ then makes a model surer than its own images do, a natural one hardly moves it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,6 +43,8 @@ REACH = 1 / 16
 """Images are shifted by up to this share of their side, so that no single image decides."""
 STRENGTHEN_STEPS = 50
 STRENGTHEN_IMAGES = 24
+FEWEST_AT_ONCE = 8
+"""Images that go through the network at once, even where memory is short."""
 MOST_CLASSES = 50
 HANDED_ON = 3
 """Classes whose triggers are handed on: those that the smallest changes reach."""
@@ -153,7 +155,7 @@ class _Inversion:
             form=self.name,
             classes=tuple(self.classes),
             sizes=tuple(size if math.isfinite(size) else None for size in sizes),
-            steps=steps,
+            steps=form.explored + steps,
             images=len(self.images),
             candidates=tuple(candidates),
         )
@@ -167,18 +169,17 @@ class _Inversion:
         total = form.explored + steps
         pace = Pace(total, self.budget, device)
         for step in range(1, form.explored + 1):
-            margins = self._margins(form, classes, IMAGES)
-            torch.autograd.backward(F.relu(SURE - margins).mean(1).sum())
+            margins = self._descended(form, classes, IMAGES, lambda m: F.relu(SURE - m))
             form.step()
-            form.learn(margins.detach(), last=step == form.explored)
+            form.learn(margins, last=step == form.explored)
             pace.step()
             self.notify(f"searching the smallest {form.what} towards each class", step, total)
         running = torch.zeros(len(classes), device=device)
         best = torch.full((len(classes),), torch.inf, device=device)
         kept = form.state()
         for step in range(1, steps + 1):
-            margins = self._margins(form, classes, IMAGES)
-            rate = (margins.detach() > 0).float().mean(1)
+            margins = self._descended(form, classes, IMAGES, lambda m: F.relu(MARGIN - m))
+            rate = (margins > 0).float().mean(1)
             running = MEMORY * running + (1 - MEMORY) * rate
             with torch.no_grad():
                 size = form.sizes()
@@ -187,8 +188,8 @@ class _Inversion:
                 for copy, parameter in zip(kept, form.parameters(), strict=True):
                     copy[better] = parameter[better]
             pressure = form.shrink(running >= WORKS, running < FAILS)
-            loss = F.relu(MARGIN - margins).mean(1) + pressure
-            torch.autograd.backward(loss.sum())
+            if pressure.requires_grad:
+                torch.autograd.backward(pressure.sum())
             form.step()
             pace.step()
             self.notify(
@@ -204,26 +205,47 @@ class _Inversion:
         target = self.classes[row]
         strongest = form.strongest(torch.tensor([row], device=self.classifier.device))
         for _ in range(STRENGTHEN_STEPS):
-            margins = self._margins(strongest, [target], STRENGTHEN_IMAGES)
-            torch.autograd.backward(-margins.mean())
+            self._descended(strongest, [target], STRENGTHEN_IMAGES, torch.neg)
             strongest.step()
         return strongest.trigger(0)
 
-    def _margins(self, form: Form, classes: Sequence[int], count: int) -> Tensor:
-        """Margins ``(K, n)`` of stamped draws of the images, for each class of others than its own."""
+    def _descended(
+        self, form: Form, classes: Sequence[int], count: int, loss: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Margins ``(K, n)`` of stamped draws of the images, and in the form the gradient of a loss.
+
+        What the network keeps for the gradient is by far the most of the memory, so the images go
+        through it in parts; the stamps are differentiated once for all of them.
+
+        Args:
+            form: The triggers.
+            classes: K targets; each is stamped on images of other classes.
+            count: n.
+            loss: Of margins, one by one; its mean over the images counts, summed over the classes.
+        """
+        stamped = form.stamp(self._drawn(classes, count)).flatten(0, 1)
+        leaves = stamped.detach().requires_grad_()
+        target = torch.tensor(classes, device=leaves.device).repeat_interleave(count)
+        size = max(FEWEST_AT_ONCE, self.classifier.batch_size // 2)
+        margins = []
+        for part, wanted in zip(torch.split(leaves, size), torch.split(target, size), strict=True):
+            margin = margins_of(self.classifier(part), wanted) * self.scale
+            if not margin.requires_grad:
+                raise NoGradient
+            torch.autograd.backward(loss(margin).sum() / count)
+            margins.append(margin.detach())
+        torch.autograd.backward(stamped, leaves.grad)
+        return torch.cat(margins).view(len(classes), count)
+
+    def _drawn(self, classes: Sequence[int], count: int) -> Tensor:
+        """Images ``(K, n, C, H, W)`` of other classes than the one that they are drawn for."""
         picked = torch.stack(
             [
                 self.sources[k][torch.randint(len(self.sources[k]), (count,), generator=self.draw)]
                 for k in classes
             ]
         )
-        images = self._shifted(self.images[picked.to(self.images.device)])
-        logits = self.classifier(form.stamp(images).flatten(0, 1))
-        target = torch.tensor(classes, device=logits.device).repeat_interleave(count)
-        margins = margins_of(logits, target).view(len(classes), count) * self.scale
-        if not margins.requires_grad:
-            raise NoGradient
-        return margins
+        return self._shifted(self.images[picked.to(self.images.device)])
 
     def _shifted(self, images: Tensor) -> Tensor:
         """All images of a step shifted and mirrored alike, before they are stamped."""

@@ -30,6 +30,9 @@ ESTIMATED_AFTER = 5
 """Steps after which the time of all of them is known well enough; the first one, in which much is
 set up, is left out."""
 
+HOPELESS = 4
+"""What would take so many times longer than it may is given up before."""
+
 
 class NoGradient(Exception):
     """The scores do not depend on the image, or not differentiably."""
@@ -54,10 +57,11 @@ class Pace:
         now = time.monotonic()
         if self.done == 1:
             self.begin = now
-        if self.done >= min(ESTIMATED_AFTER, self.steps):
-            seconds = (now - self.begin) * self.steps / max(1, self.done - 1)
-            if seconds > self.budget:
-                raise OverBudget(seconds)
+            return
+        seconds = (now - self.begin) * self.steps / (self.done - 1)
+        sure = self.done >= min(ESTIMATED_AFTER, self.steps)
+        if seconds > self.budget * (1 if sure else HOPELESS):
+            raise OverBudget(seconds)
 
 
 class OverBudget(Exception):

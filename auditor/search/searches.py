@@ -90,6 +90,14 @@ class Searches:
             ),
         )
 
+    def without_images(self) -> None:
+        """Note that no trigger is searched: that needs images to stamp it on."""
+        self.skipped += [
+            Skipped(what=name, reason="needs clean images (--clean DIR)")
+            for name in self.chosen
+            if name in INVERSIONS
+        ]
+
     def inversions(
         self, family: str, half: Half, margin: MarginSearch | None
     ) -> tuple[list[Inversion], list[Proposed]]:
