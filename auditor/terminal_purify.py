@@ -87,6 +87,7 @@ def _done(result: PurifyResult) -> list[str]:
         lines.append(
             f"{mark} {stage.what}, {stage.steps} steps: {clean_text(stage.outcome, limit=300)}"
         )
+    lines += [clean_text(sentence, limit=400) for sentence in view.round_sentences(recipe)]
     if result.masks:
         totals = view.mask_totals(result.masks)
         lines.append(

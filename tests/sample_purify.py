@@ -26,6 +26,7 @@ from auditor.results import (
     Point,
     PurifyResult,
     RecipeFacts,
+    Round,
     ScanResult,
     SplitFacts,
     Stage,
@@ -65,6 +66,10 @@ def sample_purify(*, class_names: tuple[str, ...] = CLASSES) -> PurifyResult:
             settings={"lr": "0.01", "lower bound": "0.05 to 0.5", "mask penalty": "0.001"},
             stages=(masks_stage(),),
             seconds=71.4,
+            rounds=(
+                Round(known=1, seed=1, found=("The <patch> that the search found for class 3",)),
+                Round(known=2, seed=2, found=()),
+            ),
         ),
         accuracy=Counts(before=RIGHT, after=RIGHT_AFTER, baseline=RIGHT_TUNED),
         outcomes=(found_outcome(), judge_outcome()),

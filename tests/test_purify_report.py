@@ -566,3 +566,18 @@ def test_one_line_for_scripts() -> None:
         "file=suspect.purified.onnx"
     )
     assert goals_line(untouched()) == "NOTHING TO REMOVE  suspect.onnx  acc=0.935->0.935"
+
+
+def test_rounds_say_what_was_found_and_told() -> None:
+    recipe = sample_purify().recipe
+    assert recipe is not None
+    first, second = view.round_sentences(recipe)
+    assert "told of 1 trigger;" in first
+    assert "(seed 1) found 1: The <patch>" in first
+    assert first.endswith("The next round was told of them.")
+    assert second.endswith("(seed 2) found nothing more.")
+    left = replace(recipe, rounds=recipe.rounds[:1])
+    assert view.round_sentences(left)[0].endswith("No round was left for them.")
+    page = to_html(sample_purify())
+    assert "The &lt;patch&gt; that the search found" in page
+    assert "<patch>" not in page

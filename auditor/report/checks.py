@@ -27,6 +27,7 @@ MOST_IMAGES = 1_000_000
 """In one family; a result that claims more was not made by a scan."""
 MOST_POINTS = 20_000
 MOST_BINS = 200
+MOST_ROUNDS = 100
 MOST_NESTED = 8
 """Lists in lists of a found trigger's fields; writing the result again needs a stack as deep."""
 
@@ -216,6 +217,8 @@ def _of_outcomes(result: PurifyResult) -> Iterator[str]:
 
 
 def _of_recipe(recipe: RecipeFacts) -> Iterator[str]:
+    if len(recipe.rounds) > MOST_ROUNDS or any(entry.known < 0 for entry in recipe.rounds):
+        yield "rounds of a purification that cannot have been"
     for stage in recipe.stages:
         if min(stage.steps, stage.images) < 0:
             yield "a stage with fewer than no steps"

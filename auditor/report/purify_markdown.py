@@ -153,6 +153,7 @@ def _recipe(result: PurifyResult) -> list[str]:
     for stage in recipe.stages[:MARKDOWN_ROWS]:
         kept = "kept" if stage.kept else "not kept"
         lines.append(f"- {stage.what}, {stage.steps} steps, {kept}: {inert(stage.outcome, 500)}")
+    lines += [f"- {inert(sentence, limit=600)}" for sentence in view.round_sentences(recipe)]
     if result.masks:
         totals = view.mask_totals(result.masks)
         lines.append(

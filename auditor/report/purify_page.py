@@ -61,6 +61,7 @@ def purify_html(result: PurifyResult) -> str:
         totals=view.mask_totals(result.masks),
         mask_panels=list(_mask_panels(result)),
         curves=list(_curves(result)),
+        rounds=[] if result.recipe is None else view.round_sentences(result.recipe),
         maps=_maps(result),
         map_rows=view.map_rows(result.embedding) if result.embedding else [],
         map_points=MAP_POINTS,
