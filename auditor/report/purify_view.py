@@ -37,7 +37,7 @@ MOST_TITLES = 4
 def round_sentences(recipe: RecipeFacts) -> list[str]:
     """What each round was told, and what a fresh search found in its result; plain text."""
     sentences = []
-    for number, entry in enumerate(recipe.rounds, start=1):
+    for place, entry in enumerate(recipe.rounds, start=1):
         told = f"{entry.known} trigger{'' if entry.known == 1 else 's'}"
         if not entry.found:
             found = "found nothing more"
@@ -45,10 +45,10 @@ def round_sentences(recipe: RecipeFacts) -> list[str]:
             rest = len(entry.found) - MOST_TITLES
             more = f" and {rest} more" if rest > 0 else ""
             found = f"found {len(entry.found)}: {'; '.join(entry.found[:MOST_TITLES])}{more}"
-            last = number == len(recipe.rounds)
+            last = place == len(recipe.rounds)
             found += ". No round was left for them" if last else ". The next round was told of them"
         sentences.append(
-            f"Round {number} was told of {told}; a fresh search of its result (seed {entry.seed}) "
+            f"Round {place} was told of {told}; a fresh search of its result (seed {entry.seed}) "
             f"{found}."
         )
     return sentences
