@@ -59,10 +59,13 @@ def demo(
         return
     samples = directory / "samples"
 
-    def setup(path: Path, outputs: Mapping[str, Path], max_images: int) -> Setup:
+    def setup(
+        path: Path, outputs: Mapping[str, Path], max_images: int, probes: str = "standard"
+    ) -> Setup:
         return Setup(
             model=path,
             clean=samples,
+            probes=probes,
             output=[f"{kind}={output}" for kind, output in outputs.items()],
             force=force,
             seed=seed,
@@ -75,12 +78,13 @@ def demo(
         result, written = scan.run_scan(setup(path, outputs, scan.MAX_IMAGES))
         show_scan(result, written)
     path = directory / "suspect.pt"
-    _echo_command("purify", path, samples)
+    _echo_command("purify", path, samples, "--probes quick")  # what it removes is known by now
     done, written = purify.run_purify(
-        setup(path, purified, purify.MAX_IMAGES), purify.Purification()
+        setup(path, purified, purify.MAX_IMAGES, "quick"), purify.Purification()
     )
     show_purify(done, written)
 
 
-def _echo_command(name: str, model: Path, samples: Path) -> None:
-    typer.echo(f"\n$ auditor {name} {shlex.quote(str(model))} --clean {shlex.quote(str(samples))}")
+def _echo_command(name: str, model: Path, samples: Path, more: str = "") -> None:
+    words = [f"auditor {name} {shlex.quote(str(model))} --clean {shlex.quote(str(samples))}", more]
+    typer.echo("\n$ " + " ".join(filter(None, words)))

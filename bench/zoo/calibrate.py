@@ -13,6 +13,7 @@ import numpy as np
 from auditor import api
 from auditor.outputs import write_text
 from auditor.results import Confirmation, Judgement, ScanResult, Verdict
+from auditor.statistics import lower_bound
 from auditor.verdict import is_small, moved_bound, typical_excess_bound
 from bench.zoo.data import Data
 from bench.zoo.rows import AllToAll, AllToOne, Row, SourceSpecific
@@ -23,16 +24,25 @@ from bench.zoo.train import Made, read_made
 class Condition:
     """How the zoo is scanned."""
 
+    title: str
     images: int | None
     """Clean images that the scan is given; None are none at all."""
     probes: str
 
 
 CONDITIONS: Mapping[str, Condition] = {
-    "400": Condition(images=400, probes="standard,-search.patch,-search.additive"),
-    "100": Condition(images=100, probes="standard,-search.patch,-search.additive"),
-    "none": Condition(images=None, probes="standard"),
-    "search": Condition(images=100, probes="search.margin,search.patch,search.additive"),
+    "400": Condition(
+        title="400 images", images=400, probes="standard,-search.patch,-search.additive"
+    ),
+    "100": Condition(
+        title="100 images", images=100, probes="standard,-search.patch,-search.additive"
+    ),
+    "none": Condition(title="no images", images=None, probes="standard"),
+    "search": Condition(
+        title="searches alone, 100 images",
+        images=100,
+        probes="search.margin,search.patch,search.additive",
+    ),
 }
 """The battery with data-free margins, and the searches alone."""
 MOST_CLEAN = 5000
@@ -73,7 +83,7 @@ class Case:
         return (
             any(reason.confirmation is None for reason in named)
             and not isinstance(attack.labels, AllToAll)
-            and attack.labels.target in judged.outlier_classes
+            and attack.labels.target in {*judged.outlier_classes, *judged.search_classes}
         )
 
     @property
@@ -94,7 +104,10 @@ class Case:
 
 
 def _strength(found: Confirmation) -> float:
-    return min(moved_bound(found, 0.05), typical_excess_bound(found, 0.05))
+    bounds = [moved_bound(found, 0.05), typical_excess_bound(found, 0.05)]
+    if found.searched:
+        bounds.append(lower_bound(found.surer or 0, found.eligible, 0.05))
+    return min(bounds)
 
 
 def planted(row: Row, found: Confirmation, result: ScanResult) -> bool:

@@ -36,8 +36,10 @@ def report(cases: Sequence[Case]) -> str:
     for condition in CONDITIONS:
         seen = [case for case in cases if case.condition == condition]
         if seen:
-            title = "No images" if condition == "none" else f"{condition} clean images"
-            parts.append(f"### {title}\n\n{_verdicts(seen)}\n\n{_families(seen)}")
+            title = CONDITIONS[condition].title
+            parts.append(
+                f"### {title[0].upper()}{title[1:]}\n\n{_verdicts(seen)}\n\n{_families(seen)}"
+            )
     parts.append(_coverage(cases))
     return "\n\n".join(parts) + "\n"
 
@@ -87,7 +89,7 @@ def _kind(case: Case) -> str:
 def _networks(cases: Sequence[Case]) -> str:
     """ACC and ASR of every network, with what was said of it."""
     conditions = [name for name in CONDITIONS if any(case.condition == name for case in cases)]
-    heads = " | ".join(f"{name} images" for name in conditions)
+    heads = " | ".join(CONDITIONS[name].title for name in conditions)
     lines = [
         f"| network | kind | ACC | ASR | {heads} |",
         "|---|---|---|---|" + "---|" * len(conditions),
