@@ -50,7 +50,8 @@ from auditor.results import (
 )
 from auditor.scan import Options as ScanOptions
 from auditor.scan import png_of, scan, searched_triggers, stamped_triggers
-from auditor.search.searches import INVERSIONS
+from auditor.search.inversion import invert
+from auditor.search.searches import INVERSIONS, presented
 from auditor.stress import Rival, stress
 from auditor.text import clean_text
 
@@ -66,6 +67,16 @@ EXHIBITS, CASES = 2, 6
 OBEYED = verdict.SCREEN_RATE
 """A judge trigger counts where the suspect goes along with so many images."""
 NEAR_ZERO, NEAR_ONE = 0.1, 0.9
+RELATIVES = (
+    ("search.patch", 2.5),
+    ("search.additive", 1.0),
+    ("search.patch", 2.5),
+    ("search.patch", 1.0),
+)
+"""Further triggers that are sought for a class that a search found one for: search, and room
+(see `Form.strongest`)."""
+RELATED = 2
+"""Classes that they are sought for."""
 ROUNDS = 3
 """Purifications, each told of what a fresh search found after the one before."""
 
@@ -153,6 +164,7 @@ class _Purification:
         self._refuse_too_few(source, len(self.fit.images), len(self.judge.images))
         self._refuse_shared()
         known = self._known()
+        known += self._relatives(known)
         self.fit = replace(self.fit, known=tuple(known))
         self.before = self._scanned(self.model, judge_source, "scan before", without=INVERSIONS)
         changing.refuse_unsound(self.before)
@@ -372,6 +384,31 @@ class _Purification:
                     stamped=by_repr[entry.trigger], mapping=_mapping(entry, self.classes)
                 )
         return list(known.values())
+
+    def _relatives(self, known: Sequence[Known]) -> list[Known]:
+        """More triggers for the classes that a search found one for: other seeds, larger regions.
+
+        The trigger that a search finds is one relative of the attacker's. Unlearning it alone leaves
+        others at work, so several are sought for its class, which costs little for one class alone.
+        """
+        targets = dict.fromkeys(
+            max(entry.mapping) for entry in known if entry.stamped.probe in INVERSIONS
+        )
+        chosen = [one for one in RELATIVES if one[0] in self.options.scan.searches]
+        found = []
+        for target in list(targets)[:RELATED]:
+            for number, (search, room) in enumerate(chosen, start=1):
+                inverted = invert(
+                    self.classifier, self.fit.images, self.fit.labels, [target],
+                    search.removeprefix("search."), seed=self.options.seed + number, room=room,
+                    notify=self.notify,
+                )  # fmt: skip
+                mapping = all_to_one(target, self.classes).mapping
+                found += [
+                    Known(stamped=presented(search, candidate, f", seed {number}"), mapping=mapping)
+                    for candidate in inverted.candidates
+                ]
+        return found
 
     def _named(self) -> list[Known]:
         """The judge triggers that the suspect obeys, each with the target it sends most images to."""

@@ -83,11 +83,16 @@ class Form(ABC):
         """Move against the gradients."""
 
     @abstractmethod
-    def strongest(self, rows: Tensor) -> Form:
+    def strongest(self, rows: Tensor, room: float = 1.0) -> Form:
         """The triggers of some classes, settled at the size that they are judged at.
 
         That is twice their own, so that there is room to become strong, and never more than
         a size that a benign network hardly obeys.
+
+        Args:
+            rows: Which classes.
+            room: Factor on both for patches, for other purposes than judging. Changes of the whole
+                image have none: larger ones turn any class into any.
         """
 
     @abstractmethod
@@ -222,14 +227,14 @@ class PatchForm(Form):
         self._optimizer.step()
         self._optimizer.zero_grad()
 
-    def strongest(self, rows: Tensor) -> PatchForm:
+    def strongest(self, rows: Tensor, room: float = 1.0) -> PatchForm:
         """The pixels where the mask is strongest, wholly opaque; the others untouched."""
         chosen = PatchForm.__new__(PatchForm)
         chosen.size, chosen._optimizer, chosen._exploring = self.size, None, False
         opacity = self.layers()[0][rows].detach()
         # of single pixels and blocks the latter: the mean over neighbours
         local = F.avg_pool2d(opacity, 3, 1, 1).flatten(1)
-        area = (ROOM * opacity.mean((1, 2, 3), keepdim=True)).clamp_max(self.AREA)
+        area = room * (ROOM * opacity.mean((1, 2, 3), keepdim=True)).clamp_max(self.AREA)
         count = (area.flatten(1) * local.shape[1]).round().clamp_min(self.FEWEST)
         ranks = local.argsort(1, descending=True).argsort(1)
         chosen.region = (ranks < count).float().view_as(opacity)
@@ -296,7 +301,7 @@ class FieldForm(Form):
         self.field.copy_(self._within(moved))
         self.field.grad = None
 
-    def strongest(self, rows: Tensor) -> Form:
+    def strongest(self, rows: Tensor, room: float = 1.0) -> Form:
         """The fields blown up, or shrunk, to the ball that they are judged in."""
         chosen = type(self).__new__(type(self))
         chosen.size, chosen.channels, chosen.settled = self.size, self.channels, True

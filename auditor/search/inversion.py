@@ -86,6 +86,7 @@ def invert(
     budget: float = math.inf,
     steps: int = STEPS,
     handed_on: int = HANDED_ON,
+    room: float = 1.0,
 ) -> Inverted:
     """Search the smallest trigger of a form towards each class, and strengthen the smallest ones.
 
@@ -103,13 +104,14 @@ def invert(
         budget: Seconds that it may take; estimated after a few steps.
         steps: Of each class, in which the trigger shrinks; a form may take others before.
         handed_on: Classes whose triggers are strengthened and returned.
+        room: See `Form.strongest`.
 
     Raises:
         NoGradient: The scores do not depend on the image, or not differentiably.
         OverBudget: It would take longer.
     """
     return _Inversion(classifier, images, groups, classes, form, seed, notify, budget).run(
-        steps, handed_on
+        steps, handed_on, room
     )
 
 
@@ -135,7 +137,7 @@ class _Inversion:
         # margins in units of a common spread, so that multiplying the scores changes nothing
         self.scale = TYPICAL_SPREAD / spread(classifier, self.images)
 
-    def run(self, steps: int, handed_on: int) -> Inverted:
+    def run(self, steps: int, handed_on: int, room: float) -> Inverted:
         """Search all classes, then strengthen the best."""
         spec = self.classifier.spec
         shape = (spec.channels, spec.height, spec.width)
@@ -147,7 +149,7 @@ class _Inversion:
                 form=self.name,
                 target=self.classes[row],
                 size=sizes[row],
-                trigger=self._strengthened(form, row),
+                trigger=self._strengthened(form, row, room),
             )
             for row in sorted(reached, key=lambda row: sizes[row])[:handed_on]
         ]
@@ -200,10 +202,10 @@ class _Inversion:
         form.restore(kept, best.isfinite())
         return best.cpu()
 
-    def _strengthened(self, form: Form, row: int) -> Trigger:
+    def _strengthened(self, form: Form, row: int, room: float) -> Trigger:
         """The trigger of one class with the largest margin, at the size that all are judged at."""
         target = self.classes[row]
-        strongest = form.strongest(torch.tensor([row], device=self.classifier.device))
+        strongest = form.strongest(torch.tensor([row], device=self.classifier.device), room)
         for _ in range(STRENGTHEN_STEPS):
             self._descended(strongest, [target], STRENGTHEN_IMAGES, torch.neg)
             strongest.step()

@@ -116,7 +116,7 @@ class Searches:
             if inverted is not None:
                 searched.append(recorded(name, family, inverted))
                 proposed += [
-                    Proposed(stamped=stamped(name, candidate), target=candidate.target)
+                    Proposed(stamped=presented(name, candidate), target=candidate.target)
                     for candidate in inverted.candidates
                 ]
         return searched, proposed
@@ -192,11 +192,11 @@ def recorded(search: str, family: str, inverted: Inverted) -> Inversion:
     )
 
 
-def stamped(search: str, candidate: Candidate) -> Stamped:
-    """A found trigger under the name of its search."""
+def presented(search: str, candidate: Candidate, which: str = "") -> Stamped:
+    """A found trigger under the name of its search; `which` tells several apart."""
     return Stamped(
         probe=search,
-        title=title_of(FORMS[candidate.form].what, candidate.target),
+        title=title_of(FORMS[candidate.form].what, candidate.target) + which,
         trigger=candidate.trigger,
     )
 
