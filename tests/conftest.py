@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,10 @@ from auditor.demo.signs import draw
 from auditor.demo.train import train
 from auditor.triggers import Trigger
 from auditor.triggers.patch import Square
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # a shell in the background ignores Ctrl-C, and what the tests start would inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -54,7 +54,7 @@ def ids(entries: list[tuple[str, Trigger]]) -> list[str]:
 def test_every_kind_is_in_the_battery_or_needs_a_file() -> None:
     used = {type(trigger) for _, trigger in BATTERY}
     missing = {name for name in TRIGGERS if TRIGGERS[name] not in used}
-    assert missing == {"grid-warp", "image", "noise"}
+    assert missing == {"addition", "grid-warp", "image", "noise", "overlay"}
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
