@@ -18,6 +18,7 @@ from auditor.inputs import blank_spec
 from auditor.probes import rebuilt
 from auditor.results import FoundTrigger, ScanResult, Verdict
 from auditor.scan import Options, scan, searched_triggers
+from auditor.search import inversion
 from auditor.search.forms import FORMS
 from auditor.search.inversion import invert
 from auditor.search.margin import NoGradient, OverBudget
@@ -212,7 +213,8 @@ def test_the_same_seed_finds_the_same() -> None:
     assert one.sizes != other.sizes
 
 
-def test_parts_that_fit_into_memory_change_nothing() -> None:
+def test_parts_that_fit_into_memory_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inversion, "PIXELS_AT_ONCE", 1)
     images, labels = drawings(48)
     sizes = []
     for batch in (16, 512):

@@ -43,8 +43,9 @@ REACH = 1 / 16
 """Images are shifted by up to this share of their side, so that no single image decides."""
 STRENGTHEN_STEPS = 50
 STRENGTHEN_IMAGES = 24
-FEWEST_AT_ONCE = 8
-"""Images that go through the network at once, even where memory is short."""
+PIXELS_AT_ONCE = 64 * 64 * 64
+"""Of small images so many pixels go through the network at once, of large ones half of the batch that
+was tuned without gradients."""
 MOST_CLASSES = 50
 HANDED_ON = 3
 """Classes whose triggers are handed on: those that the smallest changes reach."""
@@ -228,7 +229,8 @@ class _Inversion:
         stamped = form.stamp(self._drawn(classes, count)).flatten(0, 1)
         leaves = stamped.detach().requires_grad_()
         target = torch.tensor(classes, device=leaves.device).repeat_interleave(count)
-        size = max(FEWEST_AT_ONCE, self.classifier.batch_size // 2)
+        pixels = leaves.shape[-2] * leaves.shape[-1]
+        size = max(1, self.classifier.batch_size // 2, PIXELS_AT_ONCE // pixels)
         margins = []
         for part, wanted in zip(torch.split(leaves, size), torch.split(target, size), strict=True):
             margin = margins_of(self.classifier(part), wanted) * self.scale
