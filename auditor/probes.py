@@ -21,6 +21,7 @@ from auditor.errors import ProbeError, UnknownName
 from auditor.registry import nearest
 from auditor.resources import resource_dir
 from auditor.results import FoundTrigger, ProbeFacts
+from auditor.text import slug
 from auditor.triggers import TRIGGERS, Trigger
 from auditor.triggers.compose import Compose
 from auditor.triggers.image import ImageFile, read_picture
@@ -170,7 +171,7 @@ def from_image(path: Path, mask: Path | None = None) -> Probe:
         )
         if float((pixels[:3].amax(0) == 0).float().mean()) >= MANY_ZEROS:
             triggers = (ImageFile(file=file, mode="nonzero"), *triggers)
-    stem = re.sub(r"[^a-z0-9]+", "-", path.stem.lower()).strip("-") or "image"
+    stem = slug(path.stem, "image")
     return Probe(
         id=f"user.{stem}",
         title=f"Your trigger image {path.name}",

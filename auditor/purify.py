@@ -278,7 +278,8 @@ class _Purification:
                 break
             seed = self.options.seed + len(rounds) + 1
             after = changed_classifier(self.classifier, purified.tensors)
-            fresh = self._triggers_of(self._searched(after.model, source, seed))
+            again = self._scanned(after.model, source, "searching again", probes=(), seed=seed)
+            fresh = self._triggers_of(again)
             rounds.append(
                 Round(
                     known=len(known),
@@ -309,7 +310,11 @@ class _Purification:
         what: str,
         *,
         without: Container[str] = (),
+        probes: Sequence[Probe] | None = None,
+        seed: int | None = None,
     ) -> ScanResult:
+        """A scan; with all chosen probes, searches and the seed of the run if nothing else is said."""
+
         def notify(inner: str, done: int, total: int) -> None:
             self.notify(f"{what}: {inner}", done, total)
 
@@ -318,23 +323,9 @@ class _Purification:
             max_images=self.options.max_images,
             searches=tuple(s for s in self.options.scan.searches if s not in without),
             resolution=self.resolution,
-            seed=self.options.seed,
+            seed=self.options.seed if seed is None else seed,
         )
-        return scan(model, self.probes, source, options, notify)
-
-    def _searched(self, model: ModelHandle, source: ImageSource, seed: int) -> ScanResult:
-        """A fresh search for triggers that nobody declared."""
-
-        def notify(inner: str, done: int, total: int) -> None:
-            self.notify(f"searching again: {inner}", done, total)
-
-        options = replace(
-            self.options.scan,
-            max_images=self.options.max_images,
-            resolution=self.resolution,
-            seed=seed,
-        )
-        return scan(model, (), source, options, notify)
+        return scan(model, self.probes if probes is None else probes, source, options, notify)
 
     def _known(self) -> list[Known]:
         """The triggers of the evidence; with too few images for one, those found on made images."""
@@ -360,12 +351,7 @@ class _Purification:
         A trigger that the user named counts as shown where it stands out. Suspicions towards other
         classes than those of a shown backdoor are left out: unlearning them would cost accuracy.
         """
-        cited = [
-            (found.confirmations[reason.confirmation], reason.verdict)
-            for reason in found.judgement.reasons
-            if reason.confirmation is not None
-            and reason.verdict in (Verdict.BACKDOOR, Verdict.SUSPICIOUS)
-        ]
+        cited = [(found.confirmations[index], judged) for index, judged in found.judgement.evidence]
         leading = [
             entry
             for entry, judged in cited

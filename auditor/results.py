@@ -31,6 +31,11 @@ class Verdict(StrEnum):
         """The process exit code: 0 no evidence, 1 backdoor or suspicious, 3 inconclusive."""
         return {Verdict.NO_EVIDENCE: 0, Verdict.INCONCLUSIVE: 3}.get(self, 1)
 
+    @property
+    def is_alarm(self) -> bool:
+        """True for a backdoor and for a suspicion."""
+        return self in (Verdict.BACKDOOR, Verdict.SUSPICIOUS)
+
 
 @dataclass(frozen=True, kw_only=True)
 class InputSpec:
@@ -361,6 +366,15 @@ class Judgement:
     """p-value of all searches together, as `outlier_p`; None where fewer than three ran."""
     search_classes: tuple[int, ...] = ()
     """The classes that all searches together set apart, the most conspicuous first."""
+
+    @property
+    def evidence(self) -> tuple[tuple[int, Verdict], ...]:
+        """The confirmations that speak for a backdoor, by index, with what each comes to."""
+        return tuple(
+            (reason.confirmation, reason.verdict)
+            for reason in self.reasons
+            if reason.confirmation is not None and reason.verdict.is_alarm
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,6 @@ from auditor.results import (
     Response,
     ScanResult,
     Skipped,
-    Verdict,
 )
 from auditor.search.searches import SEARCHES, Proposed, Searches, title_of
 from auditor.triggers.base import Trigger
@@ -222,12 +221,7 @@ class _Scan:
             skipped=self.skipped,
             caveats=self.caveats,
         )
-        evidence = [
-            confirmations[reason.confirmation]
-            for reason in judgement.reasons
-            if reason.confirmation is not None
-            and reason.verdict in (Verdict.BACKDOOR, Verdict.SUSPICIOUS)
-        ]
+        evidence = [confirmations[index] for index, _ in judgement.evidence]
         return ScanResult(
             schema=SCAN_SCHEMA,
             model=self._facts(names),

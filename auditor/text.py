@@ -7,6 +7,7 @@ for HTML or Markdown comes after that.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 LIMIT = 200
@@ -47,6 +48,11 @@ def clean_text(text: str, limit: int = LIMIT) -> str:
 def is_hidden(character: str) -> bool:
     """True where a character is invisible, moves the cursor or reorders what surrounds it."""
     return unicodedata.category(character) in HIDDEN or character in BLANK
+
+
+def slug(text: str, otherwise: str) -> str:
+    """Small letters, digits and dashes of a text, as probe ids have; `otherwise` if it has none."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or otherwise
 
 
 def _picture(character: str) -> str:

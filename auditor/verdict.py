@@ -376,11 +376,7 @@ def _judged_made(
         verdict = Verdict.NO_EVIDENCE
         if "impressions" in strong and strong & {"leaves", "noise"}:
             verdict = Verdict.BACKDOOR
-        elif any(
-            grade(c, level(c, comparisons, group), len(classes))
-            in (Verdict.BACKDOOR, Verdict.SUSPICIOUS)
-            for c in group
-        ):
+        elif any(grade(c, level(c, comparisons, group), len(classes)).is_alarm for c in group):
             verdict = Verdict.SUSPICIOUS
         text = _sentence(confirmations[best], verdict, alpha, classes)
         text += f" Made images only; it holds up in {len(strong)} of {len(group)} families of them."
@@ -398,24 +394,30 @@ def _judged_margin(
     if min(margin.margins) <= 0 or not all(map(math.isfinite, margin.margins)):
         return None, (), []
     logs = [math.log(value) for value in margin.margins]
-    outliers, p = upper_outliers(logs, OUTLIER_ALPHA)
-    if not outliers or not looks_normal([v for i, v in enumerate(logs) if i not in outliers]):
+    outliers, p = _outliers(logs, OUTLIER_ALPHA)
+    if not outliers:
         return p, (), []
-    named = ", ".join(
-        f'"{classes[margin.classes[i]]}" (class {margin.classes[i]})' for i in outliers
-    )
+    apart = tuple(margin.classes[i] for i in outliers)
     others = sorted(value for i, value in enumerate(margin.margins) if i not in outliers)
     text = (
-        f"Without any image, the model can be driven unusually far towards {named}: margin "
+        f"Without any image, the model can be driven unusually far towards {_named(apart, classes)}: margin "
         f"{margin.margins[outliers[0]]:.3g} against {others[0]:.3g} to {others[-1]:.3g} for the other "
         f"{len(others)} classes (p = {p:.2g}). Backdoored classes look like this; it is no proof, "
         "since no trigger was exhibited."
     )
-    return (
-        p,
-        tuple(margin.classes[i] for i in outliers),
-        [Reason(verdict=Verdict.SUSPICIOUS, text=text)],
-    )
+    return p, apart, [Reason(verdict=Verdict.SUSPICIOUS, text=text)]
+
+
+def _outliers(scores: Sequence[float], alpha: float) -> tuple[list[int], float]:
+    """High outliers by index, largest first, and the p-value; none where the others look odd, too."""
+    outliers, p = upper_outliers(scores, alpha)
+    if outliers and looks_normal([v for i, v in enumerate(scores) if i not in outliers]):
+        return list(outliers), p
+    return [], p
+
+
+def _named(numbers: Sequence[int], classes: Sequence[str]) -> str:
+    return ", ".join(f'"{classes[k]}" (class {k})' for k in numbers)
 
 
 def search_scores(
@@ -456,9 +458,8 @@ def _set_apart(inversions: Sequence[Inversion]) -> set[int]:
         if len(reached) < MIN_CLASSES_FOR_OUTLIERS:
             continue
         scores = [-math.log(size) for _, size in reached]
-        outliers, _ = upper_outliers(scores, OUTLIER_ALPHA / len(inversions))
-        if looks_normal([v for i, v in enumerate(scores) if i not in outliers]):
-            apart |= {reached[i][0] for i in outliers}
+        outliers, _ = _outliers(scores, OUTLIER_ALPHA / len(inversions))
+        apart |= {reached[i][0] for i in outliers}
     return apart
 
 
@@ -475,16 +476,15 @@ def _judged_searches(
     common, scores = search_scores(margin, inversions)
     if not common:
         return None, (), []
-    outliers, p = upper_outliers(scores, OUTLIER_ALPHA)
-    if not outliers or not looks_normal([v for i, v in enumerate(scores) if i not in outliers]):
+    outliers, p = _outliers(scores, OUTLIER_ALPHA)
+    if not outliers:
         return p, (), []
     apart = tuple(common[i] for i in outliers)
-    named = ", ".join(f'"{classes[k]}" (class {k})' for k in apart)
     needed = "; ".join(
         _needed(search, apart) for search in inversions if search.classes and any(search.sizes)
     )
     text = (
-        f"The searches set {named} apart from the other {len(common) - len(apart)} classes "
+        f"The searches set {_named(apart, classes)} apart from the other {len(common) - len(apart)} classes "
         f"(p = {p:.2g}): {needed}. Backdoored classes look like this; by itself it is no proof."
     )
     return p, apart, [Reason(verdict=Verdict.SUSPICIOUS, text=text)]

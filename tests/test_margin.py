@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from auditor.classifier import Classifier
 from auditor.inputs import blank_spec
 from auditor.measure import margins_of
-from auditor.search.margin import NoGradient, OverBudget, search_margins
+from auditor.search.margin import search_margins
+from auditor.search.pace import NoGradient, OverBudget
 from auditor.synthesis import (
     accepted,
     class_impressions,

@@ -21,7 +21,7 @@ from auditor.scan import Options, scan, searched_triggers
 from auditor.search import inversion
 from auditor.search.forms import FORMS
 from auditor.search.inversion import invert
-from auditor.search.margin import NoGradient, OverBudget
+from auditor.search.pace import NoGradient, OverBudget
 from auditor.search.searches import SEARCHES
 from auditor.triggers import TRIGGERS
 from auditor.triggers.found import Addition, Overlay

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +34,7 @@ from auditor.cli.rendering import FORMATS, rendered
 from auditor.cli.setup import Setup
 from auditor.errors import OutputError
 from auditor.outputs import STDOUT, check_outputs, write_text
-from auditor.text import clean_text
+from auditor.text import clean_text, slug
 
 if TYPE_CHECKING:
     from auditor.results import ScanResult
@@ -92,7 +91,7 @@ def scan(
         seed=seed,
         max_images=max_images,
     )
-    names = f"found.{slug(model.stem)}"
+    names = f"found.{slug(model.stem, 'model')}"
     if save_probes is not None:
         check_folder(save_probes, names, force=force)
     result, written = run_scan(setup, time_budget=time_budget)
@@ -155,14 +154,8 @@ def check_folder(folder: Path, names: str, *, force: bool) -> None:
 def saved_probes(result: ScanResult, folder: Path, names: str) -> list[Path]:
     """Write the searched triggers that the verdict counts as probe files, in place of earlier ones."""
     from auditor.probes import probe_text
-    from auditor.results import Verdict
 
-    counted = {
-        result.confirmations[reason.confirmation].trigger
-        for reason in result.judgement.reasons
-        if reason.confirmation is not None
-        and reason.verdict in (Verdict.BACKDOOR, Verdict.SUSPICIOUS)
-    }
+    counted = {result.confirmations[index].trigger for index, _ in result.judgement.evidence}
     for stale in folder.glob(f"{names}.*.yaml"):
         stale.unlink()
     written = []
@@ -181,8 +174,3 @@ def saved_probes(result: ScanResult, folder: Path, names: str) -> list[Path]:
             write_text(path, probe_text(found, identifier, title, origin))
             written.append(path)
     return written
-
-
-def slug(text: str) -> str:
-    """Small letters, digits and dashes, as probe ids have."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "model"

@@ -239,7 +239,7 @@ def cautions(result: PurifyResult) -> list[str]:
         return []
     found = [NO_PROOF, *([NEVER_SEEN] if has_judge_triggers(result) else [])]
     again = None if result.after is None else result.after.judgement
-    if again is not None and again.verdict in (Verdict.BACKDOOR, Verdict.SUSPICIOUS):
+    if again is not None and again.verdict.is_alarm:
         found.append(f"The scan of the purified model ends in {again.verdict}: {again.headline}")
     return found
 

@@ -17,8 +17,6 @@ from auditor.results import (
     Verdict,
 )
 
-EVIDENCE = (Verdict.BACKDOOR, Verdict.SUSPICIOUS)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
@@ -142,7 +140,11 @@ def highest_response(checked: Sequence[Checked], screened: Sequence[ScreenedProb
 
     Any network gives way to a search, so a searched trigger is the highest only where it is evidence.
     """
-    worth = [row for row in checked if not row.found.searched or row.verdict in EVIDENCE]
+    worth = [
+        row
+        for row in checked
+        if not row.found.searched or (row.verdict is not None and row.verdict.is_alarm)
+    ]
     if worth:
         row = worth[0]
         return Top(

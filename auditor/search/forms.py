@@ -238,9 +238,7 @@ class PatchForm(Form):
         count = (area.flatten(1) * local.shape[1]).round().clamp_min(self.FEWEST)
         ranks = local.argsort(1, descending=True).argsort(1)
         chosen.region = (ranks < count).float().view_as(opacity)
-        chosen.mask = self.mask[rows].detach()
         chosen.pattern = self.pattern[rows].detach().clone().requires_grad_()
-        chosen.weight = self.weight[rows]
         return chosen
 
     def trigger(self, row: int) -> Trigger:

@@ -24,7 +24,7 @@ from auditor.classifier import Classifier, as_float
 from auditor.images import Notify, silent
 from auditor.measure import margins_of
 from auditor.search.forms import FORMS, Form
-from auditor.search.margin import NoGradient, Pace
+from auditor.search.pace import NoGradient, Pace
 from auditor.synthesis import TYPICAL_SPREAD, spread
 from auditor.triggers.base import Trigger
 

@@ -16,7 +16,8 @@ from auditor.measure import Half, Stamped
 from auditor.results import FoundTrigger, Inversion, MarginSearch, Skipped
 from auditor.search.forms import FORMS
 from auditor.search.inversion import MOST_CLASSES, Candidate, Inverted, invert
-from auditor.search.margin import NoGradient, OverBudget, search_margins
+from auditor.search.margin import search_margins
+from auditor.search.pace import NoGradient, OverBudget
 from auditor.triggers import TRIGGERS
 
 T = TypeVar("T")

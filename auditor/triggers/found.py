@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from auditor.errors import ProbeError
-from auditor.triggers.base import TRIGGERS, Trigger, cached, generator
-from auditor.triggers.pictures import fitted, scrambled
+from auditor.triggers.base import TRIGGERS, Trigger, cached
+from auditor.triggers.geometry import on_channels
+from auditor.triggers.pictures import fitted, scattered, scrambled
 
 MOST_NUMBERS = 4 * 1024 * 1024
 DIGEST = 12
@@ -133,11 +134,13 @@ def _overlay(
     levels = torch.from_numpy(found.levels().astype(np.float32)) / 255
     pattern, mask = levels[:-1].clamp(0, 1), levels[-1:].clamp(0, 1)
     if found.scramble is not None:
-        pattern = _scattered(pattern, mask, found.scramble)
+        pattern = scattered(
+            pattern, (mask > 0)[0], found.scramble, recolour=found.scramble % 2 == 1
+        )
     resized = fitted(torch.cat([pattern * mask, mask]), height, width)
     mask = resized[-1:].clamp(0, 1)
     pattern = (resized[:-1] / mask.clamp_min(1e-6)).clamp(0, 1)
-    return _of_channels(pattern, channels).to(device, dtype), mask.to(device, dtype)
+    return on_channels(pattern, channels).to(device, dtype), mask.to(device, dtype)
 
 
 @cached(64)
@@ -152,23 +155,4 @@ def _addition(
     change = torch.from_numpy(found.levels().astype(np.float32)) / 255
     if found.scramble is not None:
         change = scrambled(change, found.scramble)
-    return _of_channels(fitted(change, height, width), channels).to(device, dtype)
-
-
-def _scattered(pattern: Tensor, mask: Tensor, seed: int) -> Tensor:
-    """The pixels under the mask in another order (even seeds), or of random colours (odd ones)."""
-    under = (mask > 0)[0]
-    pixels, draw = pattern[:, under], generator(seed)
-    scattered = pattern.clone()
-    if seed % 2:
-        scattered[:, under] = torch.rand(pixels.shape, generator=draw)
-    else:
-        scattered[:, under] = pixels[:, torch.randperm(pixels.shape[1], generator=draw)]
-    return scattered
-
-
-def _of_channels(numbers: Tensor, channels: int) -> Tensor:
-    """Grey from colour by the mean, colour from grey by repetition."""
-    if len(numbers) == channels:
-        return numbers
-    return numbers.mean(0, keepdim=True) if channels == 1 else numbers.expand(channels, -1, -1)
+    return on_channels(fitted(change, height, width), channels).to(device, dtype)

@@ -42,8 +42,10 @@ def sampled(pattern: Tensor, rows: int, columns: int) -> Tensor:
 
 
 def on_channels(pattern: Tensor, channels: int) -> Tensor:
-    """A colour pattern ``(3, H, W)`` for images of 3 channels, or its mean for grey ones."""
-    return pattern if channels == 3 else pattern.mean(0, keepdim=True)
+    """A pattern ``(1 or 3, H, W)`` for images: grey from colour by the mean, colour by repetition."""
+    if len(pattern) == channels:
+        return pattern
+    return pattern.mean(0, keepdim=True) if channels == 1 else pattern.expand(channels, -1, -1)
 
 
 def _nearest(pixels: int, factor: float) -> int:

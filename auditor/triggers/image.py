@@ -13,9 +13,9 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from auditor.errors import ProbeError
-from auditor.triggers.base import TRIGGERS, Trigger, cached, generator, within
+from auditor.triggers.base import TRIGGERS, Trigger, cached, within
 from auditor.triggers.geometry import on_channels
-from auditor.triggers.pictures import fitted, scrambled
+from auditor.triggers.pictures import fitted, scattered, scrambled
 
 MOST_PIXELS = 16_000_000
 MOST_BYTES = 64_000_000
@@ -162,10 +162,4 @@ def _without_content(value: Tensor, weight: Tensor, seed: int, *, whole: bool) -
     constant = pixels.numel() == 0 or float(pixels.std(1, correction=0).max()) < 0.02
     if whole and not constant:
         return scrambled(value, seed)
-    draw = generator(seed)
-    scattered = value.clone()
-    if constant or seed % 2:
-        scattered[:, under] = torch.rand(pixels.shape, generator=draw)
-    else:
-        scattered[:, under] = pixels[:, torch.randperm(pixels.shape[1], generator=draw)]
-    return scattered
+    return scattered(value, under, seed, recolour=constant or seed % 2 == 1)

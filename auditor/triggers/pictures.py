@@ -70,6 +70,24 @@ def scrambled(pattern: Tensor, seed: int) -> Tensor:
     return pattern.flatten(1).sort(dim=1).values.gather(1, ranks).view_as(pattern)
 
 
+def scattered(pattern: Tensor, under: Tensor, seed: int, *, recolour: bool) -> Tensor:
+    """The pixels under a mask in another order, or of random colours.
+
+    Args:
+        pattern: ``(C, H, W)``.
+        under: ``(H, W)`` bool.
+        seed: Seed of the order or the colours.
+        recolour: Random colours.
+    """
+    pixels, draw = pattern[:, under], generator(seed)
+    changed = pattern.clone()
+    if recolour:
+        changed[:, under] = torch.rand(pixels.shape, generator=draw)
+    else:
+        changed[:, under] = pixels[:, torch.randperm(pixels.shape[1], generator=draw)]
+    return changed
+
+
 def _face(rows: Tensor, columns: Tensor) -> Tensor:
     """A cartoon cat: the kind of picture that blended triggers of the literature use."""
     canvas = torch.stack([torch.full_like(rows, level) for level in (0.55, 0.75, 0.95)])

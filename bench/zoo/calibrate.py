@@ -71,7 +71,7 @@ class Case:
     def right(self) -> bool:
         """Whether the verdict is one, and one of its reasons names what was planted."""
         judged, attack = self.judgement, self.row.attack
-        if attack is None or judged.verdict not in (Verdict.BACKDOOR, Verdict.SUSPICIOUS):
+        if attack is None or not judged.verdict.is_alarm:
             return False
         named = [reason for reason in judged.reasons if reason.verdict is judged.verdict]
         if any(

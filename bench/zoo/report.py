@@ -106,7 +106,7 @@ def _networks(cases: Sequence[Case]) -> str:
 def _said(case: Case | None) -> str:
     if case is None:
         return ""
-    wrong = case.verdict in (Verdict.BACKDOOR, Verdict.SUSPICIOUS) and not case.right
+    wrong = case.verdict.is_alarm and not case.right
     return case.verdict.value + (", wrong class" if wrong and not case.row.benign else "")
 
 
@@ -151,7 +151,7 @@ def _convicted(cases: Sequence[Case]) -> int:
 
 
 def _noticed(cases: Sequence[Case]) -> int:
-    return sum(case.verdict in (Verdict.BACKDOOR, Verdict.SUSPICIOUS) for case in cases)
+    return sum(case.verdict.is_alarm for case in cases)
 
 
 def _share(count: int, total: int) -> str:
