@@ -17,7 +17,9 @@ from auditor.results import (
     ChangedChannel,
     ChangedTensor,
     Check,
+    Confirmation,
     Confusion,
+    ControlCount,
     Counts,
     Embedding,
     Goals,
@@ -179,11 +181,18 @@ def on_judge_images(scan: ScanResult, name: str) -> ScanResult:
                 eligible=90,
                 hits=round(c.hits * 0.4),
                 clean_hits=round(c.clean_hits * 0.4),
-                controls=tuple(replace(k, hits=round(k.hits * 0.4)) for k in c.controls),
+                controls=tuple(scaled(k, c) for k in c.controls),
             )
             for c in scan.confirmations
         ),
     )
+
+
+def scaled(control: ControlCount, of: Confirmation) -> ControlCount:
+    """The control on 0.4 of the images, as many of its hits shared with the trigger as before."""
+    hits, both = round(of.hits * 0.4), round((of.hits - control.gained) * 0.4)
+    own = round(control.hits * 0.4)
+    return replace(control, hits=own, gained=hits - both, lost=own - both)
 
 
 def found_outcome() -> Outcome:

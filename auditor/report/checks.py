@@ -12,6 +12,7 @@ from auditor.results import (
     CaseExhibit,
     Confirmation,
     Confusion,
+    ControlCount,
     Counts,
     Embedding,
     Inversion,
@@ -92,6 +93,8 @@ def _of_confirmation(c: Confirmation, classes: int) -> Iterator[str]:
         for hits in (c.hits, c.clean_hits, *(control.hits for control in c.controls))
     ):
         yield "a confirmation with more hits than images"
+    elif not all(_adds_up(control, c) for control in c.controls):
+        yield "a control whose hits do not add up with those of its trigger"
     if c.eligible > MOST_IMAGES:
         yield "an impossible number of images"
     if c.mapping is not None and len(c.mapping) != classes:
@@ -100,6 +103,16 @@ def _of_confirmation(c: Confirmation, classes: int) -> Iterator[str]:
         yield "a confirmation with an impossible number of surer images"
     if c.searched and not c.controls:
         yield "a searched trigger that was compared with no control"
+
+
+def _adds_up(control: ControlCount, c: Confirmation) -> bool:
+    """True where some images can have been hit so: both, the trigger alone, the control alone."""
+    both = c.hits - control.gained
+    return (
+        min(control.gained, control.lost, both) >= 0
+        and control.hits - control.lost == both
+        and both + control.gained + control.lost <= c.eligible
+    )
 
 
 def _of_search(search: Inversion, families: set[str]) -> Iterator[str]:
