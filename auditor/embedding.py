@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from auditor.classifier import Classifier, as_float
-from auditor.purifiers.features import anchor_layers, tapped
+from auditor.purifiers.features import anchor_layers
 from auditor.results import Embedding, Point
 from auditor.triggers import Trigger
 
@@ -87,7 +87,7 @@ def _view(classifier: Classifier, images: Tensor, trigger: Trigger | None) -> tu
     Features are the inputs of the last layer; the logits, where there is no layer to look into.
     """
     kept, predicted = [], []
-    with tapped(anchor_layers(classifier, images)[-1:]) as taken:
+    with classifier.model.tapped(anchor_layers(classifier, images)[-1:]) as taken:
         for part in torch.split(images, classifier.batch_size):
             seen = as_float(part)
             logits = classifier(seen if trigger is None else trigger(seen))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from auditor.models.patching import Locate, write_changed
 from auditor.models.slots import slots_of, training
 from auditor.safety.structure import FileFacts
 from auditor.text import clean_text
+
+WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+Taken = Callable[[], list[Tensor]]
 
 
 class ModelHandle(ABC):
@@ -71,6 +75,27 @@ class ModelHandle(ABC):
     def mask_sites(self) -> list[MaskSite]:
         """Where masks can act on this network; empty where its numbers cannot be changed."""
         return []
+
+    def layers(self, inputs: Tensor) -> list[str]:
+        """Convolutions and linear layers in the order in which the network computes them.
+
+        Args:
+            inputs: See `call`; the network is run on them.
+
+        Returns:
+            Their names, for `tapped`; empty where the format does not let one look inside.
+        """
+        return []
+
+    @contextmanager
+    def tapped(self, layers: Sequence[str]) -> Iterator[Taken]:
+        """While this lasts, what each of `layers` gets as its input is kept.
+
+        Yields:
+            A function that hands over, and forgets, what all calls have kept; in the order of
+            computation, each ``(N, ...)``.
+        """
+        yield list
 
     def write(self, changed: Mapping[str, Tensor], path: Path) -> None:
         """Write a copy of the suspect's file in which some tensors have other values.
@@ -183,6 +208,27 @@ class ModuleHandle(ModelHandle):
     def mask_sites(self) -> list[MaskSite]:
         return find_sites(self._network)
 
+    def layers(self, inputs: Tensor) -> list[str]:
+        names = {module: name for name, module in self._network.named_modules()}
+        called: dict[nn.Module, None] = {}
+        weighted = [module for module in names if isinstance(module, WEIGHTED)]
+        with _before(weighted, lambda layer, inputs: called.setdefault(layer)), torch.no_grad():
+            self.call(inputs)
+        return [names[layer] for layer in called]
+
+    @contextmanager
+    def tapped(self, layers: Sequence[str]) -> Iterator[Taken]:
+        kept: list[Tensor] = []
+
+        def taken() -> list[Tensor]:
+            features = list(kept)
+            kept.clear()
+            return features
+
+        chosen = [self._network.get_submodule(name) for name in layers]
+        with _before(chosen, lambda layer, inputs: kept.append(inputs[0])):
+            yield taken
+
     def write(self, changed: Mapping[str, Tensor], path: Path) -> None:
         if self._locate is None:
             super().write(changed, path)
@@ -219,3 +265,16 @@ class ModuleHandle(ModelHandle):
     @property
     def extras(self) -> Mapping[str, Tensor]:
         return self._extras
+
+
+@contextmanager
+def _before(
+    layers: Sequence[nn.Module], see: Callable[[nn.Module, tuple[Tensor, ...]], None]
+) -> Iterator[None]:
+    """While this lasts, `see` is called with each of `layers` and its inputs, before it computes."""
+    handles = [layer.register_forward_pre_hook(see) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
-from auditor.models.base import ModelHandle
+from auditor.models.base import ModelHandle, Taken
 
 
 class ChangedHandle(ModelHandle):
@@ -32,6 +33,14 @@ class ChangedHandle(ModelHandle):
     def weights(self) -> dict[str, Tensor]:
         own = self._model.weights()
         return {name: self._changed.get(name, tensor) for name, tensor in own.items()}
+
+    def layers(self, inputs: Tensor) -> list[str]:
+        return self._model.layers(inputs)
+
+    @contextmanager
+    def tapped(self, layers: Sequence[str]) -> Iterator[Taken]:
+        with self._model.tapped(layers) as taken:
+            yield taken
 
     @property
     def trainable_statistics(self) -> bool:

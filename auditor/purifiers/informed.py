@@ -38,7 +38,7 @@ from auditor.purifiers.base import (
     parted,
     trainable,
 )
-from auditor.purifiers.features import anchor_layers, distance, tapped
+from auditor.purifiers.features import anchor_layers, distance
 from auditor.purifiers.reestimate import reestimated
 from auditor.purifiers.strengthen import Strengthened
 from auditor.results import Check, Stage
@@ -242,7 +242,7 @@ class _Run:
         optimizer = torch.optim.Adam(trained.values(), lr=attempt.lr)
         checks: list[Check] = []
         end, holding = attempt.steps, 0
-        with tapped(self.layers) as features:
+        with self.classifier.model.tapped(self.layers) as features:
 
             def step(number: int, batch: int) -> bool:
                 nonlocal end, holding
