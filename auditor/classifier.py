@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from auditor.errors import ModelError, UnsuitableModel
+from auditor.memory import is_out_of_memory
 from auditor.models.base import ModelHandle
 from auditor.results import InputSpec
 from auditor.text import clean_text
@@ -236,10 +237,3 @@ def looks_like_probabilities(logits: Tensor) -> bool:
 
 def _shape(value: Any) -> str:
     return "×".join(map(str, value.shape)) if isinstance(value, Tensor) else type(value).__name__
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """True for every way in which torch says that memory ran out."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
-        words in str(error) for words in ("out of memory", "can't allocate memory", "alloc_cpu")
-    )

@@ -18,11 +18,12 @@ from torch import Tensor
 
 import auditor
 from auditor import inputs, measure, preflight, synthesis, verdict
-from auditor.classifier import Classifier, as_float, is_out_of_memory
+from auditor.classifier import Classifier, as_float
 from auditor.errors import ImageError, ProbeError
 from auditor.images import CleanSet, ImageSource, Notify, silent
 from auditor.inputs import GivenInput, Resolution
 from auditor.measure import Family, Half, Hypothesis, Stamped
+from auditor.memory import is_out_of_memory
 from auditor.models.base import ModelHandle
 from auditor.probes import Probe, rebuilt
 from auditor.results import (

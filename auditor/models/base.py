@@ -31,6 +31,9 @@ class ModelHandle(ABC):
         self.device = device
         self.notes: list[str] = []
         """What a reader of the report should know about how the file was opened."""
+        self.alternatives: tuple[str, ...] = ()
+        """For weights without a network whose network was found out: every one that they fit, as
+        `--arch` takes it, the one that was opened first."""
 
     @abstractmethod
     def call(
@@ -115,6 +118,10 @@ class ModelHandle(ABC):
             f"{clean_text(self.file.path.name)} is {self.file.kind}, whose numbers auditor cannot "
             "change yet. Save the network with torch.save."
         )
+
+    def side_files(self, path: Path) -> list[Path]:
+        """The files that `write` puts beside `path`; they belong to it."""
+        return []
 
     @property
     def trainable_statistics(self) -> bool:

@@ -1,9 +1,9 @@
-"""Weights without a network: bare or nested checkpoints, put into the network of `--arch`."""
+"""Weights without a network: bare or nested checkpoints, put into the network they belong to."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from auditor.architectures import Architecture
+from auditor.architectures.cifar import examples
+from auditor.architectures.infer import HINTS, Match, candidates
+from auditor.architectures.shapes import PREFIXES, class_count, refuse_hollow, stripped
 from auditor.errors import UnsuitableModel
 from auditor.models.base import ModuleHandle
 from auditor.models.patching import Home, Locate
@@ -18,10 +21,9 @@ from auditor.safety.structure import FileFacts
 from auditor.text import clean_text
 
 MAX_DEPTH = 4
-PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.", "backbone.")
-"""What wrappers put before every key (DataParallel, torch.compile, Lightning)."""
 MAX_LISTED = 5
-MAX_CLASSES = 100_000
+SIMILAR = 0.3
+"""Score of a network below which it is no help to name it."""
 
 StateDict = dict[str, Tensor]
 Keys = tuple[Any, ...]
@@ -64,15 +66,22 @@ def locate_state_dict(checkpoint: Any, wanted: Container[str]) -> Home:
     return Home(keys=keys, tensors=tensors, entries=entries)
 
 
-def class_count(state: StateDict) -> int | None:
-    """Rows of the last matrix in a state dict: the number of classes of most classifiers."""
-    matrices = [tensor for tensor in state.values() if tensor.ndim == 2]
-    if matrices and matrices[-1].shape[0] > MAX_CLASSES:
-        raise UnsuitableModel(
-            f"The last matrix in the file has {matrices[-1].shape[0]:,} rows; no classifier has so many "
-            f"classes (auditor takes {MAX_CLASSES:,})."
-        )
-    return matrices[-1].shape[0] if matrices else None
+def find_hints(checkpoint: Any, keys: Keys) -> dict[str, str | int]:
+    """What a checkpoint says of its network beside the weights: `model_name`, `arch`.
+
+    Args:
+        checkpoint: The content of the file.
+        keys: The keys that lead to the weights; the entries of every container on the way count.
+    """
+    hints: dict[str, str | int] = {}
+    for depth in range(len(keys) + 1):
+        container = checkpoint
+        for key in keys[:depth]:
+            container = container[key]
+        if isinstance(container, Mapping):
+            said = {key: container.get(key) for key in HINTS}
+            hints |= {k: v for k, v in said.items() if isinstance(v, str | int)}
+    return hints
 
 
 def unprefixed(state: dict[str, Value], wanted: Container[str]) -> dict[str, Value]:
@@ -97,17 +106,17 @@ def open_state_dict(
     *,
     locate: Locate | None = None,
 ) -> ModuleHandle:
-    """Put a checkpoint's weights into the network of `architecture`.
+    """Put a checkpoint's weights into the network that they belong to.
 
     Args:
         file: The suspect.
         checkpoint: The weights, alone or among other entries.
-        architecture: The network they belong to.
+        architecture: The network they belong to; None finds it out.
         device: Where it will run.
         locate: Finds the weights in the file's content, where that is more than `checkpoint`.
 
     Raises:
-        UnsuitableModel: There are no weights, no architecture was given, or they do not fit.
+        UnsuitableModel: There are no weights, they fit no network that is known, or not this one.
     """
     name = clean_text(file.path.name)
     keys, state = find_state_dict(checkpoint)
@@ -117,14 +126,23 @@ def open_state_dict(
             f"{_keys_of(checkpoint)}). Save the network or its state_dict."
         )
     under = f' under "{clean_text(".".join(map(str, keys)))}"' if keys else ""
+    classes = class_count(state)  # first, because it names the most absurd claim
+    refuse_hollow(state, name)
+    matches: list[Match] = []
     if architecture is None:
-        raise UnsuitableModel(
-            f"{name} holds only weights ({len(state)} tensors{under}), not the network: first "
-            f"{_listed(list(state))}. Add --arch with a torchvision name (--arch resnet18) or with "
-            "your own code (--arch my_model.py:build)."
-        )
-    network = architecture.build(class_count(state))
+        matches = candidates(state, find_hints(checkpoint, keys))
+        if not matches or not matches[0].exact:
+            raise UnsuitableModel(
+                f"{name} holds only weights ({len(state)} tensors{under}), not the network: first "
+                f"{_listed(list(state))}. {_nearest(matches)} Add --arch with torchvision's name of the "
+                f"network (--arch resnet18), one of ours ({examples()}), or your own code "
+                "(--arch my_model.py:build)."
+            )
+        architecture = matches[0].architecture
+    bare = stripped(state)
+    network = architecture.build(bare)
     fit(network, state, name=name, architecture=architecture.name)
+    sizes = architecture.sizes(bare)
     extras = {
         key: value
         for key, value in (checkpoint.items() if isinstance(checkpoint, Mapping) else ())
@@ -135,14 +153,41 @@ def open_state_dict(
         network,
         architecture=architecture.name,
         device=device,
-        input_size=architecture.input_size,
-        default_side=architecture.default_side,
+        input_size=sizes.fixed,
+        default_side=sizes.side,
         extras=extras,
         locate=locate or partial(locate_state_dict, wanted=frozenset(network.state_dict())),
     )
     if keys:
         handle.notes.append(f"The weights were found{under}.")
+    if matches:
+        handle.alternatives = tuple(match.architecture.name for match in matches)
+        handle.notes.append(taken_for(matches[0], classes))
     return handle
+
+
+def taken_for(match: Match, classes: int | None) -> str:
+    """The sentence that says what weights were taken for.
+
+    Args:
+        match: The network.
+        classes: How many it has, if that is known.
+    """
+    return (
+        f"Taken for {match.title}, {classes} classes, by names and shapes of its weights "
+        f"(--arch {match.architecture.name}); --arch overrides."
+    )
+
+
+def _nearest(matches: Sequence[Match]) -> str:
+    """The network that the weights resemble most, and where they differ."""
+    if not matches or matches[0].score < SIMILAR:
+        return "They resemble no network that auditor knows."
+    first = matches[0]
+    return (
+        f"They resemble --arch {first.architecture.name} most ({first.score:.0%} of names and shapes): "
+        f"{'; '.join(first.differences)}."
+    )
 
 
 def fit(network: nn.Module, state: StateDict, *, name: str, architecture: str) -> None:
@@ -153,11 +198,6 @@ def fit(network: nn.Module, state: StateDict, *, name: str, architecture: str) -
     """
     own = network.state_dict()
     state = unprefixed(state, set(own))
-    hollow = [
-        key for key, tensor in state.items() if tensor.is_meta or tensor.layout != torch.strided
-    ]
-    if hollow:
-        raise UnsuitableModel(f"{name}: weights without values, first {_listed(hollow)}.")
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in own]
     differing = [

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from auditor import measure
-from auditor.classifier import Classifier, is_out_of_memory, synchronize
+from auditor.classifier import Classifier, synchronize
 from auditor.errors import ModelError
 from auditor.images import Notify
 from auditor.masks import MaskSite
 from auditor.measure import Stamped
+from auditor.memory import is_out_of_memory
 from auditor.models.base import ModelHandle
 from auditor.models.changed import ChangedHandle
 from auditor.registry import Registry

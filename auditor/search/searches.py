@@ -10,9 +10,10 @@ from typing import TypeVar
 
 import torch
 
-from auditor.classifier import Classifier, is_out_of_memory
+from auditor.classifier import Classifier
 from auditor.images import Notify, silent
 from auditor.measure import Half, Stamped
+from auditor.memory import is_out_of_memory
 from auditor.results import FoundTrigger, Inversion, MarginSearch, Skipped
 from auditor.search.forms import FORMS
 from auditor.search.inversion import MOST_CLASSES, Candidate, Inverted, invert

@@ -5,38 +5,27 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
+from auditor.architectures import cifar, of_timm, of_torchvision
+from auditor.architectures.architecture import Architecture, State
+from auditor.architectures.shapes import class_count
 from auditor.errors import UsageError
 from auditor.registry import nearest
 from auditor.text import clean_text
 
-TORCHVISION_SIDE = 224
-
-
-@dataclass(frozen=True, kw_only=True)
-class Architecture:
-    """A way to make the network."""
-
-    name: str
-    build: Callable[[int | None], nn.Module]
-    """Number of classes (None where unknown) -> the network with fresh weights."""
-    input_size: tuple[int | None, int | None, int | None] = (None, None, None)
-    default_side: int | None = None
-    """Side of the square images that it is made for."""
-
 
 def resolve_architecture(text: str) -> Architecture:
-    """Understand `--arch`: a torchvision name, or `file.py:factory`.
+    """Understand `--arch`: torchvision's name, `cifar:NAME`, `timm:NAME`, or `file.py:factory`.
+
+    What no weight tells can be added: `resnet18,stem=maxpool`.
 
     The file of a factory is the user's own code and is run as such.
 
     Raises:
-        UsageError: No such torchvision network, file or factory; or it does not make a network.
+        UsageError: No such network, file or factory; or it does not make a network.
     """
     if ".py:" in text:
         return _from_file(text)
@@ -44,34 +33,11 @@ def resolve_architecture(text: str) -> Architecture:
         raise UsageError(
             f"--arch {text}: name the function that makes the network, --arch {text}:build"
         )
-    return _from_torchvision(text)
-
-
-def _from_torchvision(name: str) -> Architecture:
-    import torchvision
-
-    names = torchvision.models.list_models(module=torchvision.models)
-    if name not in names:
-        raise UsageError(
-            f"--arch {clean_text(name)}: torchvision has no classifier of this name"
-            f"{nearest(name, names)} For your own network pass --arch your_file.py:factory."
-        )
-
-    def build(classes: int | None) -> nn.Module:
-        options = {} if classes is None else {"num_classes": classes}
-        if name in ("inception_v3", "googlenet"):
-            options["init_weights"] = False
-        network: nn.Module = torchvision.models.get_model(name, weights=None, **options)
-        return network
-
-    # Vision transformers bind their weights to one image size; the others take any.
-    fixed = name.startswith("vit_") and not name.endswith("h_14")
-    return Architecture(
-        name=name,
-        build=build,
-        input_size=(3, TORCHVISION_SIDE, TORCHVISION_SIDE) if fixed else (3, None, None),
-        default_side=TORCHVISION_SIDE,
-    )
+    if text.startswith(cifar.PREFIX):
+        return cifar.named(text)
+    if text.startswith(of_timm.PREFIX):
+        return of_timm.named(text)
+    return of_torchvision.named(text)
 
 
 def _from_file(text: str) -> Architecture:
@@ -98,7 +64,8 @@ def _from_file(text: str) -> Architecture:
             f"{nearest(factory, callables)}"
         )
 
-    def build(classes: int | None) -> nn.Module:
+    def build(state: State) -> nn.Module:
+        classes = class_count(state)
         parameter = inspect.signature(make).parameters.get("num_classes")
         wants_classes = parameter is not None and parameter.default is inspect.Parameter.empty
         try:
