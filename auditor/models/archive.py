@@ -1,8 +1,9 @@
-"""The zip archives of `torch.save` and `torch.jit.save`: where their numbers are, and checksums.
+"""The zip archives that torch writes: where their numbers are, and checksums.
 
-Both store every tensor's numbers uncompressed in a record `data/...`. Numbers are changed in place
-in a copy of the file; then the checksums of the records that changed are put right. torch ignores
-them, but our own gate and every unzip do not.
+All of them (`torch.save`, `torch.jit.save`, `torch.export.save`) store every tensor's numbers
+uncompressed in a record `data/...`, and the constants of TorchScript code in `constants/...`. Numbers
+are changed in place in a copy of the file; then the checksums of the records that changed are put
+right. torch ignores them, but our own gate and every unzip do not.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from auditor.safety.structure import FileFacts
 from auditor.text import clean_text
 
 CHUNK = 1 << 24
+NUMBERS = ("data/", "constants/")
 LOCAL_HEADER, CENTRAL_HEADER = 30, 46
 LOCAL_CRC, CENTRAL_CRC = 14, 16
 """Lengths of the fixed parts of zip headers, and where the checksum is in them."""
@@ -35,7 +37,7 @@ class Record:
     """The numbers of one storage in an archive."""
 
     key: str
-    """As the pickle refers to it: `0` for `archive/data/0`."""
+    """As the pickle refers to it: `0` for `archive/data/0`; `constants/0` for `archive/constants/0`."""
     begin: int
     """Offset of the first byte in the file."""
     end: int
@@ -71,7 +73,7 @@ def records_of(path: Path) -> dict[str, Record]:
         order = members.get("byteorder")
         if order is not None and archive.read(order).decode("ascii", "replace") != sys.byteorder:
             return {}
-        numbers = {name: m for name, m in members.items() if name.startswith("data/")}
+        numbers = {name: m for name, m in members.items() if name.startswith(NUMBERS)}
         if any(member.compress_type != zipfile.ZIP_STORED for member in numbers.values()):
             return {}
         records = {}
@@ -98,7 +100,7 @@ def repair_checksums(original: Path, path: Path) -> None:
         with zipfile.ZipFile(original) as archive:
             central = archive.start_dir
             for member in archive.infolist():
-                if member.filename.partition("/")[2].startswith("data/"):
+                if member.filename.partition("/")[2].startswith(NUMBERS):
                     _repair(new, member, central)
                 central += _central_length(new, central)
 

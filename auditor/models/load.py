@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from auditor.architectures import resolve_architecture
-from auditor.errors import UnreadableModel, UsageError
+from auditor.errors import UsageError
 from auditor.models.base import ModelHandle
 from auditor.models.mark import mark_notes
 from auditor.safety.structure import FileFacts, Kind, identify
@@ -20,7 +20,8 @@ def load_model(
     """Open a suspect without executing anything in it.
 
     Args:
-        path: PyTorch (`torch.save` of a network or of weights), TorchScript or ONNX.
+        path: PyTorch (`torch.save` of a network or of weights), safetensors, TorchScript,
+            `torch.export`, or ONNX.
         arch: For weights without a network: a torchvision name, or `file.py:factory`.
         device: Where the network will run.
 
@@ -41,11 +42,19 @@ def _opened(file: FileFacts, arch: str | None, device: torch.device) -> ModelHan
             from auditor.models.module import open_pickle
 
             return open_pickle(file, architecture, device)
-        case Kind.TORCHSCRIPT | Kind.ONNX if architecture is not None:
+        case Kind.TORCHSCRIPT | Kind.ONNX | Kind.PT2 if architecture is not None:
             raise UsageError(
                 f"--arch {arch}: {clean_text(file.path.name)} is {file.kind} and carries its own "
                 "network. Leave --arch out."
             )
+        case Kind.PT2:
+            from auditor.models.pt2 import Pt2Handle
+
+            return Pt2Handle(file, device)
+        case Kind.SAFETENSORS:
+            from auditor.models.safetensors import open_safetensors
+
+            return open_safetensors(file, architecture, device)
         case Kind.TORCHSCRIPT:
             from auditor.models.torchscript import TorchScriptHandle
 
@@ -54,11 +63,6 @@ def _opened(file: FileFacts, arch: str | None, device: torch.device) -> ModelHan
             from auditor.models.onnx import OnnxHandle
 
             return OnnxHandle(file, device)
-        case _:
-            raise UnreadableModel(
-                f"{clean_text(file.path.name)} is a {file.kind} file, which auditor cannot open yet. "
-                "Export the network to ONNX or TorchScript, or save its state_dict with torch.save."
-            )
 
 
 def resolve_device(text: str) -> torch.device:

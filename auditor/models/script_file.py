@@ -6,19 +6,17 @@ so that nothing in it can run; torch reads the same pickle by C++ code that tell
 
 from __future__ import annotations
 
-import math
 import pickle
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from auditor.models.archive import Record, records_of
+from auditor.models.stored import StoredTensor
 
 DTYPES = {
     "DoubleStorage": torch.float64,
@@ -36,30 +34,6 @@ UNREADABLE = (
     *(ArithmeticError, AttributeError, EOFError, LookupError, pickle.UnpicklingError),
     *(RuntimeError, TypeError, ValueError),
 )
-
-
-@dataclass(frozen=True, eq=False)
-class StoredTensor:
-    """A tensor as its archive describes it; a tied one is described once."""
-
-    record: Record
-    dtype: torch.dtype
-    offset: int
-    """In elements from the beginning of the record."""
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    def of(self, content: Any) -> Tensor:
-        """The tensor, its numbers those of `content`, the storage of the whole file's bytes.
-
-        Raises:
-            ValueError: It claims more numbers than it has.
-            RuntimeError: It reaches beyond its record.
-        """
-        if math.prod(self.size) * self.dtype.itemsize > self.record.end - self.record.begin:
-            raise ValueError("a tensor claims more numbers than it has")
-        numbers = content[self.record.begin : self.record.end]
-        return torch.empty(0, dtype=self.dtype).set_(numbers, self.offset, self.size, self.stride)
 
 
 class Inert:
@@ -110,18 +84,24 @@ class Reader(pickle.Unpickler):
         return tensor
 
 
+def stored_constants(path: Path) -> list[StoredTensor | None]:
+    """The constants of the code of a TorchScript archive, c0 first; None for what is no tensor.
+
+    Raises:
+        UNREADABLE: The archive is none that we understand.
+    """
+    records = {key.removeprefix("constants/"): r for key, r in records_of(path).items()}
+    root, _ = _unpickled(path, "constants.pkl", records)
+    return [entry if isinstance(entry, StoredTensor) else None for entry in root]
+
+
 def stored_tensors(path: Path) -> tuple[Callable[[str], StoredTensor], list[StoredTensor]]:
     """How to find a tensor by its name, and all tensors of a TorchScript archive.
 
     Both raise what a pickle can provoke (see `UNREADABLE`) where it is none that we understand, or
     holds no tensor of that name.
     """
-    records = records_of(path)
-    with zipfile.ZipFile(path) as archive:
-        name = next(n for n in archive.namelist() if n.partition("/")[2] == "data.pkl")
-        with archive.open(name) as stream:
-            reader = Reader(stream, records)
-            root = reader.load()
+    root, tensors = _unpickled(path, "data.pkl", records_of(path))
 
     def find(name: str) -> StoredTensor:
         value = root
@@ -131,4 +111,15 @@ def stored_tensors(path: Path) -> tuple[Callable[[str], StoredTensor], list[Stor
             raise LookupError(name)
         return value
 
-    return find, reader.tensors
+    return find, tensors
+
+
+def _unpickled(
+    path: Path, member: str, records: dict[str, Record]
+) -> tuple[Any, list[StoredTensor]]:
+    """What a member of an archive describes, and all tensors in it."""
+    with zipfile.ZipFile(path) as archive:
+        name = next(n for n in archive.namelist() if n.partition("/")[2] == member)
+        with archive.open(name) as stream:
+            reader = Reader(stream, records)
+            return reader.load(), reader.tensors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from auditor.errors import OutputError, UnreadableModel
+from auditor.errors import OutputError, UnreadableModel, UnsuitableModel
 from auditor.masks import MaskSite, find_sites
 from auditor.models.archive import copied, repair_checksums
 from auditor.models.base import ModelHandle
-from auditor.models.patching import same_numbers
+from auditor.models.frozen import FrozenGraph, read_frozen, write_frozen
 from auditor.models.script_file import UNREADABLE, stored_tensors
 from auditor.models.slots import Slot, Slots, training
+from auditor.models.stored import overwrite
 from auditor.safety.static import check_torchscript
 from auditor.safety.structure import FileFacts
 from auditor.text import clean_text
@@ -29,12 +31,13 @@ class TorchScriptHandle(ModelHandle):
     """A TorchScript network. Differentiable, but without hooks.
 
     Tracing bakes the mode in: `call(train=True)` then does what eval mode does. Frozen networks
-    have no parameters but constants in their code; nothing of them can be overridden.
+    have no parameters but constants in their code, which then are its tensors: c0, c1 ...
     """
 
     def __init__(self, file: FileFacts, device: torch.device) -> None:
         super().__init__(file, architecture="TorchScript", device=device)
         check_torchscript(file.path)
+        _refuse_optimized(file.path)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that TorchScript is deprecated helps no reviewer
@@ -49,6 +52,7 @@ class TorchScriptHandle(ModelHandle):
         for parameter in self._network.parameters():
             parameter.requires_grad_(False)
         self._slots = Slots(_slots_of(self._network))
+        self._frozen = None if find_sites(self._network) else self._read_frozen()
         # recurse=False: scripted networks have it in one branch only, and take the other
         self._differentiable = not any(self._graph.findAllNodes(op, False) for op in FORWARD_ONLY)
         if not self._differentiable:
@@ -58,6 +62,18 @@ class TorchScriptHandle(ModelHandle):
             )
         self.architecture = f"TorchScript {clean_text(self._network.original_name, limit=60)}"
 
+    def _read_frozen(self) -> FrozenGraph | None:
+        """The network as a function of its constants, if those are the weights of its layers.
+
+        Freezing leaves few parameters that are none of a known layer (those of scripted attention);
+        they then stay as they are.
+        """
+        try:
+            frozen = read_frozen(self.file.path, self._network, self.device)
+        except UNREADABLE:
+            return None  # it can be scanned all the same
+        return frozen if frozen is not None and frozen.weights() else None
+
     def call(
         self,
         inputs: Tensor,
@@ -65,6 +81,8 @@ class TorchScriptHandle(ModelHandle):
         *,
         train: bool = False,
     ) -> Any:
+        if self._frozen is not None and overrides:
+            return self._frozen.call(inputs, overrides)
         tensors = self._slots.first_named(overrides or {})
         if not train:
             with self._slots.holding(tensors):
@@ -73,19 +91,28 @@ class TorchScriptHandle(ModelHandle):
             return self._network(inputs)
 
     def tensors(self) -> dict[str, Tensor]:
-        return self._slots.tensors()
+        return self._slots.tensors() if self._frozen is None else self._frozen.floats()
 
     def weights(self) -> dict[str, Tensor]:
+        if self._frozen is not None:
+            wanted = self._frozen.weights() if self._differentiable else set()
+            return {name: t for name, t in self._frozen.floats().items() if name in wanted}
         return self._slots.weights() if self._differentiable else {}
 
     def mask_sites(self) -> list[MaskSite]:
-        return find_sites(self._network) if self._differentiable else []
+        if not self._differentiable:
+            return []
+        return find_sites(self._network) if self._frozen is None else self._frozen.sites()
 
     def write(self, changed: Mapping[str, Tensor], path: Path) -> None:
+        frozen = {} if self._frozen is None else self._frozen.checked(changed)
         copied(self.file, path)
         name = clean_text(self.file.path.name)
         try:
-            _patch(path, self._slots.with_all_names(changed))
+            if self._frozen is None:
+                _patch(path, self._slots.with_all_names(changed))
+            else:
+                write_frozen(path, frozen)
         except UNREADABLE as error:
             raise OutputError(
                 f"{name}: its numbers cannot be changed in place "
@@ -100,6 +127,8 @@ class TorchScriptHandle(ModelHandle):
 
     @property
     def parameters(self) -> int:
+        if self._frozen is not None:
+            return sum(self._frozen.tensors[name].numel() for name in self._frozen.weights())
         return sum(parameter.numel() for parameter in self._network.parameters())
 
     @property
@@ -107,6 +136,23 @@ class TorchScriptHandle(ModelHandle):
         averages = any(name.endswith("running_mean") for name in self._slots.names)
         reads = self._graph.findAllNodes("prim::GetAttr", True)
         return averages and any(node.s("name") == "training" for node in reads)
+
+
+def _refuse_optimized(path: Path) -> None:
+    """Refuse what `torch.jit.optimize_for_inference` made.
+
+    Raises:
+        UnsuitableModel: Its weights are in oneDNN's own layout, without gradients.
+    """
+    with zipfile.ZipFile(path) as archive:
+        code = [name for name in archive.namelist() if name.endswith(".py")]
+        optimized = any(b"mkldnn" in archive.read(name) for name in code)
+    if optimized:
+        raise UnsuitableModel(
+            f"{clean_text(path.name)} was made by torch.jit.optimize_for_inference: its weights are in "
+            "the layout of one processor library (oneDNN) and have no gradients. Use the TorchScript "
+            "file from before that step."
+        )
 
 
 def _slots_of(network: Any) -> Iterator[Slot]:
@@ -132,15 +178,4 @@ def _patch(path: Path, changed: list[tuple[list[str], Tensor]]) -> None:
         ValueError: Other tensors share the numbers, so that they would change as well.
     """
     find, stored = stored_tensors(path)
-    size = path.stat().st_size
-    content: Any = torch.UntypedStorage.from_file(str(path), shared=True, nbytes=size)
-    wanted = {tensor: tensor.of(content).clone() for tensor in stored}
-    for names, values in changed:
-        for name in names:
-            tensor = find(name)
-            if tensor.size != tuple(values.shape):
-                raise ValueError(f"{name} is stored with another shape")
-            wanted[tensor] = values.detach().to("cpu", tensor.dtype)
-            tensor.of(content).copy_(wanted[tensor])
-    if not all(same_numbers(values, tensor.of(content)) for tensor, values in wanted.items()):
-        raise ValueError("several tensors share their numbers")
+    overwrite(path, stored, {find(name): values for names, values in changed for name in names})

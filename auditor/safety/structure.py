@@ -79,6 +79,8 @@ def _kind(path: Path, head: bytes, size: int) -> Kind:
     name = clean_text(path.name)
     if head.startswith(b"PK\x03\x04"):
         return _kind_of_zip(path)
+    if _is_safetensors(head, size):  # before pickles: the length of its header may begin like one
+        return Kind.SAFETENSORS
     if head[:1] == b"\x80" and LEGACY_TORCH_MAGIC in head[:64]:
         return Kind.TORCH_LEGACY
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
@@ -86,8 +88,6 @@ def _kind(path: Path, head: bytes, size: int) -> Kind:
             f"{name} is a plain Python pickle, not a file of torch.save. auditor never unpickles "
             "such files. Save the weights with torch.save(model.state_dict(), ...) and pass --arch."
         )
-    if _is_safetensors(head, size):
-        return Kind.SAFETENSORS
     if _is_onnx(path, head):
         return Kind.ONNX
     if _is_text(head):
@@ -103,7 +103,7 @@ def _kind(path: Path, head: bytes, size: int) -> Kind:
         )
     raise UnreadableModel(
         f"{name} is not a model file that auditor knows: it begins with {head[:8].hex(' ')}. "
-        "Known: PyTorch (.pt, .pth), TorchScript, ONNX."
+        "Known: PyTorch (.pt, .pth), TorchScript, torch.export (.pt2), ONNX, safetensors."
     )
 
 
