@@ -1,0 +1,61 @@
+"""An ONNX graph as a network: its computation, its weights, its masks, and where to look inside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx
+import torch
+
+from auditor.masks import MaskSite
+from auditor.onnx_graph.graph import Graph
+from auditor.onnx_graph.parameters import Wiring, layers, statistics
+from auditor.onnx_graph.sites import find_sites
+from auditor.onnx_graph.unshare import unshared
+
+ROUNDING = ("QuantizeLinear", "DynamicQuantizeLinear")
+"""Operators after which a difference in the last digit can be a whole step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """What can be done with a graph beside running it."""
+
+    graph: Graph
+    weights: frozenset[str]
+    """Those of `graph.tensors` that layers are trained by; no running statistics, no constants."""
+    sites: tuple[MaskSite, ...]
+    features: tuple[str, ...]
+    """The values that convolutions and linear layers read, in the order of computation."""
+    copies: Mapping[str, str]
+    """Tensor that the file does not have -> the one that several layers share in it."""
+    rounds: bool
+    """True where it rounds to integers on the way (int8)."""
+
+
+def read_network(model: onnx.ModelProto, device: torch.device) -> Network:
+    """Read a graph whose weights are inside it.
+
+    Raises:
+        GraphError: It cannot be computed by us, or is none that an exporter writes.
+    """
+    working, copies = unshared(model)
+    graph = Graph(working, device)
+    wiring = Wiring(working.graph)
+    found = layers(wiring)
+    trained = {parameter.tensor for layer in found for parameter in (*layer.masked, *layer.others)}
+    trained |= {layer.weight for layer in found}
+    computing = [wiring.nodes[layer.node] for layer in found if not layer.is_norm]
+    return Network(
+        graph=graph,
+        weights=frozenset((trained & graph.tensors.keys()) - statistics(wiring, found)),
+        sites=tuple(
+            site
+            for site in find_sites(working)
+            if all(name in graph.tensors for name, _ in site.tensors)
+        ),
+        features=tuple(dict.fromkeys(node.input[0] for node in computing)),
+        copies=copies,
+        rounds=any(node.op_type in ROUNDING or "QLinear" in node.op_type for node in wiring.nodes),
+    )
