@@ -7,6 +7,7 @@ it exists.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from auditor.models.base import ModelHandle
 from auditor.models.load import load_model
 from auditor.outputs import default_mode
 from auditor.purifiers.base import changed_classifier
-from auditor.results import ScanResult, SplitFacts, Written
+from auditor.results import ScanResult, SideFile, SplitFacts, Written
 from auditor.text import clean_text
 
 WRITTEN_TOLERANCE = 1e-3
@@ -121,9 +122,11 @@ class Staged:
     target: Path
 
     def keep(self) -> None:
-        """Move the file to where it shall stay, replacing what is there."""
-        self.path.chmod(default_mode())
-        self.path.replace(self.target)
+        """Move the file, and what belongs to it, to where it shall stay, replacing what is there."""
+        for name in (*(file.name for file in self.facts.beside), self.path.name):
+            staged = self.path.with_name(name)
+            staged.chmod(default_mode())
+            staged.replace(self.target.with_name(name))
 
 
 @contextlib.contextmanager
@@ -164,7 +167,9 @@ def staged(
         path = Path(inner) / target.name
         model.write(tensors, path)
         finish(path)
-        loaded = load_model(path, arch=arch, device=model.device)
+        # found out again, the network could be another: other numbers, another guess
+        known = arch or next(iter(model.alternatives), None)
+        loaded = load_model(path, arch=known, device=model.device)
         loaded.file = replace(loaded.file, path=target)
         after = classifier.of(loaded)
         expected = changed_classifier(classifier, tensors).logits(images)
@@ -182,5 +187,12 @@ def staged(
             tensors=len(tensors),
             largest_difference=difference,
             compared=len(expected),
+            beside=tuple(map(_side_file, model.side_files(path))),
         )
         yield Staged(facts=written, classifier=after, path=path, target=target)
+
+
+def _side_file(path: Path) -> SideFile:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return SideFile(name=path.name, sha256=digest, bytes=path.stat().st_size)

@@ -16,7 +16,9 @@ STDOUT = Path("-")
 ENDINGS = {
     "htm": "html",
     "markdown": "md",
-    **dict.fromkeys(("pt", "pth", "bin", "ckpt", "ts", "torchscript"), "model"),
+    **dict.fromkeys(
+        ("pt", "pth", "bin", "ckpt", "ts", "torchscript", "pt2", "onnx", "safetensors"), "model"
+    ),
 }
 """Endings of files that are not the name of their format."""
 
@@ -88,6 +90,11 @@ def check_outputs(outputs: Mapping[str, Path], *, force: bool, inputs: Sequence[
             raise OutputError(
                 f"{clean_text(str(folder))} is not writable ({error.strerror})."
             ) from None
+
+
+def sidecar(output: Path) -> Path:
+    """Where the mark of `auditor attack` goes besides the model: `model.pt.json` for `model.pt`."""
+    return output.with_name(f"{output.name}.json")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -630,6 +630,16 @@ class Stress:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SideFile:
+    """A file of numbers that belongs to a model file (ONNX external data)."""
+
+    name: str
+    """Without its folder, which is that of the model file."""
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Written:
     """The purified file, read back."""
 
@@ -644,6 +654,8 @@ class Written:
     """Largest difference of a logit between the file, loaded again, and the model that was judged."""
     compared: int
     """Images that were compared."""
+    beside: tuple[SideFile, ...] = ()
+    """Files that must stay beside it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -204,6 +204,7 @@ def _file(result: PurifyResult) -> str:
     return (
         f"{clean_text(written.name)}  sha256 {_short(written.sha256)}  loads in place of the "
         f"original; read back, largest difference {number(written.largest_difference)}"
+        + "".join(f"; needs {clean_text(file.name)} beside it" for file in written.beside)
     )
 
 

@@ -27,6 +27,7 @@ from auditor.probes import select
 from auditor.results import Verdict
 from auditor.safety.structure import Kind, identify
 from tests.changeable import ARCH, PROBE, TARGET, WHITE, classifier, samples, saved
+from tests.exported import exported
 from tests.planted import drawings
 
 COMMON = ("--normalize", "none", "--batch-size", "64")
@@ -321,9 +322,7 @@ def test_an_image_of_ones_own(benign: Path) -> None:
 
 
 def onnx(folder: Path) -> Path:
-    network = classifier(strength=0)
-    torch.onnx.export(network, (torch.zeros(1, 3, 32, 32),), folder / "m.onnx", dynamo=False)
-    return folder / "m.onnx"
+    return exported(classifier(strength=0), folder / "m.onnx", forward_only=True)
 
 
 def existing(name: str) -> Path:

@@ -34,6 +34,7 @@ from auditor.results import PurifyResult, Verdict
 from auditor.verdict import rejudge_purification
 from tests.changeable import ARCH, PROBE, TARGET, WHITE, classifier, samples, saved
 from tests.conftest import PairFiles
+from tests.exported import exported
 from tests.planted import drawings
 
 FAST = ("--probes", PROBE, "--normalize", "none", "--batch-size", "64", "--no-baseline")
@@ -582,11 +583,7 @@ def test_the_same_seed_gives_the_same_bytes(small: Path) -> None:
 
 
 def onnx(folder: Path) -> Path:
-    torch.onnx.export(
-        classifier(), (torch.zeros(1, 3, 32, 32),), "m.onnx", dynamo=False,
-        input_names=["images"], dynamic_axes={"images": {0: "n"}},
-    )  # fmt: skip
-    return Path("m.onnx")
+    return exported(classifier(), Path("m.onnx"), forward_only=True)
 
 
 def beyond(path: Path) -> Path:

@@ -15,7 +15,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from auditor.errors import OutputError, UnsuitableModel
+from auditor.errors import OutputError
 from auditor.masks import effective, folded
 from auditor.models.archive import repair_checksums
 from auditor.models.base import ModelHandle
@@ -399,11 +399,3 @@ def test_every_tensor_can_be_written(tmp_path: Path, arch: str) -> None:
         assert all(torch.equal(again[name], tensor) for name, tensor in changed.items())
         handle.write({}, tmp_path / f"same-{path}")
         assert (tmp_path / f"same-{path}").read_bytes() == (tmp_path / path).read_bytes()
-
-
-def test_formats_that_cannot_be_written(tmp_path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(network(), (IMAGES,), tmp_path / "m.onnx", dynamo=False)
-    with pytest.raises(UnsuitableModel, match="ONNX"):
-        load_model(tmp_path / "m.onnx").write({}, tmp_path / "out.onnx")

@@ -1,9 +1,10 @@
-"""ONNX files, run by onnxruntime: forward only."""
+"""ONNX files: probed by onnxruntime, searched and changed through our own reading of the graph."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from auditor.errors import UnreadableModel, UnsuitableModel
-from auditor.models.base import ModelHandle
+from auditor.errors import ModelError, UnreadableModel, UnsuitableModel
+from auditor.masks import MaskSite
+from auditor.memory import is_out_of_memory
+from auditor.models.base import ModelHandle, Taken
+from auditor.models.onnx_gate import read_graph
+from auditor.onnx_graph.external import all_tensors, is_external
+from auditor.onnx_graph.graph import GraphError, UnsupportedOperators
+from auditor.onnx_graph.network import Network, read_network
+from auditor.onnx_graph.write import side_files, write_changed
 from auditor.safety.structure import FileFacts
 from auditor.text import clean_text
 
@@ -22,32 +30,57 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnx
 import onnxruntime
 
-KNOWN_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
 INPUT_TYPES = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
     "tensor(uint8)": np.uint8,
 }
+SIDES = (224, 32, 64, 28, 16, 299, 384)
+"""Of the images that the two readings of a graph are compared on, where it takes any."""
+AGREEMENT = 1e-3
+"""Largest difference of a score between the two, relative to the largest score."""
+ROUNDED_AGREEMENT = 0.1
+"""The same for int8 graphs, in which a rounding that falls the other way is a whole step."""
+MAX_LISTED = 5
 
 
 class OnnxHandle(ModelHandle):
-    """An ONNX graph behind an onnxruntime session."""
+    """An ONNX graph: a session of onnxruntime, and the same graph as a torch computation.
+
+    The session is faster, and the judge of what the file computes; plain forward passes go there.
+    Gradients, other numbers and features take the torch computation. It is used only where the two
+    agree; otherwise the file can be probed, but neither searched by gradient nor changed.
+
+    A graph has no train mode: `call(train=True)` does what eval mode does.
+    """
 
     def __init__(self, file: FileFacts, device: torch.device) -> None:
         super().__init__(file, architecture="ONNX graph", device=device)
-        graph = _read(file.path)
+        model = read_graph(file.path)
         self._parameters = sum(
-            int(np.prod(tensor.dims)) for tensor in graph.graph.initializer if tensor.dims
+            int(np.prod(tensor.dims)) for tensor in model.graph.initializer if tensor.dims
         )
-        producer = clean_text(f"{graph.producer_name} {graph.producer_version}".strip(), limit=60)
+        producer = clean_text(f"{model.producer_name} {model.producer_version}".strip(), limit=60)
         opset = max(
-            (entry.version for entry in graph.opset_import if entry.domain == ""), default=0
+            (entry.version for entry in model.opset_import if entry.domain == ""), default=0
         )
-        self.architecture = f"ONNX graph, {len(graph.graph.node)} nodes, opset {opset}"
+        self.architecture = f"ONNX graph, {len(model.graph.node)} nodes, opset {opset}"
         if producer:
             self.notes.append(f"Exported by {producer}.")
         self._session = _session(file.path, device)
         self._read_signature()
+        self._taps: list[str] = []
+        self._kept: list[Tensor] = []
+        self._network: Network | None = None
+        self._together: Together = _at_once
+        try:
+            self._network = _network(file.path, model, device)
+            self._compare(self._network)
+        except (GraphError, ModelError, _Disagreement) as error:
+            self._network = None
+            self.notes.append(
+                f"It can be tested, but neither searched by gradient nor purified: {_why(error)}."
+            )
 
     def _read_signature(self) -> None:
         name = clean_text(self.file.path.name)
@@ -67,12 +100,59 @@ class OnnxHandle(ModelHandle):
         self._input = entry.name
         self._dtype = INPUT_TYPES[entry.type]
         batch, *sizes = [size if isinstance(size, int) else None for size in entry.shape]
-        self._batch = batch
+        self._fixed = batch
         self._channels_last = sizes[2] in (1, 3) and sizes[0] not in (1, 3)
         if self._channels_last:
             sizes = [sizes[2], sizes[0], sizes[1]]
         self._sizes = (sizes[0], sizes[1], sizes[2])
         self._outputs = [output.name for output in self._session.get_outputs()]
+
+    @torch.no_grad()
+    def _compare(self, network: Network) -> None:
+        """Let both compute the same images; and the graph more than the file fixes, somehow.
+
+        Raises:
+            ModelError: One of the two cannot.
+            _Disagreement: They come to different scores.
+        """
+        images, expected = self._some_scores()
+        tolerance = ROUNDED_AGREEMENT if network.rounds else AGREEMENT
+        found = self._by_graph(network, images)
+        difference = _difference(expected, found)
+        if not difference <= tolerance:
+            raise _Disagreement(
+                f"what its operators should compute differs from onnxruntime's by {difference:.2g}"
+            )
+        if self._fixed is None:
+            return
+        for together in (_at_once, _side_by_side, _one_by_one):
+            self._together = together
+            try:
+                twice = self._by_graph(network, torch.cat([images, images.flip(0)]))
+            except ModelError:
+                continue  # shapes in the graph depend on the number of images
+            if _difference(expected, [part[: len(images)] for part in twice]) <= tolerance:
+                return
+        raise _Disagreement("it computes other scores for more images than it was exported for")
+
+    def _some_scores(self) -> tuple[Tensor, list[Tensor]]:
+        """Random images, and what the session makes of them.
+
+        Raises:
+            UnsuitableModel: It takes images of none of the usual sizes.
+        """
+        channels, height, width = self._sizes
+        for side in SIDES:
+            shape = (self._fixed or 2, channels or 3, height or side, width or side)
+            images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+            images = (images * 255 if self._dtype is np.uint8 else images).to(self.device)
+            try:
+                return images, self._by_session(images)
+            except UnsuitableModel as error:
+                refused = error
+            if height and width:
+                break
+        raise refused
 
     def call(
         self,
@@ -81,11 +161,20 @@ class OnnxHandle(ModelHandle):
         *,
         train: bool = False,
     ) -> Any:
-        if overrides or train:
-            raise NotImplementedError("onnxruntime computes with the file's own tensors only")
-        images = inputs.detach().cpu().numpy()
-        if self._channels_last:
-            images = images.transpose(0, 2, 3, 1)
+        by_gradient = torch.is_grad_enabled() and inputs.requires_grad
+        special = bool(overrides or train or by_gradient or self._taps)
+        if self._network is None:
+            if special:
+                raise NotImplementedError("onnxruntime computes with the file's own tensors only")
+            outputs = self._by_session(inputs)
+        elif special or self._fixed not in (None, len(inputs)):
+            outputs = self._by_graph(self._network, inputs, overrides)
+        else:
+            outputs = self._by_session(inputs)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def _by_session(self, inputs: Tensor) -> list[Any]:
+        images = self._arranged(inputs.detach()).cpu().numpy()
         if self._dtype is np.uint8:
             images = images.round().clip(0, 255)
         images = np.ascontiguousarray(images, dtype=self._dtype)
@@ -97,13 +186,75 @@ class OnnxHandle(ModelHandle):
                 f"{images.shape}: {clean_text(str(error), limit=200)}"
             ) from None
         # float32 first: some devices have no doubles
-        tensors = [
+        return [
             torch.from_numpy(output).float().to(self.device)
             if isinstance(output, np.ndarray) and output.dtype.kind in "fiu"
             else output
             for output in outputs
         ]
-        return tensors[0] if len(tensors) == 1 else tensors
+
+    def _by_graph(
+        self, network: Network, inputs: Tensor, overrides: Mapping[str, Tensor] | None = None
+    ) -> list[Tensor]:
+        def run(images: Tensor) -> tuple[Tensor, ...]:
+            found = network.graph.run({self._input: images}, overrides, keep=self._taps)
+            return tuple(found[name] for name in wanted)
+
+        wanted = [*self._outputs, *self._taps]
+        try:
+            values = self._together(run, self._arranged(inputs), self._fixed or len(inputs))
+        except GraphError as error:
+            raise UnsuitableModel(
+                f"{clean_text(self.file.path.name)} cannot be computed on an input of shape "
+                f"{tuple(inputs.shape)}: {clean_text(str(error), limit=200)}"
+            ) from None
+        outputs, features = values[: len(self._outputs)], values[len(self._outputs) :]
+        self._kept += features
+        return [output.float() for output in outputs]
+
+    def _arranged(self, inputs: Tensor) -> Tensor:
+        return inputs.permute(0, 2, 3, 1) if self._channels_last else inputs
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {} if self._network is None else dict(self._network.graph.tensors)
+
+    def weights(self) -> dict[str, Tensor]:
+        if self._network is None:
+            return {}
+        own = self._network.graph.tensors
+        return {name: own[name] for name in own if name in self._network.weights}
+
+    def mask_sites(self) -> list[MaskSite]:
+        return [] if self._network is None else list(self._network.sites)
+
+    def layers(self, inputs: Tensor) -> list[str]:
+        return [] if self._network is None else list(self._network.features)
+
+    @contextmanager
+    def tapped(self, layers: Sequence[str]) -> Iterator[Taken]:
+        def taken() -> list[Tensor]:
+            features, self._kept = self._kept, []
+            return features
+
+        former = self._taps, self._kept
+        self._taps, self._kept = list(layers), []
+        try:
+            yield taken
+        finally:
+            self._taps, self._kept = former
+
+    def write(self, changed: Mapping[str, Tensor], path: Path) -> None:
+        if self._network is None:
+            super().write(changed, path)
+            return
+        write_changed(self.file, path, changed, self._network.copies)
+
+    def side_files(self, path: Path) -> list[Path]:
+        return side_files(self.file, path)
+
+    @property
+    def differentiable(self) -> bool:
+        return self._network is not None
 
     @property
     def parameters(self) -> int:
@@ -115,64 +266,84 @@ class OnnxHandle(ModelHandle):
 
     @property
     def batch(self) -> int | None:
-        return self._batch
+        return self._fixed if self._network is None else None
 
 
-def _read(path: Path) -> Any:
-    """Parse the graph without its external data, and check what it refers to."""
-    name = clean_text(path.name)
+Run = Callable[[Tensor], tuple[Tensor, ...]]
+Together = Callable[[Run, Tensor, int], Sequence[Tensor]]
+"""Computes any number of images with a graph that was exported for a number of them."""
+
+
+def _at_once(run: Run, images: Tensor, fixed: int) -> Sequence[Tensor]:
+    """Nothing in the graph depends on their number after all."""
+    return run(images)
+
+
+def _side_by_side(run: Run, images: Tensor, fixed: int) -> Sequence[Tensor]:
+    """Each lot as if it were alone, computed together."""
+    lots = _lots(images, fixed)
     try:
-        graph = onnx.load(str(path), load_external_data=False)
-    except Exception:
-        raise UnreadableModel(
-            f"{name} cannot be read as ONNX: it is damaged, or no ONNX file. Download it again."
-        ) from None
-    if not graph.graph.node:
-        raise UnreadableModel(f"{name} is an ONNX file without any node. Download it again.")
-    domains = {node.domain for node in graph.graph.node} - KNOWN_DOMAINS
-    local = {function.domain for function in graph.functions}
-    if domains - local:
-        shown = ", ".join(clean_text(domain, limit=40) for domain in sorted(domains - local))
-        raise UnsuitableModel(
-            f"{name} uses custom operators ({shown}); auditor loads no operator libraries."
-        )
-    for tensor in _tensors(graph.graph):
-        for entry in tensor.external_data:
-            if entry.key == "location":
-                _check_external(path, entry.value)
-    return graph
+        values = torch.vmap(run)(torch.stack(lots))
+    except RuntimeError as error:  # an operator that asks for a value, or changes one in place
+        if is_out_of_memory(error):
+            raise
+        raise GraphError(str(error)) from None
+    return [value.flatten(0, 1)[: len(images)] for value in values]
 
 
-def _tensors(graph: Any) -> Iterator[Any]:
-    """Every tensor that a graph holds: initialisers, constants, and those of nested graphs."""
-    yield from graph.initializer
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            for inner in ([attribute.g] if attribute.HasField("g") else []) + list(
-                attribute.graphs
-            ):
-                yield from _tensors(inner)
+def _one_by_one(run: Run, images: Tensor, fixed: int) -> Sequence[Tensor]:
+    """One lot after the other: slow, and always right."""
+    values = zip(*(run(lot) for lot in _lots(images, fixed)), strict=True)
+    return [torch.cat(parts)[: len(images)] for parts in values]
 
 
-def _check_external(path: Path, location: str) -> None:
-    name, shown = clean_text(path.name), clean_text(location, limit=80)
-    folder = path.parent.resolve()
-    data = folder / location
-    if Path(location).is_absolute() or not data.resolve().is_relative_to(folder):
-        raise UnreadableModel(
-            f"{name}: its external data points outside its folder ({shown}); refused."
-        )
-    if not data.is_file():
-        raise UnreadableModel(
-            f"{name} needs {shown} next to it (external weights); it is not there."
-        )
-    if data.is_symlink() or data.stat().st_nlink > 1:
-        raise UnreadableModel(
-            f"{name}: its external data {shown} is a link; refused. Copy the real file there."
-        )
+def _lots(images: Tensor, fixed: int) -> list[Tensor]:
+    """As many images each as the file fixes; the last lot is filled up."""
+    missing = -len(images) % fixed
+    filled = torch.cat([images, images[:1].expand(missing, -1, -1, -1)]) if missing else images
+    return list(torch.split(filled, fixed))
+
+
+class _Disagreement(Exception):
+    """The torch computation is not what the file computes."""
+
+
+def _network(path: Path, model: Any, device: torch.device) -> Network:
+    """The graph with its weights, wherever they are.
+
+    Raises:
+        GraphError: It has operators that we cannot compute, or is damaged.
+        UnreadableModel: Its external data is damaged.
+    """
+    if any(is_external(tensor) for tensor in all_tensors(model)):
+        try:
+            model = onnx.load(str(path))
+        except Exception as error:  # onnx's own checks, and protobuf's
+            raise UnreadableModel(
+                f"{clean_text(path.name)}: its external data cannot be read "
+                f"({clean_text(str(error), limit=160)})."
+            ) from None
+    return read_network(model, device)
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, UnsupportedOperators):
+        more = len(error.names) - MAX_LISTED
+        shown = ", ".join(clean_text(name, limit=40) for name in error.names[:MAX_LISTED])
+        return f"auditor has no derivative for {shown}" + (f" and {more} more" if more > 0 else "")
+    return clean_text(str(error), limit=300).rstrip(".")
+
+
+def _difference(expected: Sequence[Any], found: Sequence[Tensor]) -> float:
+    """Largest difference of a number, relative to the largest; infinite for other shapes."""
+    worst = 0.0
+    for wanted, have in zip(expected, found, strict=True):
+        if not isinstance(wanted, Tensor) or wanted.shape != have.shape:
+            return float("inf")
+        if wanted.numel():
+            scale = max(1.0, float(wanted.abs().max()))
+            worst = max(worst, float((wanted - have).abs().max()) / scale)
+    return worst
 
 
 def _session(path: Path, device: torch.device) -> Any:

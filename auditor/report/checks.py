@@ -172,7 +172,8 @@ def _of_purification(result: PurifyResult) -> Iterator[str]:
         yield "a goal that is no share"
     written = result.written
     if written is not None and not (
-        min(written.bytes, written.tensors, written.compared) >= 0
+        min(written.bytes, written.tensors, written.compared, *(f.bytes for f in written.beside))
+        >= 0
         and 0 <= written.largest_difference < math.inf
     ):
         yield "an impossible written file"

@@ -209,6 +209,10 @@ def _provenance(result: PurifyResult) -> list[str]:
             f"- {code(written.name)}: {written.bytes} bytes, read back on {written.compared} "
             f"images, largest difference of an output {number(written.largest_difference)}"
         )
+        lines += [
+            f"- {code(file.name)}: {file.bytes} bytes, must stay beside it, sha256 {code(file.sha256, 64)}"
+            for file in written.beside
+        ]
     lines.append(
         f"- seed {provenance.seed} · {inert(provenance.device)} · {duration(provenance.seconds)}"
     )
