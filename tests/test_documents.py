@@ -39,6 +39,10 @@ def attack_help() -> str:
     return command_help("attack")
 
 
+def inspect_help() -> str:
+    return command_help("inspect")
+
+
 def probe_table() -> str:
     rows = ["| id | tier | triggers | what |", "|---|---|---|---|"]
     rows += [
@@ -57,6 +61,7 @@ GENERATED = {
     "help:scan": scan_help,
     "help:purify": purify_help,
     "help:attack": attack_help,
+    "help:inspect": inspect_help,
     "probes": probe_table,
 }
 
@@ -111,7 +116,8 @@ def test_the_example_probe_is_valid(tmp_path: Path) -> None:
 def test_every_flag_in_the_readme_exists() -> None:
     text = README.read_text("utf-8").split("<!-- help:scan -->")[0]
     flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
-    assert flags <= set(re.findall(r"--[a-z-]+", scan_help() + purify_help() + attack_help()))
+    helps = scan_help() + purify_help() + attack_help() + inspect_help()
+    assert flags <= set(re.findall(r"--[a-z-]+", helps))
     assert set(FORMATS) == {"json", "html", "md"}
 
 

@@ -5,7 +5,7 @@ One module a command; `options` holds what they share, `base` the program itself
 
 from __future__ import annotations
 
-from auditor.cli import attack, demo, probes, purify, report, scan
+from auditor.cli import attack, demo, inspect, probes, purify, report, scan
 from auditor.cli.base import EPILOG, app, reporting
 from auditor.cli.options import parse_time
 from auditor.cli.rendering import FORMATS
@@ -16,6 +16,7 @@ __all__ = ["FORMATS", "app", "main", "parse_time"]
 app.command(epilog=EPILOG)(reporting(scan.scan))
 app.command(epilog=purify.EPILOG)(reporting(purify.purify))
 app.command(epilog=attack.EPILOG)(reporting(attack.attack))
+app.command(epilog=inspect.EPILOG)(reporting(inspect.inspect))
 app.command()(reporting(demo.demo))
 app.command()(reporting(report.report))
 app.add_typer(probes.app, name="probes")

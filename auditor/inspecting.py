@@ -1,0 +1,333 @@
+"""Look into a model file: what it is, what it holds, what it would do. Nothing of it is executed."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import zipfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from auditor.architectures.infer import Match, candidates
+from auditor.architectures.shapes import class_count, refuse_hollow, stripped
+from auditor.errors import UnreadableModel, UnsafeModel, UnsuitableModel
+from auditor.inspection import Ability, Content, Fit, Inspection, Wanted
+from auditor.models.module import find_module
+from auditor.models.state_dict import find_hints, find_state_dict
+from auditor.safety.opcodes import PickleFacts, is_allowed, walk
+from auditor.safety.static import allowed_global, check_torchscript
+from auditor.safety.structure import Kind, identify
+from auditor.text import clean_text
+
+MAX_ENTRIES = 12
+MAX_FITS = 5
+DECEPTIVE = "deceptive zip archive"
+BARE = "Add --arch with torchvision's name of the network, or your own code (my_model.py:build)."
+
+
+def inspect_file(path: Path) -> Inspection:
+    """Everything that can be said of a file without running it.
+
+    A file that would run code is a finding, not an error.
+
+    Raises:
+        UnreadableModel: It is missing, damaged, or no model file.
+    """
+    try:
+        file = identify(path)
+    except UnreadableModel as error:
+        if not _is_archive(path):
+            raise
+        return _deceptive(path, str(error))
+    read = {
+        Kind.TORCH_ZIP: _pickled,
+        Kind.TORCH_LEGACY: _pickled,
+        Kind.TORCHSCRIPT: _script,
+        Kind.PT2: _exported,
+        Kind.ONNX: _graph,
+        Kind.SAFETENSORS: _safetensors,
+    }[file.kind]
+    content = read(path)
+    return Inspection(
+        name=path.name,
+        kind=str(file.kind),
+        bytes=file.bytes,
+        sha256=file.sha256,
+        content=content,
+        scan=_scannable(content),
+        purify=_purifiable(content),
+    )
+
+
+def _is_archive(path: Path) -> bool:
+    """Is it an archive of torch that can be listed? Then what is wrong with it is no accident."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.partition("/")[2].casefold() for name in archive.namelist()}
+    except (OSError, zipfile.BadZipFile, NotImplementedError):
+        return False
+    return bool(names & {"data.pkl", "constants.pkl", "archive_format"})
+
+
+def _deceptive(path: Path, why: str) -> Inspection:
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    facts = walk(path)
+    content = Content(
+        what="An archive that auditor's gate refuses.",
+        findings=(why, *_pickle_findings(facts)),
+        wanted=_wanted(facts),
+        tensors=facts.tensors,
+    )
+    return Inspection(
+        name=path.name,
+        kind=DECEPTIVE,
+        bytes=path.stat().st_size,
+        sha256=digest,
+        content=content,
+        scan=_scannable(content),
+        purify=_scannable(content),
+    )
+
+
+# ---- torch.save
+
+
+def _pickled(path: Path) -> Content:
+    facts = walk(path)
+    findings = _pickle_findings(facts)
+    content = Content(
+        what="A pickle that was not loaded.",
+        tensors=facts.tensors,
+        parameters=facts.numbers,
+        wanted=_wanted(facts),
+        findings=findings,
+    )
+    if findings:
+        return content
+    loaded = _shapes(path, facts)
+    keys, network = find_module(loaded)
+    if network is not None:
+        return _of_module(content, loaded, keys, network)
+    where, state = find_state_dict(loaded)
+    if not state:
+        return replace(content, what="A pickle without weights.", entries=_entries(loaded))
+    under = f" under {'.'.join(map(str, where))}" if where else ""
+    content = replace(content, what=f"Weights without a network{under}.", entries=_entries(loaded))
+    return _of_state(content, state, find_hints(loaded, where))
+
+
+def _pickle_findings(facts: PickleFacts) -> tuple[str, ...]:
+    found = [f"loading it calls {call}" for call in facts.calls]
+    shown = {call.partition("(")[0] for call in facts.calls}
+    found += [
+        f"it asks for {clean_text(name, limit=80)}"
+        for name in facts.refused
+        if clean_text(name, limit=80) not in shown
+    ]
+    if not facts.complete:
+        found.append("its pickle cannot be followed to the end")
+    return tuple(found)
+
+
+def _wanted(facts: PickleFacts) -> tuple[Wanted, ...]:
+    return tuple(Wanted(name=name, allowed=is_allowed(name)) for name in sorted(facts.wanted))
+
+
+def _shapes(path: Path, facts: PickleFacts) -> Any:
+    """The content of a file: mapped and not read, or without numbers where it cannot be mapped."""
+    allowed: list[Any] = [
+        (entry, name) for name in facts.wanted if (entry := allowed_global(name)) is not None
+    ]
+    mapped = zipfile.is_zipfile(path)
+    try:
+        with torch.serialization.safe_globals(allowed):
+            return torch.load(
+                path, map_location="cpu" if mapped else "meta", weights_only=True, mmap=mapped
+            )
+    except Exception as error:  # whatever a damaged file provokes
+        lines = str(error).strip().splitlines()
+        raise UnreadableModel(
+            f"{clean_text(path.name)} cannot be read as a PyTorch file "
+            f"({clean_text(lines[0] if lines else 'damaged', limit=160)})."
+        ) from None
+
+
+def _of_module(content: Content, loaded: Any, keys: Any, network: nn.Module) -> Content:
+    where = f' under "{clean_text(str(keys[0]))}"' if keys else ""
+    try:
+        state = {k: v for k, v in network.state_dict().items() if isinstance(v, Tensor)}
+    except (AttributeError, KeyError, RecursionError, RuntimeError, TypeError, ValueError):
+        return replace(content, what=f"A damaged network{where}.")
+    content = replace(
+        content,
+        what=f"A network of class {clean_text(type(network).__name__)}{where}, with its weights.",
+        entries=_entries(loaded),
+        carries_network=True,
+    )
+    return _counted(content, state)
+
+
+def _entries(loaded: Any) -> tuple[str, ...]:
+    """The entries of a checkpoint, a line each."""
+    if not isinstance(loaded, Mapping) or all(isinstance(v, Tensor) for v in loaded.values()):
+        return ()
+    lines = [
+        f"{clean_text(str(key), limit=60)}: {_told(value)}"
+        for key, value in list(loaded.items())[:MAX_ENTRIES]
+    ]
+    more = len(loaded) - len(lines)
+    return (*lines, *([f"… {more} more"] if more else []))
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"tensor {'×'.join(map(str, value.shape)) or 'of one number'}"
+    if isinstance(value, str | int | float | bool | None):
+        return clean_text(str(value), limit=60)
+    kind = clean_text(type(value).__name__, limit=40)
+    return f"{kind} of {len(value)}" if isinstance(value, Mapping | list | tuple) else kind
+
+
+# ---- weights
+
+
+def _counted(content: Content, state: Mapping[str, Tensor]) -> Content:
+    types = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in state.values())
+    try:
+        classes = class_count(state)
+    except UnsuitableModel:
+        classes = None
+    return replace(
+        content,
+        tensors=len(state),
+        parameters=sum(tensor.numel() for tensor in state.values()),
+        dtypes=dict(sorted(types.items())),
+        classes=classes,
+    )
+
+
+def _of_state(
+    content: Content, state: Mapping[str, Tensor], hints: Mapping[str, str | int]
+) -> Content:
+    content = _counted(content, state)
+    try:
+        refuse_hollow({key: value for key, value in state.items() if not value.is_meta}, "It")
+        matches = candidates(state, hints)
+    except UnsuitableModel as error:
+        return replace(content, findings=(*content.findings, str(error)))
+    content = replace(content, fits=tuple(map(_fit, matches[:MAX_FITS])))
+    if matches and matches[0].exact:
+        sizes = matches[0].architecture.sizes(stripped(state))
+        content = replace(content, input_size=sizes.fixed, side=sizes.side)
+    return content
+
+
+def _fit(match: Match) -> Fit:
+    return Fit(
+        arch=match.architecture.name,
+        title=match.title,
+        score=round(match.score, 4),
+        exact=match.exact,
+        differences=match.differences,
+    )
+
+
+def _safetensors(path: Path) -> Content:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, AttributeError, RuntimeError, ValueError) as error:
+        raise UnreadableModel(
+            f"{clean_text(path.name)} cannot be read as safetensors "
+            f"({clean_text(str(error), limit=160)}). Download it again."
+        ) from None
+    content = Content(what="Weights without a network.", entries=_entries(dict(metadata)))
+    return _of_state(content, state, metadata)
+
+
+# ---- files that carry their network
+
+
+def _script(path: Path) -> Content:
+    from auditor.models.script_file import UNREADABLE, stored_tensors
+
+    try:
+        check_torchscript(path)
+        findings: tuple[str, ...] = ()
+    except UnsafeModel as error:
+        findings = (str(error),)
+    content = Content(
+        what="A TorchScript network: its code and its weights.",
+        findings=findings,
+        carries_network=True,
+    )
+    try:
+        _, stored = stored_tensors(path)
+    except UNREADABLE:
+        return content
+    types = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in stored)
+    matrices = [tensor.size for tensor in stored if len(tensor.size) == 2]
+    return replace(
+        content,
+        tensors=len(stored),
+        parameters=sum(math.prod(tensor.size) for tensor in stored),
+        dtypes=dict(sorted(types.items())),
+        classes=matrices[-1][0] if matrices else None,
+    )
+
+
+def _exported(path: Path) -> Content:
+    from auditor.safety.pt2 import read_pt2
+
+    content = Content(
+        what="A program of torch.export: its graph and its weights.", carries_network=True
+    )
+    try:
+        documents = read_pt2(path)
+    except UnsafeModel as error:
+        return replace(content, findings=(str(error),))
+    except UnsuitableModel as error:
+        return replace(content, what=str(error), carries_network=False)
+    return replace(content, tensors=len(documents.weights) + len(documents.constants))
+
+
+def _graph(path: Path) -> Content:
+    from auditor.inspecting_onnx import onnx_content
+
+    return onnx_content(path)
+
+
+# ---- what auditor can do with it
+
+
+def _scannable(content: Content) -> Ability:
+    if content.findings:
+        return Ability(works=False, why="auditor opens no file that would run code or deceives.")
+    if content.carries_network:
+        return Ability(works=True, why="")
+    exact = [fit.arch for fit in content.fits if fit.exact]
+    if len(exact) > 1:
+        why = "Several networks fit; labelled images (--clean) or --arch choose among them."
+        return Ability(works=True, why=why)
+    if exact:
+        return Ability(works=True, why="")
+    if content.tensors:
+        return Ability(works=False, why=BARE)
+    return Ability(works=False, why="It holds no network and no weights.")
+
+
+def _purifiable(content: Content) -> Ability:
+    scannable = _scannable(content)
+    if not scannable.works:
+        return scannable
+    return Ability(works=True, why=scannable.why)

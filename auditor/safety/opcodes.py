@@ -1,0 +1,211 @@
+"""What would a pickle call if it were loaded? Its opcodes are read one by one, nothing is called.
+
+The stack is followed with stand-ins, well enough to show the arguments of a call. What cannot be
+followed counts as a name that nobody knows.
+"""
+
+from __future__ import annotations
+
+import math
+import pickletools
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from auditor.safety.static import allowed_global
+from auditor.text import clean_text
+
+MAX_OPCODES = 2_000_000
+MAX_CALLS = 20
+MAX_PICKLE = 256 << 20
+"""Bytes of a pickle in an archive, without its tensors."""
+LEGACY_PICKLES = 5
+"""In a file of before torch 1.6: magic number, protocol, system, content, names of storages."""
+COMPUTED = "a name that is computed"
+REBUILDS = {"torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2"}
+CALLS = {"REDUCE", "NEWOBJ", "NEWOBJ_EX", "INST", "OBJ"}
+CONSTANTS = {
+    *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "STRING", "BINSTRING"),
+    *("SHORT_BINSTRING", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"),
+    *("BINBYTES", "SHORT_BINBYTES", "FLOAT", "BINFLOAT"),
+}
+
+
+class Unknown:
+    """Something on the stack that is not followed."""
+
+    def __repr__(self) -> str:
+        return "…"
+
+
+@dataclass(frozen=True)
+class Named:
+    """A global: a class or function, by its name."""
+
+    name: str
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+UNKNOWN = Unknown()
+
+
+@dataclass
+class PickleFacts:
+    """What a pickle wants and would do."""
+
+    wanted: set[str] = field(default_factory=set)
+    """Full names of its globals."""
+    calls: list[str] = field(default_factory=list)
+    """Calls of those that are not allowed, with their arguments; fit to be shown."""
+    tensors: int = 0
+    numbers: int = 0
+    """In all tensors."""
+    complete: bool = True
+    """It was read to its end."""
+
+    @property
+    def refused(self) -> list[str]:
+        """Names that could do anything."""
+        return sorted(name for name in self.wanted if not is_allowed(name))
+
+
+def is_allowed(name: str) -> bool:
+    """Would the weights-only unpickler accept it, or auditor's allow-list of layers?"""
+    known = torch._weights_only_unpickler._get_allowed_globals()
+    return name in known or allowed_global(name) is not None
+
+
+def walk(path: Path) -> PickleFacts:
+    """Read the opcodes of every pickle in a file of `torch.save`, zip or legacy.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    facts = PickleFacts()
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as stream:
+            for _ in range(LEGACY_PICKLES):
+                if not _walk(stream, facts):
+                    break
+        facts.complete = facts.complete or bool(facts.tensors)
+        return facts
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            if not member.filename.casefold().endswith(".pkl"):
+                continue
+            if member.file_size > MAX_PICKLE or member.compress_type != zipfile.ZIP_STORED:
+                facts.complete = False
+                continue
+            try:
+                with archive.open(member) as stream:
+                    _walk(stream, facts)
+            except (zipfile.BadZipFile, RuntimeError, NotImplementedError):
+                facts.complete = False
+    return facts
+
+
+def _walk(stream: IO[bytes], facts: PickleFacts) -> bool:
+    """One pickle; False where it breaks off."""
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[int, Any] = {}
+    try:
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+            if count > MAX_OPCODES:
+                facts.complete = False
+                return False
+            _step(opcode, argument, stack, marks, memo, facts)
+    except (ValueError, EOFError, IndexError, UnicodeDecodeError, OverflowError):
+        facts.complete = False
+        return False
+    return True
+
+
+def _step(
+    opcode: pickletools.OpcodeInfo,
+    argument: Any,
+    stack: list[Any],
+    marks: list[int],
+    memo: dict[int, Any],
+    facts: PickleFacts,
+) -> None:
+    name = opcode.name
+    if name == "MARK":
+        marks.append(len(stack))
+        return
+    if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+        memo[len(memo) if name == "MEMOIZE" else int(argument)] = stack[-1] if stack else UNKNOWN
+        return
+    popped = _popped(opcode, stack, marks)
+    if name in CONSTANTS:
+        made: Any = argument
+    elif name in ("GET", "BINGET", "LONG_BINGET"):
+        made = memo.get(int(argument), UNKNOWN)
+    elif name == "GLOBAL":
+        made = _global(argument.replace(" ", ".", 1), facts)
+    elif name == "STACK_GLOBAL":
+        parts = popped[-2:]
+        computed = len(parts) < 2 or not all(isinstance(part, str) for part in parts)
+        made = _global(COMPUTED if computed else ".".join(parts), facts)
+    elif name.startswith("EXT"):
+        made = _global(f"extension {argument} of copyreg", facts)
+    elif name == "INST":
+        made = _called(_global(argument.replace(" ", ".", 1), facts), popped, facts)
+    elif name in CALLS:
+        arguments = popped[1:] if name == "OBJ" else popped[-1] if popped else ()
+        made = _called(popped[0] if popped else UNKNOWN, arguments, facts)
+    elif name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_TUPLE"):
+        made = tuple(popped)
+    elif name in ("APPENDS", "APPEND", "SETITEMS", "SETITEM", "ADDITEMS", "BUILD"):
+        made = popped[0] if popped else UNKNOWN
+    elif name == "DUP":
+        made = popped[-1] if popped else UNKNOWN
+        stack.append(made)
+    else:
+        made = UNKNOWN
+    if opcode.stack_after:
+        stack.append(made)
+
+
+def _popped(opcode: pickletools.OpcodeInfo, stack: list[Any], marks: list[int]) -> list[Any]:
+    """What an opcode takes from the stack, in the order in which it was put there."""
+    before = [entry.name for entry in opcode.stack_before]
+    single = before.index("mark") if "mark" in before else len(before)
+    found: list[Any] = []
+    if "mark" in before:
+        begin = marks.pop() if marks else 0
+        found = stack[begin:]
+        del stack[begin:]
+    if single:
+        found = stack[-single:] + found
+        del stack[-single:]
+    return found
+
+
+def _global(name: str, facts: PickleFacts) -> Named:
+    facts.wanted.add(name)
+    return Named(name)
+
+
+def _called(function: Any, arguments: Any, facts: PickleFacts) -> Any:
+    name = function.name if isinstance(function, Named) else ""
+    if name in REBUILDS and isinstance(arguments, tuple | list) and len(arguments) > 2:
+        size = arguments[2]
+        facts.tensors += 1
+        if isinstance(size, tuple) and all(isinstance(n, int) for n in size):
+            facts.numbers += math.prod(size)
+    elif name and not is_allowed(name) and len(facts.calls) < MAX_CALLS:
+        facts.calls.append(f"{clean_text(name, limit=80)}({_shown(arguments)})")
+    return UNKNOWN
+
+
+def _shown(arguments: Any) -> str:
+    values: Iterable[Any] = arguments if isinstance(arguments, tuple | list) else [arguments]
+    parts = [repr(value) if not isinstance(value, tuple | list) else "…" for value in values]
+    return clean_text(", ".join(parts), limit=120)

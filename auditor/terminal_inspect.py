@@ -1,0 +1,114 @@
+"""What a person sees of `auditor inspect`."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from auditor.inspection import Ability, Content, Inspection
+from auditor.report.numbers import byte_size
+from auditor.text import clean_text
+
+WANTED = 12
+"""Harmless globals that are listed; those that are not, all of them."""
+
+
+def show_inspection(found: Inspection, console: Console | None = None) -> None:
+    """The record, on stdout where no console is given."""
+    console = console or Console(highlight=False)
+    content = found.content
+    for name, text in (
+        ("file", f"{clean_text(found.name)}  {byte_size(found.bytes)}  {clean_text(found.kind)}"),
+        ("sha256", clean_text(found.sha256)),
+        ("holds", clean_text(content.what, limit=400)),
+        ("", _numbers(content)),
+        *(("" if place else "entries", line) for place, line in enumerate(content.entries)),
+        ("input", _input(content)),
+    ):
+        if text:
+            shown = clean_text(text, limit=400)
+            console.print(Text.assemble((f"  {name:8}", "dim"), shown), soft_wrap=True)
+    console.print()
+    _show_wanted(console, content)
+    _show_fits(console, content)
+    if content.findings:
+        console.print(Text("  ✖ DO NOT OPEN IT", style="bold red"))
+        for finding in content.findings:
+            line = f"{finding[:1].upper()}{finding[1:]}"
+            console.print(Padding(escape(clean_text(line, limit=600)), (0, 0, 0, 4)))
+    else:
+        console.print(Text("  ✔ OPENING IT RUNS NOTHING OF IT", style="bold green"))
+        console.print(
+            "    This says nothing of backdoors in its numbers: that is what scan is for.",
+            style="dim",
+        )
+    console.print()
+    for command, ability in (("scan", found.scan), ("purify", found.purify)):
+        console.print(_ability(command, ability), soft_wrap=True)
+
+
+def _numbers(content: Content) -> str:
+    parts = []
+    if content.tensors is not None:
+        parts.append(f"{content.tensors:,} tensors")
+    if content.parameters is not None:
+        parts.append(f"{content.parameters:,} numbers")
+    if content.dtypes:
+        parts.append(", ".join(f"{count} {name}" for name, count in content.dtypes.items()))
+    if content.classes is not None:
+        parts.append(f"{content.classes} classes")
+    return " · ".join(parts)
+
+
+def _input(content: Content) -> str:
+    channels, height, width = content.input_size
+    if height is not None and width is not None:
+        return f"{'?' if channels is None else channels}×{height}×{width}, fixed by the file"
+    colours = "" if channels is None else f"{channels} channels, "
+    if content.side is not None:
+        return f"{colours}made for images of {content.side}×{content.side}"
+    return colours.removesuffix(", ")
+
+
+def _show_wanted(console: Console, content: Content) -> None:
+    if not content.wanted:
+        return
+    refused = [entry for entry in content.wanted if not entry.allowed]
+    allowed = [entry for entry in content.wanted if entry.allowed]
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    table.add_column("    its pickles ask for", overflow="fold")
+    table.add_column("")
+    for entry in refused:
+        mark = Text("not allowed", style="bold red")
+        table.add_row(escape(f"    {clean_text(entry.name, limit=100)}"), mark)
+    for entry in allowed[:WANTED]:
+        table.add_row(escape(f"    {clean_text(entry.name, limit=100)}"), "harmless")
+    console.print(table)
+    if len(allowed) > WANTED:
+        console.print(f"    … {len(allowed) - WANTED} more, harmless")
+    console.print()
+
+
+def _show_fits(console: Console, content: Content) -> None:
+    if not content.fits:
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    table.add_column("    --arch", overflow="fold")
+    table.add_column("fits", justify="right", no_wrap=True)
+    table.add_column("what")
+    for fit in content.fits:
+        share = "all" if fit.exact else f"{fit.score:.0%}"
+        said = fit.title if fit.exact else "; ".join(fit.differences)
+        arch = escape(f"    {clean_text(fit.arch, limit=60)}")
+        table.add_row(arch, share, escape(clean_text(said, limit=300)))
+    console.print(table)
+    console.print()
+
+
+def _ability(command: str, ability: Ability) -> Text:
+    mark = ("works" if ability.works else "refuses it", "green" if ability.works else "red")
+    why = f". {clean_text(ability.why, limit=300)}" if ability.why else ""
+    return Text.assemble((f"  {command:8}", "dim"), mark, why)
