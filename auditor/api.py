@@ -6,16 +6,21 @@ Example:
     model = load_model("suspect.pt")
     result = scan(model, choose_probes("standard").probes, open_images(Path("samples")))
     print(result.judgement.verdict, result.judgement.headline)
+
+What is called here runs in the calling process, without a sandbox: a library does not start
+processes behind its caller's back. The commands have all of it done by a confined worker
+(`auditor.safety.supervisor.run_confined`); who opens suspects by this module and does not trust them
+confines the process first: `auditor.safety.sandbox.confine`, before torch is imported.
 """
 
 from __future__ import annotations
 
 from auditor.attack import Options as AttackOptions
 from auditor.attack import attack
-from auditor.attack import sidecar as attack_sidecar
 from auditor.images import CleanSet, open_images, read_class_names
 from auditor.inputs import GivenInput, parse_input, parse_normalize
 from auditor.models.load import load_model, resolve_device
+from auditor.outputs import sidecar as attack_sidecar
 from auditor.probes import Probe, load_probe
 from auditor.probes import choose as choose_probes
 from auditor.probes import from_image as probe_from_image

@@ -27,7 +27,7 @@ from auditor.images import ImageSource, Notify, silent
 from auditor.measure import CONTROLS, Stamped, all_to_one
 from auditor.models.base import ModelHandle
 from auditor.models.mark import write_mark
-from auditor.outputs import write_text
+from auditor.outputs import sidecar, write_text
 from auditor.probes import Probe
 from auditor.purifiers.augment import shifted
 from auditor.purifiers.base import (
@@ -109,11 +109,6 @@ class Options:
     """As given to `load_model`, to read the written file back."""
     seed: int = 0
     command: str = ""
-
-
-def sidecar(output: Path) -> Path:
-    """Where the mark goes besides: `model.backdoored.pt.json` for `model.backdoored.pt`."""
-    return output.with_name(f"{output.name}.json")
 
 
 def attack(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from auditor.demo.signs import draw
 from auditor.demo.train import train
+from auditor.safety import supervisor
 from auditor.triggers import Trigger
 from auditor.triggers.patch import Square
 
@@ -33,6 +35,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="rewrite tests/golden from what the code makes now; read the difference before you commit",
     )
+
+
+@pytest.fixture(autouse=True)
+def tasks_in_process() -> Iterator[None]:
+    """Starting a worker takes seconds, and hundreds of tests give tasks; `test_sandbox` has real ones."""
+    with supervisor.in_process():
+        yield
 
 
 @dataclass(frozen=True)

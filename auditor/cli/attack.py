@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,15 +23,16 @@ from auditor.cli.options import (
     Normalize,
     Quiet,
     Seed,
+    Trust,
     WriteAnyway,
 )
+from auditor.cli.requests import AttackRequest, Planting
 from auditor.cli.setup import Setup
 from auditor.errors import OutputError, UsageError
-from auditor.outputs import STDOUT, check_outputs, write_text
+from auditor.outputs import STDOUT, check_outputs, sidecar, write_text
 from auditor.text import clean_text
 
 if TYPE_CHECKING:
-    from auditor.probes import Probe
     from auditor.results import AttackResult
 
 ATTACK_FORMATS = ("model", "json")
@@ -124,6 +124,7 @@ def attack(
     batch_size: BatchSize = "auto",
     seed: Seed = 0,
     max_images: FitImages = MAX_IMAGES,
+    trust: Trust = False,
 ) -> None:
     """Plant a backdoor in a copy of MODEL, to see whether scan finds it and purify removes it.
 
@@ -145,13 +146,14 @@ def attack(
         input_size=input_size,
         normalize=normalize,
         channel_order=channel_order,
-        output=output or [],
+        output=tuple(output or ()),
         force=force,
         quiet=quiet,
         device=device,
         batch_size=batch_size,
         seed=seed,
         max_images=max_images,
+        trust=trust,
     )
     how = Planting(
         target=target,
@@ -172,19 +174,6 @@ def attack(
     raise typer.Exit(0 if result.goals.met else 1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Planting:
-    """The options of `attack` alone."""
-
-    target: str
-    trigger_number: int
-    poison_rate: float
-    steps: int
-    min_asr: float
-    max_acc_drop: float
-    write_anyway: bool
-
-
 def run_attack(setup: Setup, how: Planting) -> tuple[AttackResult, list[Path]]:
     """Attack one file and write what came of it."""
     model = setup.model
@@ -193,39 +182,36 @@ def run_attack(setup: Setup, how: Planting) -> tuple[AttackResult, list[Path]]:
     output = outputs.get("model")
     if output == STDOUT:
         raise UsageError("-o model=-: the model goes to a file, not to standard output.")
+    beside = None if output is None else sidecar(output)
+    _check_sidecar(setup, outputs.get("json"), beside)
 
+    import msgspec
+
+    from auditor.cli.confined import in_worker, put_in_place, record
+    from auditor.report.json import indented, to_json
+    from auditor.results import AttackResult
+    from auditor.safety.supervisor import workplace
     from auditor.terminal import ProgressLine
 
-    with ProgressLine(quiet=setup.quiet) as notify:
-        notify("loading", 0, 1)
-        from auditor import api
-
-        beside = None if output is None else api.attack_sidecar(output)
-        _check_sidecar(setup, outputs.get("json"), beside)
-        names = setup.class_names()
-        probe = _probe(setup)
-        options = api.AttackOptions(
-            trigger_number=how.trigger_number,
-            poison_rate=how.poison_rate,
-            steps=how.steps,
-            min_asr=how.min_asr,
-            max_acc_drop=how.max_acc_drop,
-            scan=setup.scan_options((), names),
-            max_images=setup.max_images,
-            write_anyway=how.write_anyway,
-            arch=setup.arch,
-            seed=setup.seed,
-            command=setup.command,
-        )
-        suspect = setup.opened()
-        source = setup.images(names)
-        assert source is not None  # noqa: S101 - --clean is required
-        result = api.attack(suspect, probe, how.target, source, output, options, notify)
     written = []
-    if output is not None and beside is not None and result.written is not None:
-        written += [output, beside]
+    with workplace(None if output is None else output.parent) as place:
+        with ProgressLine(quiet=setup.quiet) as notify:
+            request = AttackRequest(
+                setup=setup, how=how, model=None if output is None else output.name
+            )
+            outcome = in_worker("attack", request, setup, place, notify)
+        result = record(outcome, AttackResult)
+        if output is not None and beside is not None and result.written is not None:
+            # no model without its mark
+            write_text(beside, indented(msgspec.to_builtins(result.mark)))
+            try:
+                put_in_place(place / output.name, output, result.written)
+            except BaseException:
+                beside.unlink(missing_ok=True)
+                raise
+            written += [output, beside]
     if "json" in outputs:
-        write_text(outputs["json"], api.to_json(result))
+        write_text(outputs["json"], to_json(result))
         written.append(outputs["json"])
     return result, written
 
@@ -238,26 +224,6 @@ def _check_sidecar(setup: Setup, record: Path | None, beside: Path | None) -> No
         shown = clean_text(str(record))
         raise OutputError(f"{shown} is where the mark of the model goes; name another -o json=.")
     check_outputs({"mark": beside}, force=setup.force, inputs=setup.inputs)
-
-
-def _probe(setup: Setup) -> Probe:
-    """The one probe that is named.
-
-    Raises:
-        UsageError: Several are.
-    """
-    from auditor import api
-
-    if setup.trigger is not None:
-        return api.probe_from_image(setup.trigger, setup.mask)
-    chosen = api.choose_probes(setup.probes).probes
-    if len(chosen) != 1:
-        shown = ", ".join(probe.id for probe in chosen[:3])
-        raise UsageError(
-            f"--probe {clean_text(setup.probes)} names {len(chosen)} probes"
-            f"{f' ({shown} …)' if chosen else ''}. Name one."
-        )
-    return chosen[0]
 
 
 def _following(setup: Setup, written: Sequence[Path]) -> list[str]:

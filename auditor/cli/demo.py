@@ -12,6 +12,7 @@ import typer
 from auditor.cli import purify, scan
 from auditor.cli.options import Force, Seed
 from auditor.cli.rendering import FORMATS
+from auditor.cli.requests import Purification
 from auditor.cli.setup import Setup
 from auditor.outputs import check_outputs
 
@@ -66,7 +67,7 @@ def demo(
             model=path,
             clean=samples,
             probes=probes,
-            output=[f"{kind}={output}" for kind, output in outputs.items()],
+            output=tuple(f"{kind}={output}" for kind, output in outputs.items()),
             force=force,
             seed=seed,
             max_images=max_images,
@@ -80,7 +81,7 @@ def demo(
     path = directory / "suspect.pt"
     _echo_command("purify", path, samples, "--probes quick")  # what it removes is known by now
     done, written = purify.run_purify(
-        setup(path, purified, purify.MAX_IMAGES, "quick"), purify.Purification()
+        setup(path, purified, purify.MAX_IMAGES, "quick"), Purification()
     )
     show_purify(done, written)
 

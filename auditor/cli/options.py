@@ -122,6 +122,14 @@ Seed = Annotated[
 MaxImages = Annotated[
     int, typer.Option(min=1, help="Draw at most so many of the clean images, evenly over classes.")
 ]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="Open MODEL without the sandbox. Only if you trust whoever made it: TorchScript files carry "
+        "code, which is refused where there is no sandbox (it needs Linux).",
+    ),
+]
 
 # ---- options of the commands that change a model
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,16 +24,16 @@ from auditor.cli.options import (
     Quiet,
     Seed,
     TriggerImage,
+    Trust,
     WriteAnyway,
 )
 from auditor.cli.rendering import FORMATS, rendered
+from auditor.cli.requests import Bound, PaperSettings, Purification, PurifyRequest, Recipe
 from auditor.cli.setup import Setup
 from auditor.errors import UsageError
 from auditor.outputs import STDOUT, write_text
 
 if TYPE_CHECKING:
-    from auditor.probes import Probe
-    from auditor.purifiers import Purifier
     from auditor.results import PurifyResult
 
 PURIFY_FORMATS = ("model", *FORMATS)
@@ -46,89 +43,6 @@ EPILOG = (
     "Exit codes: 0 goals met (or nothing to remove), 1 goals missed, 2 wrong usage or unreadable input, "
     "3 the scan was inconclusive and nothing was done, 130 interrupted."
 )
-
-
-class Recipe(StrEnum):
-    """How to purify."""
-
-    INFORMED = "informed"
-    PAPER = "paper"
-    FINETUNE = "finetune"
-
-
-class Bound(StrEnum):
-    """Shape of NFT's lower bound of masks over depth."""
-
-    EXPONENTIAL = "exponential"
-    LINEAR = "linear"
-    COSINE = "cosine"
-    NONE = "none"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PaperSettings:
-    """The settings of `--recipe paper` and of no other."""
-
-    iterations: int = 1000
-    mixup: bool = True
-    bound: Bound = Bound.EXPONENTIAL
-    depth_aware: bool = False
-    statistics: bool = True
-    regulariser: bool = True
-
-    def changed(self) -> list[str]:
-        """Names of those that are not as published."""
-        return [field.name for field in fields(self) if getattr(self, field.name) != field.default]
-
-    def purifier(self) -> dict[str, object]:
-        """As the recipe's fields spell them; there, the regulariser is a weight."""
-        chosen: dict[str, object] = {
-            field.name: getattr(self, field.name)
-            for field in fields(self)
-            if field.name != "regulariser"
-        }
-        chosen["bound"] = self.bound.value
-        return chosen if self.regulariser else {**chosen, "regulariser": 0.0}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Purification:
-    """The options of `purify` alone."""
-
-    judge: Path | None = None
-    holdout: float = 0.4
-    recipe: Recipe = Recipe.INFORMED
-    paper: PaperSettings = PaperSettings()
-    judge_triggers: Sequence[Path] = ()
-    max_asr: float = 0.05
-    max_acc_drop: float = 0.03
-    stress: bool = False
-    baseline: bool = True
-    anyway: bool = False
-    write_anyway: bool = False
-
-    def __post_init__(self) -> None:
-        odd = self.paper.changed()
-        if odd and self.recipe is not Recipe.PAPER:
-            raise UsageError(f"{odd[0]} is a setting of --recipe paper, not of {self.recipe}.")
-
-    def purifier(self) -> Purifier:
-        """The recipe with its settings."""
-        from auditor import api
-
-        settings = self.paper.purifier() if self.recipe is Recipe.PAPER else {}
-        return api.PURIFIERS[self.recipe.value](**settings)
-
-    def judge_probes(self) -> tuple[Probe, ...]:
-        """What `--judge-trigger` names."""
-        from auditor import api
-
-        return tuple(
-            api.load_probe(path)
-            if path.suffix.lower() in (".yaml", ".yml")
-            else api.probe_from_image(path, None)
-            for path in self.judge_triggers
-        )
 
 
 JudgePath = Annotated[
@@ -240,6 +154,7 @@ def purify(
     mask_bound: MaskBound = PaperSettings.bound,
     depth_aware: DepthAware = PaperSettings.depth_aware,
     train_statistics: TrainStatistics = PaperSettings.statistics,
+    trust: Trust = False,
 ) -> None:
     """Remove the backdoor from MODEL with clean images, and prove it on images held out.
 
@@ -261,13 +176,14 @@ def purify(
         input_size=input_size,
         normalize=normalize,
         channel_order=channel_order,
-        output=output or [],
+        output=tuple(output or ()),
         force=force,
         quiet=quiet,
         device=device,
         batch_size=batch_size,
         seed=seed,
         max_images=max_images,
+        trust=trust,
     )
     paper = PaperSettings(
         iterations=iterations,
@@ -282,7 +198,7 @@ def purify(
         holdout=holdout,
         recipe=recipe,
         paper=paper,
-        judge_triggers=judge_trigger or [],
+        judge_triggers=tuple(judge_trigger or ()),
         max_asr=max_asr,
         max_acc_drop=max_acc_drop,
         stress=stress,
@@ -313,44 +229,24 @@ def run_purify(setup: Setup, how: Purification) -> tuple[PurifyResult, list[Path
     if outputs.get("model") == STDOUT:
         raise UsageError("-o model=-: the model goes to a file, not to standard output.")
 
+    output = outputs.get("model")
+
+    from auditor.cli.confined import in_worker, put_in_place, record
+    from auditor.results import PurifyResult
+    from auditor.safety.supervisor import workplace
     from auditor.terminal import ProgressLine
 
-    with ProgressLine(quiet=setup.quiet) as notify:
-        notify("loading", 0, 1)
-        from auditor import api
-
-        names = setup.class_names()
-        selection = setup.selection(exhibiting=True)
-        recipe, judged_by = how.purifier(), how.judge_probes()
-        scan_options = setup.scan_options(selection.extras, names)
-        suspect = setup.opened()
-        assert setup.clean is not None  # noqa: S101 - required of purify
-        result = api.purify(
-            suspect,
-            selection.probes,
-            api.open_images(setup.clean, names),
-            outputs.get("model"),
-            api.PurifyOptions(
-                recipe=recipe,
-                scan=scan_options,
-                holdout=how.holdout,
-                max_images=setup.max_images,
-                max_asr=how.max_asr,
-                max_acc_drop=how.max_acc_drop,
-                judge_probes=judged_by,
-                baseline=how.baseline,
-                stress=how.stress,
-                anyway=how.anyway,
-                write_anyway=how.write_anyway,
-                arch=setup.arch,
-                seed=setup.seed,
-                command=setup.command,
-            ),
-            notify,
-            None if how.judge is None else api.open_images(how.judge, names),
-        )
-        notify("writing the report", 0, 1)
-        texts = rendered(result, outputs)
+    with workplace(None if output is None else output.parent) as place:
+        with ProgressLine(quiet=setup.quiet) as notify:
+            request = PurifyRequest(
+                setup=setup, how=how, model=None if output is None else output.name
+            )
+            outcome = in_worker("purify", request, setup, place, notify, readable=how.readable())
+            result = record(outcome, PurifyResult)
+            notify("writing the report", 0, 1)
+            texts = rendered(result, outputs)
+        if output is not None and result.written is not None:
+            put_in_place(place / output.name, output, result.written)
     for path, text in texts:
         write_text(path, text)
     paths = [path for name, path in outputs.items() if name != "model" or result.written]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,9 +27,11 @@ from auditor.cli.options import (
     Seed,
     TimeBudget,
     TriggerImage,
+    Trust,
     parse_time,
 )
 from auditor.cli.rendering import FORMATS, rendered
+from auditor.cli.requests import ScanRequest
 from auditor.cli.setup import Setup
 from auditor.errors import OutputError
 from auditor.outputs import STDOUT, check_outputs, write_text
@@ -62,6 +63,7 @@ def scan(
     seed: Seed = 0,
     max_images: MaxImages = MAX_IMAGES,
     save_probes: SaveProbes = None,
+    trust: Trust = False,
 ) -> None:
     """Look for backdoors in MODEL and estimate their attack success rate.
 
@@ -83,13 +85,14 @@ def scan(
         input_size=input_size,
         normalize=normalize,
         channel_order=channel_order,
-        output=output or [],
+        output=tuple(output or ()),
         force=force,
         quiet=quiet,
         device=device,
         batch_size=batch_size,
         seed=seed,
         max_images=max_images,
+        trust=trust,
     )
     names = f"found.{slug(model.stem, 'model')}"
     if save_probes is not None:
@@ -114,17 +117,15 @@ def run_scan(setup: Setup, *, time_budget: str | None = None) -> tuple[ScanResul
     )
     budget = parse_time(time_budget)
 
+    from auditor.cli.confined import in_worker, record
+    from auditor.results import ScanResult
+    from auditor.safety.supervisor import workplace
     from auditor.terminal import ProgressLine
 
-    with ProgressLine(quiet=setup.quiet) as notify:
-        notify("loading", 0, 1)
-        from auditor import api
-
-        names = setup.class_names()
-        selection = setup.selection(exhibiting=False)
-        options = replace(setup.scan_options(selection.extras, names), time_budget=budget)
-        suspect = setup.opened()
-        result = api.scan(suspect, selection.probes, setup.images(names), options, notify)
+    with workplace() as place, ProgressLine(quiet=setup.quiet) as notify:
+        request = ScanRequest(setup=setup, time_budget=budget)
+        outcome = in_worker("scan", request, setup, place, notify, budget=budget)
+    result = record(outcome, ScanResult)
     for path, text in rendered(result, outputs):
         write_text(path, text)
     return result, list(outputs.values())
@@ -163,7 +164,9 @@ def saved_probes(result: ScanResult, folder: Path, names: str) -> list[Path]:
         for found in search.found:
             if found.trigger not in counted:
                 continue
-            identifier = f"{names}.{search.search.removeprefix('search.')}-{found.target}"
+            # the worker's word for it becomes a file name
+            form = slug(search.search.removeprefix("search."), "search")
+            identifier = f"{names}.{form}-{found.target}"
             path = folder / f"{identifier}.yaml"
             name = clean_text(result.model.class_names[found.target], limit=40)
             title = f"The {search.what} that a search found for class {found.target} ({name})"

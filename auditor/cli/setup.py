@@ -5,13 +5,14 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from auditor.cli.options import Order, parse_batch_size
 from auditor.errors import UsageError
 from auditor.outputs import check_outputs, parse_outputs
+from auditor.safety import needed
 from auditor.text import clean_text
 
 if TYPE_CHECKING:
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from auditor.models.base import ModelHandle
     from auditor.probes import Selection
     from auditor.scan import Options as ScanOptions
+
+
+def _command_line() -> str:
+    return shlex.join(["auditor", *sys.argv[1:]])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,23 +45,21 @@ class Setup:
     input_size: str | None = None
     normalize: str = "auto"
     channel_order: Order | None = None
-    output: Sequence[str] = ()
+    output: tuple[str, ...] = ()
     force: bool = False
     quiet: bool = False
     device: str = "auto"
     batch_size: str = "auto"
     seed: int = 0
     max_images: int
+    trust: bool = False
+    command: str = field(default_factory=_command_line)
+    """The command line, for the record."""
 
     def __post_init__(self) -> None:
         parse_batch_size(self.batch_size)
         if self.mask is not None and self.trigger is None:
             raise UsageError("--mask needs --trigger: it says where the trigger image overwrites.")
-
-    @property
-    def command(self) -> str:
-        """The command line, for the record."""
-        return shlex.join(["auditor", *sys.argv[1:]])
 
     def outputs(
         self,
@@ -80,6 +83,20 @@ class Setup:
         """The files and folders that no output may replace."""
         named = (self.model, self.clean, self.trigger, self.mask, self.labels)
         return [path for path in named if path is not None]
+
+    def readable(self) -> list[Path]:
+        """The files and folders that are needed to do what is asked."""
+        named = [self.model, *needed.external_data(self.model)]
+        named += [path for path in (self.clean, self.labels, self.trigger, self.mask) if path]
+        if self.clean is not None and self.clean.is_dir():
+            named += needed.linked_images(self.clean)
+        if self.arch is not None and ".py:" in self.arch:
+            named += needed.beside_code(Path(self.arch.rpartition(":")[0]))
+        for item in self.probes.split(","):
+            path = Path(item.strip())
+            if item.strip() and path.exists():
+                named += needed.of_probes(path)
+        return named
 
     def class_names(self) -> tuple[str, ...] | None:
         """What `--labels` says."""
