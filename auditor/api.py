@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from auditor.attack import Options as AttackOptions
 from auditor.attack import attack
+from auditor.choosing import best_fitting
 from auditor.images import CleanSet, open_images, read_class_names
 from auditor.inputs import GivenInput, parse_input, parse_normalize
 from auditor.models.load import load_model, resolve_device
@@ -54,6 +55,7 @@ __all__ = [
     "Verdict",
     "attack",
     "attack_sidecar",
+    "best_fitting",
     "choose_probes",
     "from_json",
     "judge",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,20 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import auditor
 from auditor.architectures.infer import Match, candidates
 from auditor.architectures.shapes import class_count, refuse_hollow, stripped
-from auditor.errors import UnreadableModel, UnsafeModel, UnsuitableModel
-from auditor.inspection import Ability, Content, Fit, Inspection, Wanted
+from auditor.errors import ModelError, UnreadableModel, UnsafeModel, UnsuitableModel
+from auditor.inspection import MOST_NUMBERS, Ability, Content, Fit, Inspection, Wanted
 from auditor.models.module import find_module
 from auditor.models.state_dict import find_hints, find_state_dict
 from auditor.safety.opcodes import PickleFacts, is_allowed, walk
-from auditor.safety.static import allowed_global, check_torchscript
+from auditor.safety.static import allowed_global, check_torchscript, is_zip, other_pickles
 from auditor.safety.structure import Kind, identify
 from auditor.text import clean_text
 
 MAX_ENTRIES = 12
 MAX_FITS = 5
-DECEPTIVE = "deceptive zip archive"
+DECEPTIVE = "deceptive archive"
 BARE = "Add --arch with torchvision's name of the network, or your own code (my_model.py:build)."
 
 
@@ -41,58 +41,55 @@ def inspect_file(path: Path) -> Inspection:
     """
     try:
         file = identify(path)
-    except UnreadableModel as error:
-        if not _is_archive(path):
-            raise
-        return _deceptive(path, str(error))
+    except UnsafeModel as error:
+        return _deceptive(path, error)
     read = {
         Kind.TORCH_ZIP: _pickled,
         Kind.TORCH_LEGACY: _pickled,
+        Kind.PICKLE: _plain_pickle,
         Kind.TORCHSCRIPT: _script,
         Kind.PT2: _exported,
         Kind.ONNX: _graph,
         Kind.SAFETENSORS: _safetensors,
     }[file.kind]
-    content = read(path)
-    return Inspection(
-        name=path.name,
-        kind=str(file.kind),
-        bytes=file.bytes,
-        sha256=file.sha256,
-        content=content,
-        scan=_scannable(content),
-        purify=_purifiable(content),
-    )
+    return _record(path, str(file.kind), file.sha256, read(path))
 
 
-def _is_archive(path: Path) -> bool:
-    """Is it an archive of torch that can be listed? Then what is wrong with it is no accident."""
+def refused_file(path: Path, error: UnsafeModel) -> Inspection:
+    """The record of a file that was refused: what `inspect_file` says, and at least why it was."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = {name.partition("/")[2].casefold() for name in archive.namelist()}
-    except (OSError, zipfile.BadZipFile, NotImplementedError):
-        return False
-    return bool(names & {"data.pkl", "constants.pkl", "archive_format"})
+        found = inspect_file(path)
+    except ModelError:
+        return _deceptive(path, error)
+    if found.dangerous:
+        return found
+    content = replace(found.content, findings=error.findings)
+    return _record(path, found.kind, found.sha256, content)
 
 
-def _deceptive(path: Path, why: str) -> Inspection:
+def _deceptive(path: Path, error: UnsafeModel) -> Inspection:
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     facts = walk(path)
     content = Content(
-        what="An archive that auditor's gate refuses.",
-        findings=(why, *_pickle_findings(facts)),
+        what="It was not read: auditor's gate refuses it.",
+        findings=(*error.findings, *facts.findings),
         wanted=_wanted(facts),
         tensors=facts.tensors,
     )
+    return _record(path, DECEPTIVE, digest, content)
+
+
+def _record(path: Path, kind: str, sha256: str, content: Content) -> Inspection:
     return Inspection(
+        auditor=auditor.__version__,
         name=path.name,
-        kind=DECEPTIVE,
+        kind=kind,
         bytes=path.stat().st_size,
-        sha256=digest,
+        sha256=sha256,
         content=content,
         scan=_scannable(content),
-        purify=_scannable(content),
+        purify=_purifiable(content),
     )
 
 
@@ -101,15 +98,19 @@ def _deceptive(path: Path, why: str) -> Inspection:
 
 def _pickled(path: Path) -> Content:
     facts = walk(path)
-    findings = _pickle_findings(facts)
+    if not facts.complete and not facts.refused and not is_zip(path):
+        raise UnreadableModel(
+            f"{clean_text(path.name)} is damaged or ends early. Download it again."
+        )
+    others = [f"it holds another pickle than torch reads, {name}" for name in other_pickles(path)]
     content = Content(
         what="A pickle that was not loaded.",
         tensors=facts.tensors,
-        parameters=facts.numbers,
+        parameters=min(facts.numbers, MOST_NUMBERS),
         wanted=_wanted(facts),
-        findings=findings,
+        findings=(*facts.findings, *others),
     )
-    if findings:
+    if content.findings:
         return content
     loaded = _shapes(path, facts)
     keys, network = find_module(loaded)
@@ -123,17 +124,23 @@ def _pickled(path: Path) -> Content:
     return _of_state(content, state, find_hints(loaded, where))
 
 
-def _pickle_findings(facts: PickleFacts) -> tuple[str, ...]:
-    found = [f"loading it calls {call}" for call in facts.calls]
-    shown = {call.partition("(")[0] for call in facts.calls}
-    found += [
-        f"it asks for {clean_text(name, limit=80)}"
-        for name in facts.refused
-        if clean_text(name, limit=80) not in shown
-    ]
-    if not facts.complete:
-        found.append("its pickle cannot be followed to the end")
-    return tuple(found)
+def _plain_pickle(path: Path) -> Content:
+    """Not of torch.save; to be told of where it calls something, for torch.load would unpickle it.
+
+    Raises:
+        UnreadableModel: It calls nothing, and is no model file.
+    """
+    facts = walk(path)
+    if not facts.refused:
+        raise UnreadableModel(
+            f"{clean_text(path.name)} is a plain Python pickle, not a file of torch.save. Save the weights "
+            "with torch.save(model.state_dict(), ...)."
+        )
+    return Content(
+        what="A plain Python pickle, which torch.load would execute.",
+        wanted=_wanted(facts),
+        findings=facts.findings,
+    )
 
 
 def _wanted(facts: PickleFacts) -> tuple[Wanted, ...]:
@@ -145,7 +152,7 @@ def _shapes(path: Path, facts: PickleFacts) -> Any:
     allowed: list[Any] = [
         (entry, name) for name in facts.wanted if (entry := allowed_global(name)) is not None
     ]
-    mapped = zipfile.is_zipfile(path)
+    mapped = is_zip(path)
     try:
         with torch.serialization.safe_globals(allowed):
             return torch.load(
@@ -207,7 +214,7 @@ def _counted(content: Content, state: Mapping[str, Tensor]) -> Content:
     return replace(
         content,
         tensors=len(state),
-        parameters=sum(tensor.numel() for tensor in state.values()),
+        parameters=min(sum(tensor.numel() for tensor in state.values()), MOST_NUMBERS),
         dtypes=dict(sorted(types.items())),
         classes=classes,
     )
@@ -220,8 +227,10 @@ def _of_state(
     try:
         refuse_hollow({key: value for key, value in state.items() if not value.is_meta}, "It")
         matches = candidates(state, hints)
+    except UnsafeModel as error:
+        return replace(content, findings=(*content.findings, *error.findings))
     except UnsuitableModel as error:
-        return replace(content, findings=(*content.findings, str(error)))
+        return replace(content, what=f"{content.what} {error}")
     content = replace(content, fits=tuple(map(_fit, matches[:MAX_FITS])))
     if matches and matches[0].exact:
         sizes = matches[0].architecture.sizes(stripped(state))
@@ -265,7 +274,7 @@ def _script(path: Path) -> Content:
         check_torchscript(path)
         findings: tuple[str, ...] = ()
     except UnsafeModel as error:
-        findings = (str(error),)
+        findings = error.findings
     content = Content(
         what="A TorchScript network: its code and its weights.",
         findings=findings,
@@ -280,7 +289,7 @@ def _script(path: Path) -> Content:
     return replace(
         content,
         tensors=len(stored),
-        parameters=sum(math.prod(tensor.size) for tensor in stored),
+        parameters=min(sum(math.prod(tensor.size) for tensor in stored), MOST_NUMBERS),
         dtypes=dict(sorted(types.items())),
         classes=matrices[-1][0] if matrices else None,
     )
@@ -295,7 +304,7 @@ def _exported(path: Path) -> Content:
     try:
         documents = read_pt2(path)
     except UnsafeModel as error:
-        return replace(content, findings=(str(error),))
+        return replace(content, findings=error.findings)
     except UnsuitableModel as error:
         return replace(content, what=str(error), carries_network=False)
     return replace(content, tensors=len(documents.weights) + len(documents.constants))

@@ -4,8 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 SCHEMA = "auditor.inspection/1"
+MOST_NUMBERS = 2**63 - 1
+"""That a record can count; files may claim more."""
+WAYS_OUT: Mapping[str, tuple[str, ...]] = {
+    "ONNX": (
+        "Export the network again with standard operators only.",
+        "Copy files of numbers beside the model; links and paths elsewhere are refused.",
+    ),
+    "deceptive archive": (
+        "Ask for the file as torch.save wrote it. Do not repack or repair this one: nobody knows what it "
+        "was made to do.",
+    ),
+}
+"""Kind of a file -> what its owner can do; other kinds have `OTHER_WAYS`."""
+OTHER_WAYS = (
+    "In the environment it came from, save torch.save(model.state_dict(), ...), and pass --arch where the "
+    "network is not found.",
+    "Or export it to ONNX there (torch.onnx.export).",
+)
+
+
+class Safety(StrEnum):
+    """What to do with a file."""
+
+    UNSAFE = "UNSAFE FILE"
+    """Whoever opens it naively runs what the file says, or is deceived."""
+    INERT = "OPENING IT RUNS NOTHING OF IT"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +97,8 @@ class Inspection:
     """Everything that can be said of a file without running it."""
 
     schema: str = SCHEMA
+    auditor: str
+    """Version that wrote the record."""
     name: str
     kind: str
     bytes: int
@@ -82,3 +111,13 @@ class Inspection:
     def dangerous(self) -> bool:
         """Whoever opens it naively runs what the file says, or is deceived."""
         return bool(self.content.findings)
+
+    @property
+    def safety(self) -> Safety:
+        """The finding in a word."""
+        return Safety.UNSAFE if self.dangerous else Safety.INERT
+
+    @property
+    def ways_out(self) -> tuple[str, ...]:
+        """How to get a file that can be opened."""
+        return WAYS_OUT.get(self.kind, OTHER_WAYS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from auditor.errors import OutputError, UsageError
@@ -90,6 +90,24 @@ def check_outputs(outputs: Mapping[str, Path], *, force: bool, inputs: Sequence[
             raise OutputError(
                 f"{clean_text(str(folder))} is not writable ({error.strerror})."
             ) from None
+
+
+def side_names(model: str, count: int, taken: Collection[str] = ()) -> list[str]:
+    """What files of numbers beside a model file are called: `m.onnx.data`, then `m.onnx.2.data`.
+
+    Args:
+        model: Name of the model file.
+        count: How many there are.
+        taken: Names that are left out, in small letters.
+    """
+    names: list[str] = []
+    place = 0
+    while len(names) < count:
+        place += 1
+        name = f"{model}.data" if place == 1 else f"{model}.{place}.data"
+        if name.casefold() not in taken:
+            names.append(name)
+    return names
 
 
 def sidecar(output: Path) -> Path:

@@ -1,6 +1,9 @@
-"""What a person sees of `auditor inspect`."""
+"""What a person sees of `auditor inspect`, and of a command that refuses its suspect."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -9,38 +12,30 @@ from rich.table import Table
 from rich.text import Text
 
 from auditor.inspection import Ability, Content, Inspection
+from auditor.report.inspection_view import finding_lines, input_words
 from auditor.report.numbers import byte_size
 from auditor.text import clean_text
 
+FINDINGS = 12
+"""That are listed."""
 WANTED = 12
 """Harmless globals that are listed; those that are not, all of them."""
 
 
-def show_inspection(found: Inspection, console: Console | None = None) -> None:
+def show_inspection(
+    found: Inspection, written: Sequence[Path] = (), console: Console | None = None
+) -> None:
     """The record, on stdout where no console is given."""
     console = console or Console(highlight=False)
     content = found.content
-    for name, text in (
-        ("file", f"{clean_text(found.name)}  {byte_size(found.bytes)}  {clean_text(found.kind)}"),
-        ("sha256", clean_text(found.sha256)),
-        ("holds", clean_text(content.what, limit=400)),
-        ("", _numbers(content)),
-        *(("" if place else "entries", line) for place, line in enumerate(content.entries)),
-        ("input", _input(content)),
-    ):
-        if text:
-            shown = clean_text(text, limit=400)
-            console.print(Text.assemble((f"  {name:8}", "dim"), shown), soft_wrap=True)
+    _show_facts(console, found)
     console.print()
     _show_wanted(console, content)
     _show_fits(console, content)
-    if content.findings:
-        console.print(Text("  ✖ DO NOT OPEN IT", style="bold red"))
-        for finding in content.findings:
-            line = f"{finding[:1].upper()}{finding[1:]}"
-            console.print(Padding(escape(clean_text(line, limit=600)), (0, 0, 0, 4)))
+    if found.dangerous:
+        _show_findings(console, found)
     else:
-        console.print(Text("  ✔ OPENING IT RUNS NOTHING OF IT", style="bold green"))
+        console.print(Text(f"  ✔ {found.safety}", style="bold green"))
         console.print(
             "    This says nothing of backdoors in its numbers: that is what scan is for.",
             style="dim",
@@ -48,6 +43,60 @@ def show_inspection(found: Inspection, console: Console | None = None) -> None:
     console.print()
     for command, ability in (("scan", found.scan), ("purify", found.purify)):
         console.print(_ability(command, ability), soft_wrap=True)
+    show_written(console, written)
+
+
+def show_refusal(
+    found: Inspection, written: Sequence[Path], console: Console | None = None
+) -> None:
+    """Why a command did not open the suspect, on stdout where no console is given."""
+    console = console or Console(highlight=False)
+    _show_facts(console, found)
+    console.print()
+    _show_findings(console, found)
+    show_written(console, written)
+
+
+def refusal_line(found: Inspection) -> str:
+    """The finding in one line."""
+    name, finding = (
+        clean_text(found.name, limit=80),
+        clean_text(found.content.findings[0], limit=200),
+    )
+    return f"{found.safety} {name}: {finding}"
+
+
+def show_written(console: Console, written: Sequence[Path]) -> None:
+    """The files that were written."""
+    for path in written:
+        console.print(f"  written  {escape(clean_text(str(path)))}", soft_wrap=True)
+
+
+def _show_findings(console: Console, found: Inspection) -> None:
+    console.print(Text(f"  ✖ {found.safety}: do not open it", style="bold red"))
+    lines = [*finding_lines(found.content)[:FINDINGS]]
+    if more := len(found.content.findings) - FINDINGS:
+        lines += [f"… {more} more, in the JSON record"] if more > 0 else []
+    for line in lines:
+        console.print(Padding(escape(clean_text(line, limit=600)), (0, 0, 0, 4)))
+    console.print(Text("  auditor ran nothing of it. Ways out:", style="dim"))
+    for way in found.ways_out:
+        console.print(Padding(escape(way), (0, 0, 0, 4)))
+
+
+def _show_facts(console: Console, found: Inspection) -> None:
+    content = found.content
+    for name, text in (
+        ("file", f"{clean_text(found.name)}  {byte_size(found.bytes)}  {clean_text(found.kind)}"),
+        ("sha256", clean_text(found.sha256)),
+        ("holds", clean_text(content.what, limit=400)),
+        ("", _numbers(content)),
+        *(("" if place else "entries", line) for place, line in enumerate(content.entries)),
+        ("input", input_words(content)),
+    ):
+        if text:
+            shown = clean_text(text, limit=400)
+            console.print(Text.assemble((f"  {name:8}", "dim"), shown), soft_wrap=True)
 
 
 def _numbers(content: Content) -> str:
@@ -61,16 +110,6 @@ def _numbers(content: Content) -> str:
     if content.classes is not None:
         parts.append(f"{content.classes} classes")
     return " · ".join(parts)
-
-
-def _input(content: Content) -> str:
-    channels, height, width = content.input_size
-    if height is not None and width is not None:
-        return f"{'?' if channels is None else channels}×{height}×{width}, fixed by the file"
-    colours = "" if channels is None else f"{channels} channels, "
-    if content.side is not None:
-        return f"{colours}made for images of {content.side}×{content.side}"
-    return colours.removesuffix(", ")
 
 
 def _show_wanted(console: Console, content: Content) -> None:

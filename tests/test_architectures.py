@@ -21,7 +21,7 @@ from auditor.architectures import resolve_architecture
 from auditor.architectures.infer import Match, candidates
 from auditor.architectures.of_torchvision import Hollow, create, likely, table
 from auditor.architectures.shapes import Shapes
-from auditor.errors import UnsuitableModel, UsageError
+from auditor.errors import UnsafeModel, UnsuitableModel, UsageError
 from auditor.models.load import load_model
 from tests.field_networks import (
     VGG,
@@ -443,7 +443,7 @@ def test_hostile_files_are_refused_with_a_message(
     make: Callable[[], dict[str, Tensor]], tmp_path: Path
 ) -> None:
     torch.save(make(), tmp_path / "m.pth")
-    with pytest.raises(UnsuitableModel) as refused:
+    with pytest.raises((UnsuitableModel, UnsafeModel)) as refused:
         load_model(tmp_path / "m.pth")
     assert "\x1b" not in str(refused.value)
     assert "\u202e" not in str(refused.value)

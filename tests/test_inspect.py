@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import pickle
 import resource
 import time
@@ -28,6 +27,7 @@ from auditor.inspection import Inspection
 from auditor.models.load import load_model
 from auditor.safety.opcodes import walk
 from tests.field_networks import Basic, FourStages, PreBasic
+from tests.hostile import Shell
 from tests.test_architectures import quarter_resnet, trained
 
 
@@ -40,16 +40,6 @@ def network() -> nn.Sequential:
 
 def small() -> nn.Module:
     return trained(lambda: FourStages(Basic, [1, 1, 1, 1], 8, 10))
-
-
-class Payload:
-    """Runs a shell command when it is unpickled."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return os.system, (f"touch {self.marker}",)
 
 
 def run(path: Path, *options: str) -> tuple[int, str]:
@@ -104,14 +94,14 @@ def test_weights_of_nobody_name_the_nearest(tmp_path: Path) -> None:
 def test_a_payload_is_a_finding_and_is_not_run(legacy: bool, tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     torch.save(
-        {"net": network().state_dict(), "extra": Payload(marker)},
+        {"net": network().state_dict(), "extra": Shell(marker)},
         tmp_path / "m.pt",
         _use_new_zipfile_serialization=not legacy,
     )
     code, shown = run(tmp_path / "m.pt")
     assert code == 1
     flat = " ".join(shown.split())
-    assert "DO NOT OPEN IT" in shown
+    assert "UNSAFE FILE" in shown
     assert "Loading it calls posix.system('touch" in flat or "nt.system" in flat
     assert "not allowed" in shown
     assert "refuses it" in shown
@@ -135,8 +125,8 @@ STACK = b"\x80\x04"
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (pickle.dumps(Payload(Path("x")), 4), "system('touch x')"),
-        (pickle.dumps(Payload(Path("x")), 0), "system('touch x')"),
+        (pickle.dumps(Shell(Path("x")), 4), "system('touch x')"),
+        (pickle.dumps(Shell(Path("x")), 0), "system('touch x')"),
         # a name out of the memo, one that a call makes, one of the extension registry
         (
             STACK + b"\x8c\x02os\x94\x8c\x06system\x94\x30\x30h\x00h\x01\x93\x8c\x01x\x85R.",
@@ -170,7 +160,7 @@ def _twice(path: Path) -> None:
     with zipfile.ZipFile(path, "a") as archive, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         name = next(n for n in archive.namelist() if n.endswith("data.pkl"))
-        archive.writestr(name, pickle.dumps(Payload(Path("x")), 2))
+        archive.writestr(name, pickle.dumps(Shell(Path("x")), 2))
 
 
 def _bomb(path: Path) -> None:
@@ -184,7 +174,7 @@ def test_deceptive_archives_are_findings(make: object, words: str, tmp_path: Pat
     code, shown = run(tmp_path / "m.pt")
     assert code == 1
     assert words in " ".join(shown.split())
-    assert "DO NOT OPEN IT" in shown
+    assert "UNSAFE FILE" in shown
 
 
 def test_a_claim_of_too_many_numbers_is_a_finding(tmp_path: Path) -> None:

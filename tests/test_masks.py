@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import warnings
 from collections.abc import Callable
@@ -325,19 +324,3 @@ def test_a_scripted_network_is_itself_again_after_an_exception(tmp_path: Path) -
         with pytest.raises(RuntimeError):
             handle.call(torch.rand(1, 3, 8, 8), {"1.weight": torch.zeros(4)})
         assert torch.equal(handle.call(IMAGES), before)
-
-
-def test_masks_of_a_handle_without_gradients(tmp_path: Path) -> None:
-    from auditor.models.load import load_model
-
-    network = made("batch norms")
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(network, (IMAGES,), buffer, dynamo=False)
-    (tmp_path / "m.onnx").write_bytes(buffer.getvalue())
-    handle = load_model(tmp_path / "m.onnx")
-    assert handle.mask_sites() == []
-    assert handle.tensors() == {}
-    with pytest.raises(NotImplementedError):
-        handle.call(IMAGES, train=True)

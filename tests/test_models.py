@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from auditor.errors import UnreadableModel, UnsafeModel, UnsuitableModel, UsageError
 from auditor.models.load import load_model, resolve_device
 from auditor.safety.static import allowed_global
+from tests.hostile import Payload
 
 
 def network(classes: int = 5) -> nn.Sequential:
@@ -218,8 +219,6 @@ def _plain_zip(path: Path) -> None:
         (_legacy_module, "old file format"),
         (_truncated, "ends early"),
         (_flipped, "damaged"),
-        (_twice, "twice"),
-        (_bomb, "bomb"),
         (_plain_zip, "not one of PyTorch"),
         (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "plain Python pickle"),
     ],
@@ -231,20 +230,18 @@ def test_files_that_are_no_models(make: object, words: str, tmp_path: Path) -> N
         load_model(path)
 
 
+@pytest.mark.parametrize(("make", "words"), [(_twice, "twice"), (_bomb, "bomb")])
+def test_archives_that_deceive(make: object, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    make(path)  # type: ignore[operator]
+    with pytest.raises(UnsafeModel, match=words):
+        load_model(path)
+
+
 def test_a_misspelt_file_name_names_the_nearest(tmp_path: Path) -> None:
     torch.save(network(), tmp_path / "model.pt")
     with pytest.raises(UnreadableModel, match=r'Did you mean "model.pt"'):
         load_model(tmp_path / "modle.pt")
-
-
-class Payload:
-    """Writes a marker file when it is unpickled."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return exec, (f"open({str(self.marker)!r}, 'w').write('executed')",)
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -352,7 +349,7 @@ def test_archive_members_that_differ_in_case_only_are_refused(tmp_path: Path) ->
     with zipfile.ZipFile(tmp_path / "m.pt", "w") as archive:
         archive.writestr("m/data.pkl", b"")
         archive.writestr("m/DATA.pkl", b"")
-    with pytest.raises(UnreadableModel, match="twice"):
+    with pytest.raises(UnsafeModel, match="twice"):
         load_model(tmp_path / "m.pt")
 
 
@@ -415,7 +412,7 @@ def test_onnx_external_data_stays_in_its_folder(tmp_path: Path) -> None:
             [tensor],
         )
         (inner / "m.onnx").write_bytes(onnx.helper.make_model(graph).SerializeToString())
-        with pytest.raises(UnreadableModel, match=words):
+        with pytest.raises((UnsafeModel, UnreadableModel), match=words):
             load_model(inner / "m.onnx")
 
 

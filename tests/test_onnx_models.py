@@ -136,6 +136,8 @@ def test_what_cannot_be_differentiated_is_named_and_still_probed(tmp_path: Path)
     assert torch.allclose(handle.call(IMAGES), network(IMAGES), atol=1e-4)
     with pytest.raises(NotImplementedError):
         handle.call(IMAGES.clone().requires_grad_())
+    with pytest.raises(NotImplementedError):
+        handle.call(IMAGES, train=True)
     with pytest.raises(UnsuitableModel, match="ONNX"):
         handle.write({}, tmp_path / "out.onnx")
 

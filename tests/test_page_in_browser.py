@@ -1,4 +1,4 @@
-"""The pages of a purification and of a scan in a real browser: each asks for nothing, fits the screen, and prints."""
+"""The pages of a purification, a scan and an inspection in a real browser: each asks for nothing, fits the screen, and prints."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 
 from auditor.report import to_html
 from tests.browser import CHROMIUM, Browser, browser
+from tests.sample_inspection import hostile_inspection, sample_inspection
 from tests.sample_purify import sample_purify, untouched, with_names
 from tests.sample_result import searched_result
 from tests.test_report import HOSTILE, hostile_result
@@ -23,6 +24,9 @@ A4 = (794, 1123)
 MARGINS = (106, 121)
 
 
+PAGES = ("met", "untouched", "hostile", "searched", "hostile-scan", "unsafe", "hostile-unsafe")
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
@@ -32,6 +36,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "hostile": with_names(sample_purify(), HOSTILE),
         "searched": searched_result(),
         "hostile-scan": hostile_result(),
+        "unsafe": sample_inspection(),
+        "hostile-unsafe": hostile_inspection(),
     }
     for name, result in made.items():
         (folder / f"{name}.html").write_text(to_html(result), "utf-8")
@@ -45,7 +51,7 @@ def chromium() -> Iterator[Browser]:
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("name", ["met", "untouched", "hostile", "searched", "hostile-scan"])
+@pytest.mark.parametrize("name", PAGES)
 def test_a_page_asks_for_nothing_and_fits(
     chromium: Browser, pages: dict[str, Path], name: str, width: int
 ) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import pickle
 import shutil
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from auditor.inputs import blank_spec
 from auditor.masks import effective, find_sites
 from auditor.models.load import load_model
 from auditor.models.pt2 import Pt2Handle
-from tests.test_models import Payload
+from tests.hostile import CONFIG, HOSTILE_PT2, PROGRAM, edited, graph, tampered
 from tests.test_write import IMAGES, changed_members, fold_and_reload, network, noisy, some_masks
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -307,110 +305,9 @@ def test_arch_makes_no_sense(files: Files) -> None:
         load_model(files("batch norm"), arch="resnet18")
 
 
-def tampered(path: Path, edit: Callable[[dict[str, bytes]], None]) -> Path:
-    """The archive with other members; `edit` changes them, by their names without the root."""
-    with zipfile.ZipFile(path) as archive:
-        root = archive.namelist()[0].partition("/")[0]
-        members = {n.partition("/")[2]: archive.read(n) for n in archive.namelist()}
-    edit(members)
-    out = path.with_name("hostile.pt2")
-    with zipfile.ZipFile(out, "w") as archive:
-        for name, data in members.items():
-            archive.writestr(f"{root}/{name}", data)
-    return out
-
-
-PROGRAM = "models/model.json"
-CONFIG = "data/weights/model_weights_config.json"
-
-
-def edited(path: Path, change: Callable[[Any], None], member: str = PROGRAM) -> Path:
-    """The archive with other JSON."""
-
-    def edit(members: dict[str, bytes]) -> None:
-        document = json.loads(members[member])
-        change(document)
-        members[member] = json.dumps(document).encode()
-
-    return tampered(path, edit)
-
-
-def saved(content: object) -> bytes:
-    import io
-
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    return buffer.getvalue()
-
-
-def graph(document: Any) -> Any:
-    return document["graph_module"]["graph"]
-
-
-def code(marker: Path) -> str:
-    return f"open({str(marker)!r}, 'w').write('executed')"
-
-
-def hostile_inputs(path: Path, marker: Path) -> Path:
-    payload = saved(((torch.rand(1), Payload(marker)), {}))
-    return tampered(path, lambda members: members.update({"data/sample_inputs/model.pt": payload}))
-
-
-def hostile_weight(path: Path, marker: Path) -> Path:
-    def edit(members: dict[str, bytes]) -> None:
-        config = json.loads(members[CONFIG])
-        config["config"]["0.bias"]["use_pickle"] = True
-        members[CONFIG] = json.dumps(config).encode()
-        members["data/weights/weight_1"] = saved(Payload(marker))
-
-    return tampered(path, edit)
-
-
-def hostile_expression(path: Path, marker: Path) -> Path:
-    def change(document: Any) -> None:
-        size = graph(document)["tensor_values"]["input"]["sizes"][0]
-        size["as_expr"]["expr_str"] = code(marker)
-
-    return edited(path, change)
-
-
-def hostile_guard(path: Path, marker: Path) -> Path:
-    return edited(path, lambda document: document.update(guards_code=[code(marker)]))
-
-
-def hostile_object(path: Path, marker: Path) -> Path:
-    def edit(members: dict[str, bytes]) -> None:
-        config = {"config": {"x": {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": True, "tensor_meta": None}}}  # fmt: skip
-        members["data/constants/model_constants_config.json"] = json.dumps(config).encode()
-        members["data/constants/opaque_obj_0"] = pickle.dumps(Payload(marker))
-
-    return tampered(path, edit)
-
-
-def hostile_name(path: Path, marker: Path) -> Path:
-    """Names of inputs become Python source."""
-
-    def change(document: Any) -> None:
-        name = f"input={code(marker)}"
-        text = json.dumps(document).replace('"name": "input"}', f'"name": {json.dumps(name)}}}')
-        document.update(json.loads(text.replace('"input": {"dtype"', f'{json.dumps(name)}: {{"dtype"')))  # fmt: skip
-
-    return edited(path, change)
-
-
-HOSTILE: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
-    "example inputs": (hostile_inputs, r"example inputs are a pickle that runs (builtins|__builtin__)\.exec"),
-    "pickled weights": (hostile_weight, "use_pickle"),
-    "expression": (hostile_expression, r"evaluates .open\("),
-    "guard": (hostile_guard, r"evaluates .open\("),
-    "object": (hostile_object, "unpickles an object"),
-    "name": (hostile_name, "hides code in the name"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("way", HOSTILE)
+@pytest.mark.parametrize("way", HOSTILE_PT2)
 def test_code_is_refused_and_not_run(way: str, suspect: Path, tmp_path: Path) -> None:
-    make, words = HOSTILE[way]
+    make, words = HOSTILE_PT2[way]
     marker = tmp_path / "marker"
     hostile = make(suspect, marker)
     with pytest.raises(UnsafeModel, match=words):

@@ -18,7 +18,6 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from auditor import report
@@ -30,6 +29,7 @@ from auditor.safety import landlock, needed, orders, sandbox, seccomp, superviso
 from auditor.safety.orders import Site
 from auditor.safety.supervisor import Assignment, Limits, Outcome, run_confined, workplace
 from tests.changeable import PROBE, classifier, samples, saved
+from tests.hostile import Writer
 
 WHY = sandbox.unavailable()
 confining = pytest.mark.skipif(WHY is not None, reason=f"no sandbox here: {WHY}")
@@ -116,27 +116,6 @@ def test_what_is_needed_works(place: Path, tmp_path: Path) -> None:
         "sum": 2.0, "threads": 3, "data": "readable", "home": str(place.resolve()),
     }  # fmt: skip
     assert told == [("working", 1, 2)]
-
-
-class Writer(nn.Module):
-    """Writes a file of the attacker's choice while it is loaded."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__()
-        self.path = path
-
-    def forward(self, images: Tensor) -> Tensor:
-        return images.mean((2, 3))
-
-    @torch.jit.export
-    def __getstate__(self) -> tuple[bool, str]:
-        return self.training, self.path
-
-    @torch.jit.export
-    def __setstate__(self, state: tuple[bool, str]) -> None:
-        self.training = state[0]
-        self.path = state[1]
-        torch.save([torch.ones(1)], state[1])
 
 
 @pytest.fixture

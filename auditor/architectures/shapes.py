@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from auditor.architectures.architecture import State
-from auditor.errors import UnsuitableModel
+from auditor.errors import UnsafeModel, UnsuitableModel
 from auditor.text import clean_text
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.", "backbone.", "1.")
@@ -232,7 +232,8 @@ def refuse_hollow(state: State, name: str) -> None:
         name: Of the file, clean.
 
     Raises:
-        UnsuitableModel: Tensors have no values, or claim far more numbers than the file holds.
+        UnsuitableModel: Tensors have no values.
+        UnsafeModel: They claim far more numbers than the file holds.
     """
     missing = 0
     for key, tensor in state.items():
@@ -241,6 +242,6 @@ def refuse_hollow(state: State, name: str) -> None:
             raise UnsuitableModel(f"{name}: weights without values, first {shown}.")
         missing += missing_bytes(tensor)
         if missing > MAX_MISSING:
-            raise UnsuitableModel(
+            raise UnsafeModel(
                 f"{name}: {shown} claims {tensor.numel():,} numbers, far more than the file holds for it."
             )

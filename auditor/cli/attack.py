@@ -26,6 +26,7 @@ from auditor.cli.options import (
     Trust,
     WriteAnyway,
 )
+from auditor.cli.refusing import refusals
 from auditor.cli.requests import AttackRequest, Planting
 from auditor.cli.setup import Setup
 from auditor.errors import OutputError, UsageError
@@ -38,7 +39,10 @@ if TYPE_CHECKING:
 ATTACK_FORMATS = ("model", "json")
 MAX_IMAGES = 2000
 
-EPILOG = "Exit codes: 0 planted, 1 a goal was missed, 2 wrong usage or unreadable input, 130 interrupted."
+EPILOG = (
+    "Exit codes: 0 planted, 1 a goal was missed or UNSAFE FILE, 2 wrong usage or unreadable input, "
+    "130 interrupted."
+)
 
 ProbeId = Annotated[
     str | None,
@@ -194,7 +198,7 @@ def run_attack(setup: Setup, how: Planting) -> tuple[AttackResult, list[Path]]:
     from auditor.terminal import ProgressLine
 
     written = []
-    with workplace(None if output is None else output.parent) as place:
+    with refusals(setup, outputs), workplace(None if output is None else output.parent) as place:
         with ProgressLine(quiet=setup.quiet) as notify:
             request = AttackRequest(
                 setup=setup, how=how, model=None if output is None else output.name
@@ -205,7 +209,7 @@ def run_attack(setup: Setup, how: Planting) -> tuple[AttackResult, list[Path]]:
             # no model without its mark
             write_text(beside, indented(msgspec.to_builtins(result.mark)))
             try:
-                put_in_place(place / output.name, output, result.written)
+                put_in_place(place / output.name, output, result.written, force=setup.force)
             except BaseException:
                 beside.unlink(missing_ok=True)
                 raise

@@ -19,8 +19,8 @@ USAGE_ERROR = 2
 INTERRUPTED = 130
 
 EPILOG = (
-    "Exit codes: 0 no evidence found, 1 BACKDOOR or SUSPICIOUS, 2 wrong usage or unreadable input, "
-    "3 inconclusive, 130 interrupted."
+    "Exit codes: 0 no evidence found, 1 BACKDOOR, SUSPICIOUS or UNSAFE FILE, 2 wrong usage or unreadable "
+    "input, 3 inconclusive, 130 interrupted."
 )
 
 app = typer.Typer(

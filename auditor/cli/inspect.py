@@ -7,11 +7,17 @@ from typing import Annotated
 
 import typer
 
+from auditor.cli.options import Force
+from auditor.cli.refusing import DANGEROUS
+from auditor.cli.rendering import FORMATS, rendered
+from auditor.cli.requests import InspectRequest
+from auditor.cli.setup import Setup
+from auditor.outputs import STDOUT, write_text
+
 EPILOG = (
     "Exit codes: 0 opening it runs nothing of it, 1 it would run code or deceives, 2 wrong usage or "
     "unreadable input, 130 interrupted."
 )
-DANGEROUS = 1
 
 
 def inspect(
@@ -21,6 +27,16 @@ def inspect(
     json: Annotated[
         bool, typer.Option("--json", help="Print a record as JSON, for scripts.")
     ] = False,
+    output: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FMT=PATH",
+            help="Result file, json=, html= or md= (repeatable; - is standard output). Default: none.",
+        ),
+    ] = None,
+    force: Force = False,
 ) -> None:
     """Say what FILE is, what it holds and what it would do, without opening it.
 
@@ -31,17 +47,26 @@ def inspect(
     Example: auditor inspect downloaded.pth
 
     Example: auditor inspect downloaded.pth --json
-    """
-    import msgspec
 
-    from auditor.inspecting import inspect_file
-    from auditor.report.json import indented
+    Example: auditor inspect downloaded.pth -o html=inspection.html
+    """
+    from auditor.cli.confined import in_worker, record
+    from auditor.inspection import Inspection
+    from auditor.report import to_json
+    from auditor.safety.supervisor import workplace
+    from auditor.terminal import ProgressLine
     from auditor.terminal_inspect import show_inspection
 
-    found = inspect_file(model)
+    setup = Setup(model=model, device="cpu", max_images=1, output=tuple(output or ()), force=force)
+    outputs = setup.outputs(FORMATS, {})
+    with workplace() as place, ProgressLine(quiet=True) as notify:
+        outcome = in_worker("inspect", InspectRequest(model=model), setup, place, notify)
+    found = record(outcome, Inspection)
+    for path, text in rendered(found, outputs):
+        write_text(path, text)
     if json:
-        typer.echo(indented(msgspec.to_builtins(found)), nl=False)
-    else:
-        show_inspection(found)
+        typer.echo(to_json(found), nl=False)
+    elif STDOUT not in outputs.values():
+        show_inspection(found, list(outputs.values()))
     if found.dangerous:
         raise typer.Exit(DANGEROUS)

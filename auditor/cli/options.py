@@ -23,7 +23,8 @@ class Order(StrEnum):
 ModelPath = Annotated[
     Path,
     typer.Argument(
-        metavar="MODEL", help="The suspect: PyTorch (.pt, .pth), TorchScript or ONNX file."
+        metavar="MODEL",
+        help="The suspect: PyTorch (.pt, .pth, .pt2, TorchScript), safetensors or ONNX file.",
     ),
 ]
 CleanPath = Annotated[
@@ -39,8 +40,8 @@ Arch = Annotated[
     str | None,
     typer.Option(
         metavar="ARCH",
-        help="For weights without a network: a torchvision name (resnet18) or your own code "
-        "(my_model.py:build), which is run.",
+        help="For weights without a network, if it is not found: a name (resnet18, "
+        "cifar:preact_resnet18) or your own code (my_model.py:build), which is run.",
     ),
 ]
 Labels = Annotated[

@@ -27,6 +27,7 @@ from auditor.cli.options import (
     Trust,
     WriteAnyway,
 )
+from auditor.cli.refusing import refusals
 from auditor.cli.rendering import FORMATS, rendered
 from auditor.cli.requests import Bound, PaperSettings, Purification, PurifyRequest, Recipe
 from auditor.cli.setup import Setup
@@ -40,7 +41,8 @@ PURIFY_FORMATS = ("model", *FORMATS)
 MAX_IMAGES = 2000
 
 EPILOG = (
-    "Exit codes: 0 goals met (or nothing to remove), 1 goals missed, 2 wrong usage or unreadable input, "
+    "Exit codes: 0 goals met (or nothing to remove), 1 goals missed or UNSAFE FILE, 2 wrong usage or "
+    "unreadable input, "
     "3 the scan was inconclusive and nothing was done, 130 interrupted."
 )
 
@@ -236,7 +238,7 @@ def run_purify(setup: Setup, how: Purification) -> tuple[PurifyResult, list[Path
     from auditor.safety.supervisor import workplace
     from auditor.terminal import ProgressLine
 
-    with workplace(None if output is None else output.parent) as place:
+    with refusals(setup, outputs), workplace(None if output is None else output.parent) as place:
         with ProgressLine(quiet=setup.quiet) as notify:
             request = PurifyRequest(
                 setup=setup, how=how, model=None if output is None else output.name
@@ -246,7 +248,7 @@ def run_purify(setup: Setup, how: Purification) -> tuple[PurifyResult, list[Path
             notify("writing the report", 0, 1)
             texts = rendered(result, outputs)
         if output is not None and result.written is not None:
-            put_in_place(place / output.name, output, result.written)
+            put_in_place(place / output.name, output, result.written, force=setup.force)
     for path, text in texts:
         write_text(path, text)
     paths = [path for name, path in outputs.items() if name != "model" or result.written]

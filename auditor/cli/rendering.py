@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from auditor.inspection import Inspection
     from auditor.results import PurifyResult, ScanResult
 
 FORMATS = ("json", "html", "md")
 
 
 def rendered(
-    result: ScanResult | PurifyResult, outputs: Mapping[str, Path]
+    result: ScanResult | PurifyResult | Inspection, outputs: Mapping[str, Path]
 ) -> list[tuple[Path, str]]:
     """Where each report goes, and its text; all are made before one is written."""
     from auditor import report

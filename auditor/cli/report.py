@@ -15,7 +15,8 @@ from auditor.outputs import STDOUT, check_outputs, parse_outputs, write_text
 
 def report(
     result: Annotated[
-        Path, typer.Argument(metavar="RESULT", help="A .json file that scan or purify wrote.")
+        Path,
+        typer.Argument(metavar="RESULT", help="A .json file that scan, purify or inspect wrote."),
     ],
     output: Output = None,
     force: Force = False,
@@ -28,8 +29,10 @@ def report(
     Example: auditor report model.scan.json -o html=review.html -o md=summary.md
     """
     from auditor import report as rendering
+    from auditor.inspection import Inspection
     from auditor.results import PurifyResult
     from auditor.terminal import show_error, show_scan
+    from auditor.terminal_inspect import show_inspection
     from auditor.terminal_purify import show_purify
     from auditor.verdict import rejudge, rejudge_purification
 
@@ -43,6 +46,10 @@ def report(
     for path, text in rendered(record, outputs):
         write_text(path, text)
     silent = STDOUT in outputs.values()
+    if isinstance(record, Inspection):
+        if not silent:
+            show_inspection(record, list(outputs.values()))
+        return
     if isinstance(record, PurifyResult):
         if not silent:
             show_purify(record, list(outputs.values()))

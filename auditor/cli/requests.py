@@ -148,3 +148,10 @@ class AttackRequest:
     how: Planting
     model: str | None
     """As of `PurifyRequest`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectRequest:
+    """What `inspect` is told."""
+
+    model: Path

@@ -30,6 +30,7 @@ from auditor.cli.options import (
     Trust,
     parse_time,
 )
+from auditor.cli.refusing import refusals
 from auditor.cli.rendering import FORMATS, rendered
 from auditor.cli.requests import ScanRequest
 from auditor.cli.setup import Setup
@@ -122,10 +123,14 @@ def run_scan(setup: Setup, *, time_budget: str | None = None) -> tuple[ScanResul
     from auditor.safety.supervisor import workplace
     from auditor.terminal import ProgressLine
 
-    with workplace() as place, ProgressLine(quiet=setup.quiet) as notify:
+    with (
+        refusals(setup, outputs),
+        workplace() as place,
+        ProgressLine(quiet=setup.quiet) as notify,
+    ):
         request = ScanRequest(setup=setup, time_budget=budget)
         outcome = in_worker("scan", request, setup, place, notify, budget=budget)
-    result = record(outcome, ScanResult)
+        result = record(outcome, ScanResult)
     for path, text in rendered(result, outputs):
         write_text(path, text)
     return result, list(outputs.values())

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from auditor.cli.options import Order, parse_batch_size
 from auditor.errors import UsageError
-from auditor.outputs import check_outputs, parse_outputs
+from auditor.outputs import check_outputs, parse_outputs, side_names
 from auditor.safety import needed
 from auditor.text import clean_text
 
 if TYPE_CHECKING:
-    from auditor.images import ImageSource
+    from auditor.images import ImageSource, Notify
     from auditor.inputs import GivenInput
     from auditor.models.base import ModelHandle
     from auditor.probes import Selection
@@ -75,7 +75,13 @@ class Setup:
         """
         outputs = parse_outputs(self.output, formats, defaults)
         given = [path for path in more_inputs if path is not None]
-        check_outputs(outputs, force=self.force, inputs=[*self.inputs, *given])
+        written = dict(outputs)
+        if "model" in outputs:
+            data = needed.external_data(self.model)
+            own = {path.name.casefold() for path in data}
+            names = side_names(outputs["model"].name, len(data), own)
+            written |= {name: outputs["model"].with_name(name) for name in names}
+        check_outputs(written, force=self.force, inputs=[*self.inputs, *given])
         return outputs
 
     @property
@@ -153,12 +159,13 @@ class Setup:
             command=self.command,
         )
 
-    def opened(self) -> ModelHandle:
-        """The model, on its device."""
+    def suspect(self, source: ImageSource | None, notify: Notify) -> ModelHandle:
+        """The model, on its device; of several networks that it may be, the one that fits best."""
         from auditor import api
 
         device = api.resolve_device(self.device)
-        return api.load_model(self.model, arch=self.arch, device=device)
+        model = api.load_model(self.model, arch=self.arch, device=device)
+        return api.best_fitting(model, source, self.given_input(), seed=self.seed, notify=notify)
 
     def images(self, names: tuple[str, ...] | None) -> ImageSource | None:
         """What `--clean` says."""

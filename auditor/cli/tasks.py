@@ -6,14 +6,15 @@ leaves in the folder of its site; who gave the task puts them where they belong.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from auditor.cli.requests import AttackRequest, PurifyRequest, ScanRequest
+from auditor.cli.requests import AttackRequest, InspectRequest, PurifyRequest, ScanRequest
 from auditor.cli.setup import Setup
-from auditor.errors import UnsafeModel, UsageError
+from auditor.errors import ModelError, UnsafeModel, UsageError
 from auditor.safety import orders
 from auditor.safety.orders import Site
 from auditor.safety.supervisor import Notify
@@ -21,6 +22,8 @@ from auditor.text import clean_text
 
 if TYPE_CHECKING:
     from auditor.probes import Probe
+
+Task = Callable[[Any, Site, Notify], str]
 
 
 def scan(request: Any, site: Site, notify: Notify) -> str:
@@ -33,8 +36,9 @@ def scan(request: Any, site: Site, notify: Notify) -> str:
     selection = setup.selection(exhibiting=False)
     options = replace(setup.scan_options(selection.extras, names), time_budget=asked.time_budget)
     refuse_code(setup.model, site)
-    suspect = setup.opened()
-    return api.to_json(api.scan(suspect, selection.probes, setup.images(names), options, notify))
+    source = setup.images(names)
+    suspect = setup.suspect(source, notify)
+    return api.to_json(api.scan(suspect, selection.probes, source, options, notify))
 
 
 def purify(request: Any, site: Site, notify: Notify) -> str:
@@ -48,9 +52,9 @@ def purify(request: Any, site: Site, notify: Notify) -> str:
     recipe, judged_by = how.purifier(), how.judge_probes()
     scan_options = setup.scan_options(selection.extras, names)
     refuse_code(setup.model, site)
-    suspect = setup.opened()
     source = setup.images(names)
     assert source is not None  # noqa: S101 - --clean is required
+    suspect = setup.suspect(source, notify)
     result = api.purify(
         suspect,
         selection.probes,
@@ -100,19 +104,43 @@ def attack(request: Any, site: Site, notify: Notify) -> str:
         command=setup.command,
     )
     refuse_code(setup.model, site)
-    suspect = setup.opened()
     source = setup.images(names)
     assert source is not None  # noqa: S101 - --clean is required
+    suspect = setup.suspect(source, notify)
     output = _output(asked.model, site)
     return api.to_json(api.attack(suspect, probe, how.target, source, output, options, notify))
+
+
+def inspect(request: Any, site: Site, notify: Notify) -> str:
+    """Say what a model file is; nothing in it is executed, with or without a sandbox."""
+    from auditor.inspecting import inspect_file
+    from auditor.report import to_json
+
+    asked = orders.built(request, InspectRequest)
+    return to_json(inspect_file(asked.model))
+
+
+def or_inspected(task: Task) -> Task:
+    """The task; where the suspect would run code or deceives, its result is the record of that."""
+
+    @functools.wraps(task)
+    def wrapped(request: Any, site: Site, notify: Notify) -> str:
+        try:
+            return task(request, site, notify)
+        except UnsafeModel as error:
+            from auditor.inspecting import refused_file
+            from auditor.report import to_json
+
+            return to_json(refused_file(Path(request["setup"]["model"]), error))
+
+    return wrapped
 
 
 def refuse_code(path: Path, site: Site) -> None:
     """Without a sandbox, refuse files that bring code of their own, unless they are trusted.
 
     Raises:
-        UnsafeModel: It is one.
-        UnreadableModel: It is no model file.
+        ModelError: It is one, or no model file at all.
     """
     if site.unguarded is None:
         return
@@ -120,7 +148,7 @@ def refuse_code(path: Path, site: Site) -> None:
 
     kind = identify(path).kind
     if kind in (Kind.TORCHSCRIPT, Kind.PT2):
-        raise UnsafeModel(
+        raise ModelError(
             f"{clean_text(path.name)} is {kind}: such files carry code, and there is no sandbox here to run "
             f"it in ({site.unguarded}). If you trust whoever made it, add --trust; else open it on Linux "
             "5.19 or later with Landlock, or ask for the weights alone or an ONNX file."
@@ -151,9 +179,10 @@ def _output(name: str | None, site: Site) -> Path | None:
     return None if name is None else site.place / name
 
 
-TASKS: Mapping[str, Callable[[Any, Site, Notify], str]] = {
-    "scan": scan,
-    "purify": purify,
-    "attack": attack,
+TASKS: Mapping[str, Task] = {
+    "scan": or_inspected(scan),
+    "purify": or_inspected(purify),
+    "attack": or_inspected(attack),
+    "inspect": inspect,
 }
 """All that a worker can be told to do."""

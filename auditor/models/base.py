@@ -129,6 +129,14 @@ class ModelHandle(ABC):
         return False
 
     @property
+    def rounding(self) -> float:
+        """How far scores are from themselves computed in another order, relative to the largest.
+
+        0 where that is only a matter of the last digits: everywhere but in int8 networks.
+        """
+        return 0.0
+
+    @property
     def module(self) -> nn.Module | None:
         """The network as an eager module, where there is one (hooks, BatchNorm statistics)."""
         return None

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from auditor.architectures import resolve_architecture
-from auditor.errors import UsageError
+from auditor.errors import UnreadableModel, UsageError
 from auditor.models.base import ModelHandle
 from auditor.models.mark import mark_notes
 from auditor.safety.structure import FileFacts, Kind, identify
@@ -42,6 +42,15 @@ def _opened(file: FileFacts, arch: str | None, device: torch.device) -> ModelHan
             from auditor.models.module import open_pickle
 
             return open_pickle(file, architecture, device)
+        case Kind.PICKLE:
+            from auditor.safety.opcodes import refuse_calls
+
+            refuse_calls(file.path)
+            raise UnreadableModel(
+                f"{clean_text(file.path.name)} is a plain Python pickle, not a file of torch.save. "
+                "auditor never unpickles such files. Save the weights with "
+                "torch.save(model.state_dict(), ...) and pass --arch."
+            )
         case Kind.TORCHSCRIPT | Kind.ONNX | Kind.PT2 if architecture is not None:
             raise UsageError(
                 f"--arch {arch}: {clean_text(file.path.name)} is {file.kind} and carries its own "

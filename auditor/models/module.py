@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from auditor.architectures import TORCHVISION_SIDE, Architecture
-from auditor.errors import UnsuitableModel
+from auditor.errors import UnreadableModel, UnsafeModel, UnsuitableModel
 from auditor.models.base import ModelHandle, ModuleHandle
 from auditor.models.patching import Home
 from auditor.models.state_dict import Keys, find_state_dict, open_state_dict
-from auditor.safety.static import load_pickle
+from auditor.safety.opcodes import refuse_calls, walk
+from auditor.safety.static import is_zip, load_pickle
 from auditor.safety.structure import FileFacts
 from auditor.text import clean_text
 
@@ -21,7 +22,15 @@ def open_pickle(
     file: FileFacts, architecture: Architecture | None, device: torch.device
 ) -> ModelHandle:
     """Open a file of `torch.save`, zip or legacy, executing nothing of it."""
-    content = load_pickle(file.path)
+    try:
+        content = load_pickle(file.path)
+    except UnreadableModel:
+        refuse_calls(file.path)
+        raise
+    except UnsafeModel:
+        if not is_zip(file.path) and not walk(file.path).refused:
+            raise _cut_off(file) from None
+        raise
     keys, network = find_module(content)
     if network is None:
         return open_state_dict(file, content, architecture, device)
@@ -73,6 +82,13 @@ def _check(network: nn.Module, name: str) -> None:
             f"{name}: the pickled network is damaged, has no values, or hides methods of its class. Save "
             "its state_dict and pass --arch, or export it to ONNX."
         )
+
+
+def _cut_off(file: FileFacts) -> UnreadableModel:
+    """A file of before torch 1.6 has no checksums: a name that nobody allows may be half of one."""
+    return UnreadableModel(
+        f"{clean_text(file.path.name)} is damaged or ends early. Download it again."
+    )
 
 
 def find_module(content: Any) -> tuple[Keys, nn.Module | None]:

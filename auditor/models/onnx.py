@@ -67,7 +67,7 @@ class OnnxHandle(ModelHandle):
         self.architecture = f"ONNX graph, {len(model.graph.node)} nodes, opset {opset}"
         if producer:
             self.notes.append(f"Exported by {producer}.")
-        self._session = _session(file.path, device)
+        self._session = _session(file.path, device, half=_is_half(model))
         self._read_signature()
         self._taps: list[str] = []
         self._kept: list[Tensor] = []
@@ -257,6 +257,11 @@ class OnnxHandle(ModelHandle):
         return self._network is not None
 
     @property
+    def rounding(self) -> float:
+        rounds = self._network is not None and self._network.rounds
+        return ROUNDED_AGREEMENT if rounds else 0.0
+
+    @property
     def parameters(self) -> int:
         return self._parameters
 
@@ -346,8 +351,17 @@ def _difference(expected: Sequence[Any], found: Sequence[Tensor]) -> float:
     return worst
 
 
-def _session(path: Path, device: torch.device) -> Any:
+def _is_half(model: Any) -> bool:
+    """True where weights are in half precision."""
+    return any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer)
+
+
+def _session(path: Path, device: torch.device, *, half: bool) -> Any:
     options = onnxruntime.SessionOptions()
+    if half:
+        # with all of its optimisations onnxruntime 1.31 dies (SIGSEGV) of transformers in float16
+        level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        options.graph_optimization_level = level
     options.log_severity_level = 4
     options.intra_op_num_threads = torch.get_num_threads()
     providers: list[Any] = ["CPUExecutionProvider"]

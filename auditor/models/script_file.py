@@ -119,7 +119,9 @@ def _unpickled(
 ) -> tuple[Any, list[StoredTensor]]:
     """What a member of an archive describes, and all tensors in it."""
     with zipfile.ZipFile(path) as archive:
-        name = next(n for n in archive.namelist() if n.partition("/")[2] == member)
+        name = next((n for n in archive.namelist() if n.partition("/")[2] == member), None)
+        if name is None:
+            raise LookupError(member)
         with archive.open(name) as stream:
             reader = Reader(stream, records)
             return reader.load(), reader.tensors

@@ -42,9 +42,9 @@ class TorchScriptHandle(ModelHandle):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that TorchScript is deprecated helps no reviewer
                 self._network: Any = torch.jit.load(str(file.path), map_location=device)  # type: ignore[no-untyped-call]
-            self._network.eval()
+            self._network.float().eval()  # as of all formats: images come in float32
             self._graph = self._network.inlined_graph
-        except (AttributeError, RuntimeError, ValueError) as error:
+        except (*UNREADABLE, MemoryError) as error:
             raise UnreadableModel(
                 f"{clean_text(file.path.name)} cannot be loaded as TorchScript "
                 f"({clean_text(str(error).strip(), limit=200)})."

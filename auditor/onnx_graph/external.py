@@ -16,6 +16,7 @@ from typing import Any
 import onnx
 
 from auditor.errors import OutputError
+from auditor.outputs import side_names
 from auditor.text import clean_text
 
 DIGITS = 18
@@ -113,15 +114,7 @@ def new_names(locations: Iterable[str], output: str, *, renamed: bool) -> dict[s
     """
     known = list(dict.fromkeys(locations))
     own = {Path(location).name.casefold() for location in known} if renamed else set()
-    names: dict[str, str] = {}
-    count = 0
-    for location in known:
-        name = ""
-        while not name or name.casefold() in own:
-            count += 1
-            name = f"{output}.data" if count == 1 else f"{output}.{count}.data"
-        names[location] = name
-    return names
+    return dict(zip(known, side_names(output, len(known), own), strict=True))
 
 
 def refuse_overlaps(places: Iterable[Place], changing: Collection[Place], path: Path) -> None:

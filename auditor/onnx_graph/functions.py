@@ -20,10 +20,12 @@ DEPTH = 100
 """How deep functions may call one another."""
 
 
-def written_out(model: onnx.ModelProto) -> onnx.ModelProto:
-    """`model` with the nodes of its functions in the place of their calls."""
-    if not model.functions:
-        return model
+def refuse_unfolding(model: onnx.ModelProto) -> None:
+    """Refuse functions that call themselves, or that stand for more nodes than anybody can hold.
+
+    Raises:
+        HostileGraph: They do.
+    """
     bodies = {
         (function.domain, function.name, function.overload): function
         for function in model.functions
@@ -31,6 +33,13 @@ def written_out(model: onnx.ModelProto) -> onnx.ModelProto:
     total = _length(model.graph.node, bodies, {}, ())
     if total > NODES:
         raise HostileGraph(f"its functions write out to {total} nodes")
+
+
+def written_out(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` with the nodes of its functions in the place of their calls."""
+    if not model.functions:
+        return model
+    refuse_unfolding(model)
     try:
         return onnx.inliner.inline_local_functions(model)
     except Exception as error:  # of the C++ library, without a common type

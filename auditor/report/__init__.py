@@ -7,6 +7,9 @@ every text passes `clean_text` and the escaping of its format, and nothing in a 
 
 from __future__ import annotations
 
+from auditor.inspection import Inspection
+from auditor.report.inspection_markdown import inspection_markdown
+from auditor.report.inspection_page import inspection_html
 from auditor.report.json import from_json, to_json
 from auditor.report.markdown import MARKDOWN_CHARACTERS
 from auditor.report.numbers import Rate, percent, wilson
@@ -32,11 +35,15 @@ __all__ = [
 ]
 
 
-def to_html(result: ScanResult | PurifyResult) -> str:
+def to_html(result: ScanResult | PurifyResult | Inspection) -> str:
     """The result as one page: no script, no request, readable without styles, printable."""
+    if isinstance(result, Inspection):
+        return inspection_html(result)
     return scan_html(result) if isinstance(result, ScanResult) else purify_html(result)
 
 
-def to_markdown(result: ScanResult | PurifyResult) -> str:
+def to_markdown(result: ScanResult | PurifyResult | Inspection) -> str:
     """A summary for a pull request or a ticket, at most 65,536 characters."""
+    if isinstance(result, Inspection):
+        return inspection_markdown(result)
     return scan_markdown(result) if isinstance(result, ScanResult) else purify_markdown(result)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
+from auditor.inspection import MOST_NUMBERS, Inspection
 from auditor.report.pictures import read_image
 from auditor.results import (
     SCAN_SCHEMA,
@@ -33,9 +35,25 @@ MOST_NESTED = 8
 """Lists in lists of a found trigger's fields; writing the result again needs a stack as deep."""
 
 
-def contradictions(result: ScanResult | PurifyResult) -> Iterator[str]:
+def contradictions(result: ScanResult | PurifyResult | Inspection) -> Iterator[str]:
     """What is wrong with the numbers of a result, each in a few words."""
+    if isinstance(result, Inspection):
+        return _of_inspection(result)
     return _of_scan(result) if isinstance(result, ScanResult) else _of_purification(result)
+
+
+def _of_inspection(found: Inspection) -> Iterator[str]:
+    content = found.content
+    counts = (content.tensors, content.parameters, content.classes, content.side)
+    numbers = [found.bytes, *content.dtypes.values(), *content.input_size, *counts]
+    if any(number is not None and not 0 <= number <= MOST_NUMBERS for number in numbers):
+        yield "an impossible number"
+    if any(not 0 <= fit.score <= 1 for fit in content.fits):
+        yield "weights that fit more than wholly"
+    if not re.fullmatch(r"[0-9a-f]{64}", found.sha256):
+        yield "a SHA-256 that is none"
+    if found.dangerous and (found.scan.works or found.purify.works):
+        yield "a dangerous file that can be opened"
 
 
 def _of_scan(result: ScanResult) -> Iterator[str]:

@@ -11,17 +11,25 @@ from typing import Any
 import msgspec
 
 from auditor.errors import UsageError
+from auditor.inspection import SCHEMA as INSPECTION_SCHEMA
+from auditor.inspection import Inspection
 from auditor.report.checks import contradictions
 from auditor.results import PURIFY_SCHEMA, SCAN_SCHEMA, AttackResult, PurifyResult, ScanResult
 from auditor.text import clean_text, is_hidden
 
-RECORDS: Mapping[str, type[ScanResult] | type[PurifyResult]] = {
+RECORDS: Mapping[str, type[ScanResult] | type[PurifyResult] | type[Inspection]] = {
     SCAN_SCHEMA: ScanResult,
     PURIFY_SCHEMA: PurifyResult,
+    INSPECTION_SCHEMA: Inspection,
+}
+AGAIN: Mapping[type, str] = {
+    ScanResult: "Scan again",
+    PurifyResult: "Purify again",
+    Inspection: "Inspect again",
 }
 
 
-def to_json(result: ScanResult | PurifyResult | AttackResult) -> str:
+def to_json(result: ScanResult | PurifyResult | AttackResult | Inspection) -> str:
     """The result as JSON: keys sorted, indented, ending with a line feed, the same every time.
 
     Invisible and reordering characters are written as escapes. JSON has no NaN and no infinity: a
@@ -30,8 +38,8 @@ def to_json(result: ScanResult | PurifyResult | AttackResult) -> str:
     return indented(msgspec.to_builtins(result))
 
 
-def from_json(text: str) -> ScanResult | PurifyResult:
-    """The result that `to_json` wrote; its "schema" says whether of a scan or a purification.
+def from_json(text: str) -> ScanResult | PurifyResult | Inspection:
+    """The result that `to_json` wrote; its "schema" says of what: a scan, a purification, an inspection.
 
     Raises:
         UsageError: The text is no JSON, no result, of another version, or its numbers contradict
@@ -55,12 +63,12 @@ def from_json(text: str) -> ScanResult | PurifyResult:
     if kind is None:
         raise UsageError(
             f'The result has schema "{clean_text(str(schema), limit=60)}"; this auditor reads '
-            f'"{SCAN_SCHEMA}" and "{PURIFY_SCHEMA}". Use the version of auditor that wrote it, or '
-            f"run it again."
+            f'"{SCAN_SCHEMA}", "{PURIFY_SCHEMA}" and "{INSPECTION_SCHEMA}". Use the version of auditor '
+            f"that wrote it, or run it again."
         )
-    again = "Scan again" if kind is ScanResult else "Purify again"
+    again = AGAIN[kind]
     try:
-        result: ScanResult | PurifyResult = msgspec.json.decode(data, type=kind)
+        result: ScanResult | PurifyResult | Inspection = msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, RecursionError) as error:
         raise UsageError(
             f"The result is damaged: {clean_text(str(error), limit=160)}. {again}, or restore the "

@@ -10,6 +10,7 @@ from functools import lru_cache
 import jinja2
 from markupsafe import Markup
 
+from auditor.inspection import Safety
 from auditor.report.numbers import (
     byte_size,
     duration,
@@ -25,17 +26,21 @@ from auditor.resources import resource_dir
 from auditor.results import Verdict
 from auditor.text import clean_text
 
-SYMBOLS: Mapping[Verdict, str] = {
+SYMBOLS: Mapping[Verdict | Safety, str] = {
     Verdict.BACKDOOR: "✖",
     Verdict.SUSPICIOUS: "!",
     Verdict.INCONCLUSIVE: "?",
     Verdict.NO_EVIDENCE: "–",
+    Safety.UNSAFE: "✖",
+    Safety.INERT: "✔",
 }
-TONES: Mapping[Verdict, str] = {
+TONES: Mapping[Verdict | Safety, str] = {
     Verdict.BACKDOOR: "bad",
     Verdict.SUSPICIOUS: "warn",
     Verdict.INCONCLUSIVE: "open",
     Verdict.NO_EVIDENCE: "none",
+    Safety.UNSAFE: "bad",
+    Safety.INERT: "none",
 }
 
 # What a page shows at most; the rest is counted, and is in the JSON.

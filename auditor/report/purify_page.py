@@ -44,6 +44,7 @@ def purify_html(result: PurifyResult) -> str:
         ("report.css", "purify.css"),
         result.model.class_names,
         result=result,
+        version=result.provenance.auditor,
         view=view,
         ending=view.ending(result),
         seen=seen,

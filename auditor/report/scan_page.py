@@ -36,6 +36,7 @@ def scan_html(result: ScanResult) -> str:
         ("report.css",),
         result.model.class_names,
         result=result,
+        version=result.provenance.auditor,
         judgement=result.judgement,
         checked=checked,
         screened=screened,

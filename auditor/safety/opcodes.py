@@ -16,7 +16,9 @@ from typing import IO, Any
 
 import torch
 
-from auditor.safety.static import allowed_global
+from auditor.errors import UnsafeModel
+from auditor.safety.static import MAX_LISTED, PICKLES, allowed_global, is_zip
+from auditor.safety.structure import DAMAGED
 from auditor.text import clean_text
 
 MAX_OPCODES = 2_000_000
@@ -25,6 +27,7 @@ MAX_PICKLE = 256 << 20
 """Bytes of a pickle in an archive, without its tensors."""
 LEGACY_PICKLES = 5
 """In a file of before torch 1.6: magic number, protocol, system, content, names of storages."""
+BROKEN = "its pickle cannot be followed to the end"
 COMPUTED = "a name that is computed"
 REBUILDS = {"torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2"}
 CALLS = {"REDUCE", "NEWOBJ", "NEWOBJ_EX", "INST", "OBJ"}
@@ -74,6 +77,17 @@ class PickleFacts:
         """Names that could do anything."""
         return sorted(name for name in self.wanted if not is_allowed(name))
 
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """What loading it would do, and what else it asks for; a line each, fit to be shown."""
+        found = [f"loading it calls {call}" for call in self.calls]
+        shown = {call.partition("(")[0] for call in self.calls}
+        names = (clean_text(name, limit=80) for name in self.refused)
+        found += [f"it asks for {name}" for name in names if name not in shown]
+        if not self.complete:
+            found.append(BROKEN)
+        return tuple(found)
+
 
 def is_allowed(name: str) -> bool:
     """Would the weights-only unpickler accept it, or auditor's allow-list of layers?"""
@@ -88,7 +102,7 @@ def walk(path: Path) -> PickleFacts:
         OSError: The file cannot be read.
     """
     facts = PickleFacts()
-    if not zipfile.is_zipfile(path):
+    if not is_zip(path):
         with path.open("rb") as stream:
             for _ in range(LEGACY_PICKLES):
                 if not _walk(stream, facts):
@@ -97,7 +111,7 @@ def walk(path: Path) -> PickleFacts:
         return facts
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
-            if not member.filename.casefold().endswith(".pkl"):
+            if not member.filename.casefold().endswith(PICKLES):
                 continue
             if member.file_size > MAX_PICKLE or member.compress_type != zipfile.ZIP_STORED:
                 facts.complete = False
@@ -105,9 +119,29 @@ def walk(path: Path) -> PickleFacts:
             try:
                 with archive.open(member) as stream:
                     _walk(stream, facts)
-            except (zipfile.BadZipFile, RuntimeError, NotImplementedError):
+            except DAMAGED:
                 facts.complete = False
     return facts
+
+
+def refuse_calls(path: Path) -> None:
+    """Refuse a file whose pickles call what could do anything, whether or not it can be read.
+
+    Raises:
+        UnsafeModel: Says what they call and ask for.
+        OSError: The file cannot be read.
+    """
+    facts = walk(path)
+    # in an archive checksums are right, so that a pickle without an end is no accident
+    findings = facts.findings if facts.refused or is_zip(path) else ()
+    if findings:
+        more = f" and {len(findings) - MAX_LISTED} more" if len(findings) > MAX_LISTED else ""
+        raise UnsafeModel(
+            f"{clean_text(path.name)} is a pickle, and opening it could run anything, so auditor does not: "
+            f"{'; '.join(findings[:MAX_LISTED])}{more}. Ways out: in the environment it came from, save "
+            "torch.save(model.state_dict(), ...) and pass --arch, or export it to ONNX.",
+            findings,
+        )
 
 
 def _walk(stream: IO[bytes], facts: PickleFacts) -> bool:
@@ -121,7 +155,7 @@ def _walk(stream: IO[bytes], facts: PickleFacts) -> bool:
                 facts.complete = False
                 return False
             _step(opcode, argument, stack, marks, memo, facts)
-    except (ValueError, EOFError, IndexError, UnicodeDecodeError, OverflowError):
+    except (ValueError, EOFError, IndexError, UnicodeDecodeError, OverflowError, MemoryError):
         facts.complete = False
         return False
     return True

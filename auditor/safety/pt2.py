@@ -113,7 +113,8 @@ def read_pt2(path: Path) -> Pt2Documents:
             f"{name} is a torch.export archive that does more than compute on tensors: loading it with "
             f"torch.export.load could run anything. {'; '.join(listed[:MAX_LISTED])}{more}. auditor "
             "does not open it. Ways out: export the network to ONNX, or save its state_dict and pass "
-            "--arch."
+            "--arch.",
+            listed,
         )
     _check_programs(name, members)
     program = documents[PROGRAM]

@@ -33,6 +33,8 @@ FORBIDDEN_OPERATORS = frozenset({"save", "from_file", "load", "_print"})
 OPERATOR_LIBRARIES = frozenset({"prim", "aten", "torchvision", "quantized"})
 """Operator namespaces that come with torch and torchvision."""
 
+PICKLES = (".pkl", ".pickle")
+"""Endings of archive members that are pickles."""
 MAX_LISTED = 8
 
 
@@ -86,9 +88,11 @@ def load_pickle(path: Path, *, writable: bool = False) -> Any:
             file. For zip files only; torch does not offer it on Windows.
 
     Raises:
-        UnsafeModel: The file needs other code; lists the names it wants and the ways out.
+        UnsafeModel: The file needs other code; lists the names it wants and the ways out. Or it holds
+            a pickle that torch does not read, for somebody else.
         UnreadableModel: The pickle is damaged.
     """
+    _refuse_other_pickles(path)
     allowed: dict[str, type[Any]] = {}
     while True:
         entries: list[Any] = [(entry, name) for name, entry in allowed.items()]
@@ -111,8 +115,42 @@ def load_pickle(path: Path, *, writable: bool = False) -> Any:
             )
         refused = [name for name in wanted if allowed_global(name) is None]
         if refused:
-            raise UnsafeModel(_refusal(path, refused))
+            raise UnsafeModel(
+                _refusal(path, refused),
+                [f"it asks for {clean_text(entry, limit=80)}" for entry in refused],
+            )
         allowed |= {name: entry for name in wanted if (entry := allowed_global(name)) is not None}
+
+
+def other_pickles(path: Path) -> list[str]:
+    """Members of a zip archive that are pickles, besides the one that torch reads; fit to be shown."""
+    if not is_zip(path):
+        return []
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    own = f"{names[0].partition('/')[0]}/data.pkl" if names else ""
+    return [
+        clean_text(name, limit=80)
+        for name in names
+        if name.casefold().endswith(PICKLES) and name != own
+    ]
+
+
+def is_zip(path: Path) -> bool:
+    """As torch decides it: by the first bytes, whatever is at the end."""
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def _refuse_other_pickles(path: Path) -> None:
+    found = other_pickles(path)
+    if found:
+        raise UnsafeModel(
+            f"{clean_text(path.name)} holds more pickles than torch.save writes: "
+            f"{', '.join(found[:MAX_LISTED])}. Whoever opens those may run anything; auditor does not "
+            "open it. Ways out: save it again with torch.save.",
+            [f"it holds another pickle than torch reads, {name}" for name in found],
+        )
 
 
 def _mapping(writable: bool) -> AbstractContextManager[None]:
@@ -124,7 +162,7 @@ def _mapping(writable: bool) -> AbstractContextManager[None]:
 def _wanted_globals(path: Path, message: str) -> list[str]:
     """Names outside torch's own allow-list: all of a zip archive, else the one in the message."""
     named = set(_GLOBAL.findall(message))
-    if zipfile.is_zipfile(path):
+    if is_zip(path):
         try:
             named.update(torch.serialization.get_unsafe_globals_in_checkpoint(path))
         except Exception:  # the static walk met an opcode that it does not know
@@ -170,11 +208,13 @@ def check_torchscript(path: Path) -> None:
                 continue
             findings += _code_findings(tree)
     if findings:
-        shown = ", ".join(sorted(set(findings))[:MAX_LISTED])
+        findings = sorted(set(findings))
+        shown = ", ".join(findings[:MAX_LISTED])
         raise UnsafeModel(
             f"{clean_text(path.name)} is a TorchScript file whose code does more than compute on "
             f"tensors: {shown}. auditor does not open it. Ways out: export the network to ONNX, "
-            "or save its state_dict and pass --arch."
+            "or save its state_dict and pass --arch.",
+            findings,
         )
 
 

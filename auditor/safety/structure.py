@@ -5,23 +5,35 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import lzma
+import pickletools
 import struct
 import zipfile
+import zlib
 from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from auditor.errors import UnreadableModel
+from auditor.errors import UnreadableModel, UnsafeModel
 from auditor.text import clean_text
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 LEGACY_TORCH_MAGIC = (
     b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # torch.serialization.MAGIC_NUMBER
 )
+HEAD = 4096
+"""Bytes that tell what a file is."""
 MAX_MEMBERS = 100_000
 MAX_CODE = 64 << 20
 """Largest inflated size of a TorchScript archive's compressed members, in bytes."""
+
+
+DAMAGED = (
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+    *(NotImplementedError, RuntimeError, EOFError, OSError, ValueError, OverflowError),
+)
+"""What Python's own reader raises for damaged archives."""
 
 
 class Kind(StrEnum):
@@ -29,6 +41,8 @@ class Kind(StrEnum):
 
     TORCH_ZIP = "PyTorch zip"
     TORCH_LEGACY = "PyTorch legacy pickle"
+    PICKLE = "Python pickle"
+    """Not of torch.save, but torch.load would unpickle it all the same."""
     TORCHSCRIPT = "TorchScript"
     PT2 = "torch.export archive"
     ONNX = "ONNX"
@@ -50,6 +64,7 @@ def identify(path: Path) -> FileFacts:
 
     Raises:
         UnreadableModel: There is no such file, or it is no model file; says what it is instead.
+        UnsafeModel: An archive that was made to be read in two ways, or to fill the memory.
     """
     name = clean_text(path.name)
     if path.is_dir():
@@ -63,7 +78,7 @@ def identify(path: Path) -> FileFacts:
         raise UnreadableModel(f"{name} is empty (0 bytes). Download it again.")
     try:
         with path.open("rb") as file:
-            head = file.read(4096)
+            head = file.read(HEAD)
             file.seek(0)
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
@@ -83,11 +98,8 @@ def _kind(path: Path, head: bytes, size: int) -> Kind:
         return Kind.SAFETENSORS
     if head[:1] == b"\x80" and LEGACY_TORCH_MAGIC in head[:64]:
         return Kind.TORCH_LEGACY
-    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        raise UnreadableModel(
-            f"{name} is a plain Python pickle, not a file of torch.save. auditor never unpickles "
-            "such files. Save the weights with torch.save(model.state_dict(), ...) and pass --arch."
-        )
+    if _is_pickle(head):
+        return Kind.PICKLE
     if _is_onnx(path, head):
         return Kind.ONNX
     if _is_text(head):
@@ -119,19 +131,19 @@ def _kind_of_zip(path: Path) -> Kind:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
             if len(members) > MAX_MEMBERS:
-                raise UnreadableModel(f"{name}: {len(members)} members in the archive; refused.")
+                raise UnsafeModel(f"{name}: {len(members)} members in the archive; refused.")
             names = [member.filename for member in members]
             # torch's reader ignores the case of names
             counts = Counter(name.casefold() for name in names)
             twice = next((n for n in names if counts[n.casefold()] > 1), None)
             if twice is not None:
-                raise UnreadableModel(
+                raise UnsafeModel(
                     f'{name}: the archive holds "{clean_text(twice)}" twice, so that readers '
                     "disagree about its content; refused."
                 )
             _refuse_bombs(name, members, path.stat().st_size)
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+    except DAMAGED as error:
         raise UnreadableModel(
             f"{name} is damaged or ends early ({clean_text(str(error))}). Download it again."
         ) from None
@@ -162,14 +174,27 @@ def _refuse_bombs(name: str, members: list[zipfile.ZipInfo], size: int) -> None:
             inflated += member.file_size
     stored = sum(m.file_size for m in members if m.compress_type == zipfile.ZIP_STORED)
     if stored > size:
-        raise UnreadableModel(
+        raise UnsafeModel(
             f"{name}: the archive claims {stored:,} bytes of content in a file of {size:,}; refused."
         )
     if inflated > MAX_CODE:
-        raise UnreadableModel(
+        raise UnsafeModel(
             f"{name}: {inflated:,} bytes of compressed content (PyTorch stores tensors "
             "uncompressed); refused as a decompression bomb."
         )
+
+
+def _is_pickle(head: bytes) -> bool:
+    """Does a pickle begin here? Those of protocols 0 and 1 look like text, and must name a global."""
+    if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return True
+    named = False
+    try:
+        for opcode, _, _ in pickletools.genops(head):
+            named = named or opcode.name in ("GLOBAL", "INST")
+    except (ValueError, IndexError, OverflowError):
+        return named and len(head) == HEAD and head[:1] in b"c("
+    return named
 
 
 def _is_safetensors(head: bytes, size: int) -> bool:
