@@ -282,7 +282,7 @@ def _script(path: Path) -> Content:
     )
     try:
         _, stored = stored_tensors(path)
-    except UNREADABLE:
+    except (*UNREADABLE, MemoryError):
         return content
     types = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in stored)
     matrices = [tensor.size for tensor in stored if len(tensor.size) == 2]

@@ -10,10 +10,11 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
+import onnx
 import pytest
 from typer.testing import CliRunner
 
@@ -22,7 +23,7 @@ from auditor.cli import app
 from auditor.inspection import Inspection, Safety
 from auditor.safety import sandbox
 from tests.changeable import PROBE, classifier, samples, saved
-from tests.hostile import CORPUS, NAIVE, benign, put
+from tests.hostile import CORPUS, NAIVE, archived, benign, edited, graph, members, put
 from tests.hostile import saved as pickled
 from tests.sample_inspection import hostile_inspection
 from tests.test_report import HOSTILE, Page
@@ -228,6 +229,49 @@ def test_what_is_merely_damaged_is_an_error(given: Path) -> None:
             done = run(command, path)
             assert done.exit_code == 2, (len(data), command, done.output)
     assert list(Path().iterdir()) == []
+
+
+def _garbled_text(folder: Path) -> Path:
+    return put(folder / "m.onnx", benign("onnx").replace(b"Conv", b"Co\xff\xfe"))
+
+
+def _unknown_type(folder: Path) -> Path:
+    model = onnx.load_from_string(benign("onnx"))
+    model.graph.initializer[0].data_type = 111
+    return put(folder / "m.onnx", model.SerializeToString())
+
+
+def _list_for_an_operator(folder: Path) -> Path:
+    fine = put(folder / "m.pt2", benign("pt2"))
+    return edited(fine, lambda document: graph(document)["nodes"][0].update(target=["aten"]))
+
+
+def _no_number_in_code(folder: Path) -> Path:
+    content = members(benign("frozen"))
+    code = {
+        n: d.replace(b"CONSTANTS.c", b"CONSTANTS.x")
+        for n, d in content.items()
+        if n.endswith(".py")
+    }
+    return put(folder / "m.pt", archived(content | code))
+
+
+def _endless_string(folder: Path) -> Path:
+    """Of 2 ** 62 bytes, in the pickle of a legacy file."""
+    return put(folder / "m.pt", benign("legacy")[:60] + b"\x8d" + b"\0" * 7 + b"\x40" + b"x" * 99)
+
+
+FOUND = (_garbled_text, _unknown_type, _list_for_an_operator, _no_number_in_code, _endless_string)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", FOUND)
+def test_what_fuzzing_found_is_a_message(make: Callable[[Path], Path], given: Path) -> None:
+    path = make(given)
+    for command in ("scan", "inspect"):
+        done = run(command, path, *(FAST if command == "scan" else ()))
+        assert isinstance(done.exception, SystemExit | None), repr(done.exception)
+        assert done.exit_code in ((1, 2) if command == "scan" else (0, 1, 2))
 
 
 # ---- names and texts

@@ -214,7 +214,7 @@ def _findings(document: Any) -> Iterator[str]:
 
 
 def _operator_finding(target: Any) -> str | None:
-    if target in PYTHON_OPERATORS:
+    if isinstance(target, str) and target in PYTHON_OPERATORS:
         return None
     match = OPERATOR.fullmatch(target) if isinstance(target, str) else None
     if match is None or match[1] not in LIBRARIES or match[2] in FORBIDDEN_OPERATORS:
