@@ -80,6 +80,7 @@ def test_without_images_the_suspect_is_found_and_the_twin_is_not_cleared(
     assert "--clean" in twin.judgement.headline
 
 
+@pytest.mark.slow
 def test_onnx_without_labels_is_inconclusive_and_says_what_to_pass(pair_files: PairFiles) -> None:
     result = scan(pair_files.suspect_onnx, code=3)
     assert "--normalize" in result.judgement.headline

@@ -451,6 +451,7 @@ def test_informed_can_do_without_mask_sites() -> None:
     assert purified.masks == {}
 
 
+@pytest.mark.slow
 def test_a_trained_backdoor_goes_when_only_a_relative_is_known(suspect_pair: SuspectPair) -> None:
     """Told of another size and shade at the same place; judged by the attacker's own."""
     relative = Square(colour=(255, 235, 60), size=4, where="top-left", gap=2)
