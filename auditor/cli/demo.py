@@ -60,13 +60,11 @@ def demo(
         return
     samples = directory / "samples"
 
-    def setup(
-        path: Path, outputs: Mapping[str, Path], max_images: int, probes: str = "standard"
-    ) -> Setup:
+    def setup(path: Path, outputs: Mapping[str, Path], max_images: int) -> Setup:
         return Setup(
             model=path,
             clean=samples,
-            probes=probes,
+            probes="quick",  # the searches of the standard tier take many times as long
             output=tuple(f"{kind}={output}" for kind, output in outputs.items()),
             force=force,
             seed=seed,
@@ -79,13 +77,11 @@ def demo(
         result, written = scan.run_scan(setup(path, outputs, scan.MAX_IMAGES))
         show_scan(result, written)
     path = directory / "suspect.pt"
-    _echo_command("purify", path, samples, "--probes quick")  # what it removes is known by now
-    done, written = purify.run_purify(
-        setup(path, purified, purify.MAX_IMAGES, "quick"), Purification()
-    )
+    _echo_command("purify", path, samples)
+    done, written = purify.run_purify(setup(path, purified, purify.MAX_IMAGES), Purification())
     show_purify(done, written)
 
 
-def _echo_command(name: str, model: Path, samples: Path, more: str = "") -> None:
-    words = [f"auditor {name} {shlex.quote(str(model))} --clean {shlex.quote(str(samples))}", more]
-    typer.echo("\n$ " + " ".join(filter(None, words)))
+def _echo_command(name: str, model: Path, samples: Path) -> None:
+    shown = f"auditor {name} {shlex.quote(str(model))} --clean {shlex.quote(str(samples))}"
+    typer.echo(f"\n$ {shown} --probes quick")
