@@ -14,16 +14,15 @@ from auditor.errors import UnsuitableModel
 from auditor.images import CleanSet, ImageSource, Notify, silent
 from auditor.inputs import (
     MAX_SIDE,
-    MINMAX,
     SIZE_NORMALIZATIONS,
     GivenInput,
     blank_spec,
-    parse_normalize,
     resolve_size,
+    spec_of,
 )
 from auditor.models.base import ModelHandle
 from auditor.models.load import load_model
-from auditor.text import clean_text
+from auditor.text import clean_text, listed
 
 IMAGES = 200
 FIRST = 64
@@ -67,8 +66,9 @@ def best_fitting(
     if len(model.alternatives) < 2:
         return model
     if source is None or source.labels is None:
+        names = [clean_text(name, limit=80) for name in model.alternatives]
         model.notes.append(
-            f"The weights also fit {_listed(model.alternatives[1:])}, and without labelled clean images "
+            f"The weights also fit {listed(names[1:], SHOWN, ' or ')}, and without labelled clean images "
             "nothing more tells them apart; --arch chooses."
         )
         return model
@@ -130,11 +130,7 @@ def _size(
 def _accuracy(
     model: ModelHandle, size: tuple[int, int, int], text: str, given: GivenInput, clean: CleanSet
 ) -> float:
-    name, mean, std = parse_normalize(text, size[0]) or ("none", (0.0,) * size[0], (1.0,) * size[0])
-    spec = replace(
-        blank_spec(size), normalize=name, mean=mean, std=std, order=given.order or "rgb",
-        per_image=name == MINMAX,
-    )  # fmt: skip
+    spec = spec_of(size, text, given.order or "rgb")
     predicted = Classifier(model, spec).predict(clean.images).tolist()
     truth = [] if clean.labels is None else clean.labels.tolist()
     right = [one == other for one, other in zip(predicted, truth, strict=False)]
@@ -152,8 +148,3 @@ def _verdict(best: Tried, others: list[Tried]) -> str:
     if best.accuracy - second.accuracy <= EQUAL:
         text += " That is no clear choice; --arch makes one."
     return text
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    shown = " or ".join(clean_text(name, limit=80) for name in names[:SHOWN])
-    return shown + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

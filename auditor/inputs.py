@@ -226,11 +226,9 @@ def _size_by_accuracy(
     indices = source.draw(SIZE_IMAGES, seed)
     scores: dict[tuple[int, int, int], float] = {}
     for size in sorted(runs, key=lambda run: run != preferred):
-        clean = source.load(indices, _spec(size, "none"))
-        right = max(
-            _evaluate(model, _spec(size, name, given.order or "rgb"), clean)[0].correct or 0
-            for name in names
-        )
+        clean = source.load(indices, blank_spec(size))
+        specs = [_tried_spec(size, name, given) for name in names]
+        right = max(_evaluate(model, spec, clean)[0].correct or 0 for spec in specs)
         scores[size] = right / len(clean)
         if size == preferred and scores[size] >= GOOD_ACCURACY:
             break
@@ -258,24 +256,42 @@ def _refusal(model: ModelHandle, size: tuple[int, int, int]) -> str:
     return ""
 
 
-def _spec(size: tuple[int, int, int], name: str, order: Literal["rgb", "bgr"] = "rgb") -> InputSpec:
-    parsed = parse_normalize(name, size[0])
-    assert parsed is not None  # noqa: S101 - names come from our own table
+def spec_of(
+    size: tuple[int, int, int], text: str | None, order: Literal["rgb", "bgr"] | None = None
+) -> InputSpec:
+    """Images at `size`, prepared as `--normalize` says.
+
+    Args:
+        size: Channels, height, width.
+        text: As `parse_normalize` takes it; where it says nothing, images are not normalised.
+        order: None is the normalisation's own.
+
+    Raises:
+        UsageError: Unknown name, or numbers that do not fit the channels.
+    """
+    channels, height, width = size
+    nothing = "none", (0.0,) * channels, (1.0,) * channels
+    name, mean, std = parse_normalize(text, channels) or nothing
     return InputSpec(
-        channels=size[0],
-        height=size[1],
-        width=size[2],
-        normalize=parsed[0],
-        mean=parsed[1],
-        std=parsed[2],
-        order="bgr" if name == "caffe" else order,
+        channels=channels,
+        height=height,
+        width=width,
+        normalize=name,
+        mean=mean,
+        std=std,
+        order=order or ("bgr" if name == "caffe" else "rgb"),
         per_image=name == MINMAX,
     )
 
 
 def blank_spec(size: tuple[int, int, int]) -> InputSpec:
     """Images at `size`, not normalised: how the clean set is read."""
-    return _spec(size, "none")
+    return spec_of(size, "none")
+
+
+def _tried_spec(size: tuple[int, int, int], name: str, given: GivenInput) -> InputSpec:
+    """One of several that are tried; what caffe is, it is in BGR only."""
+    return spec_of(size, name, None if name == "caffe" else given.order)
 
 
 def resolve(
@@ -303,14 +319,8 @@ def resolve(
         raise ValueError("neither clean images nor stand-ins were given")
     evaluated = clean or CleanSet(images=stand_ins, labels=None)  # type: ignore[arg-type]
     evaluated, batch_size = _subset(model, evaluated, size)
-    parsed = parse_normalize(given.normalize, size[0])
-    if parsed is not None:
-        spec = InputSpec(
-            channels=size[0], height=size[1], width=size[2],
-            normalize=parsed[0], mean=parsed[1], std=parsed[2],
-            order=given.order or ("bgr" if given.normalize == "caffe" else "rgb"),
-            per_image=parsed[0] == MINMAX,
-        )  # fmt: skip
+    if given.normalize not in (None, "auto"):
+        spec = spec_of(size, given.normalize, given.order)
         candidate, predictions, probabilities, classes = _evaluate_all(model, spec, evaluated)
         ranked = [(candidate, predictions)]
         source: Literal["given", "measured", "unresolved"] = "given"
@@ -350,7 +360,7 @@ def _ranked(
     """All candidates, best first, with their predictions."""
     names = [name for name in NORMALIZATIONS if size[0] == 3 or name != "caffe"] + [MINMAX]
     labelled = images.labels is not None
-    specs = [_spec(size, name, given.order or "rgb") for name in names]
+    specs = [_tried_spec(size, name, given) for name in names]
     if labelled and given.order is None and size[0] == 3:
         specs += [replace(spec, order="bgr") for spec in specs if spec.order == "rgb"]
     found = [_evaluate_all(model, spec, images) for spec in specs]
@@ -489,7 +499,7 @@ def _subset(
     model: ModelHandle, images: CleanSet, size: tuple[int, int, int]
 ) -> tuple[CleanSet, int]:
     """As many images as all candidates can be tried on in time, and the fastest batch size."""
-    classifier = Classifier(model, _spec(size, "none"))
+    classifier = Classifier(model, blank_spec(size))
     speed = classifier.tune_batch_size()
     count = int(speed * CANDIDATE_SECONDS / (2 * len(NORMALIZATIONS) + 1))
     count = max(MIN_EVALUATED, min(EVALUATED_IMAGES, count))

@@ -81,6 +81,7 @@ def _deceptive(path: Path, error: UnsafeModel) -> Inspection:
 
 
 def _record(path: Path, kind: str, sha256: str, content: Content) -> Inspection:
+    ability = _ability(content)
     return Inspection(
         auditor=auditor.__version__,
         name=path.name,
@@ -88,8 +89,8 @@ def _record(path: Path, kind: str, sha256: str, content: Content) -> Inspection:
         bytes=path.stat().st_size,
         sha256=sha256,
         content=content,
-        scan=_scannable(content),
-        purify=_purifiable(content),
+        scan=ability,
+        purify=ability,
     )
 
 
@@ -249,19 +250,11 @@ def _fit(match: Match) -> Fit:
 
 
 def _safetensors(path: Path) -> Content:
-    from safetensors import SafetensorError, safe_open
+    from auditor.models.safetensors import stored_content
 
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, AttributeError, RuntimeError, ValueError) as error:
-        raise UnreadableModel(
-            f"{clean_text(path.name)} cannot be read as safetensors "
-            f"({clean_text(str(error), limit=160)}). Download it again."
-        ) from None
-    content = Content(what="Weights without a network.", entries=_entries(dict(metadata)))
-    return _of_state(content, state, metadata)
+    stored = stored_content(path)
+    content = Content(what="Weights without a network.", entries=_entries(stored.metadata))
+    return _of_state(content, stored.state, stored.metadata)
 
 
 # ---- files that carry their network
@@ -319,7 +312,7 @@ def _graph(path: Path) -> Content:
 # ---- what auditor can do with it
 
 
-def _scannable(content: Content) -> Ability:
+def _ability(content: Content) -> Ability:
     if content.findings:
         return Ability(works=False, why="auditor opens no file that would run code or deceives.")
     if content.carries_network:
@@ -333,10 +326,3 @@ def _scannable(content: Content) -> Ability:
     if content.tensors:
         return Ability(works=False, why=BARE)
     return Ability(works=False, why="It holds no network and no weights.")
-
-
-def _purifiable(content: Content) -> Ability:
-    scannable = _scannable(content)
-    if not scannable.works:
-        return scannable
-    return Ability(works=True, why=scannable.why)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 LIMIT = 200
 """Characters that are shown where nothing else is said."""
@@ -53,6 +54,12 @@ def is_hidden(character: str) -> bool:
 def slug(text: str, otherwise: str) -> str:
     """Small letters, digits and dashes of a text, as probe ids have; `otherwise` if it has none."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or otherwise
+
+
+def listed(parts: Sequence[str], most: int, separator: str = ", ") -> str:
+    """`a, b and 3 more`: the first `most` parts as they are, and how many others there are."""
+    more = f" and {len(parts) - most} more" if len(parts) > most else ""
+    return f"{separator.join(parts[:most])}{more}"
 
 
 def _picture(character: str) -> str:

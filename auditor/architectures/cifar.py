@@ -15,8 +15,8 @@ from torch import nn
 
 from auditor.architectures import dense, mobile, plain, residual, vision
 from auditor.architectures.architecture import Architecture, Choice, Sizes, State, parsed, spelled
-from auditor.architectures.shapes import Misfit, Shapes
-from auditor.errors import UnsuitableModel, UsageError
+from auditor.architectures.shapes import Misfit, Shapes, fitting
+from auditor.errors import UsageError
 from auditor.registry import nearest
 from auditor.text import clean_text
 
@@ -136,12 +136,8 @@ def _architecture(text: str, own: str, choice: Choice) -> Architecture:
         return shapes
 
     def build(state: State) -> nn.Module:
-        try:
+        with fitting(text):
             return family.build(read(state), choice)
-        except Misfit as error:
-            raise UnsuitableModel(
-                f"--arch {clean_text(text)} does not fit the weights: {error}."
-            ) from None
 
     def sizes(state: State) -> Sizes:
         shapes = Shapes(state)

@@ -22,8 +22,8 @@ from auditor.architectures.architecture import (
     parsed,
     spelled,
 )
-from auditor.architectures.shapes import COUNTER, Misfit, Shapes, class_count
-from auditor.errors import UnsuitableModel, UsageError
+from auditor.architectures.shapes import COUNTER, Misfit, Shapes, class_count, fitting
+from auditor.errors import UsageError
 from auditor.registry import nearest
 from auditor.text import clean_text
 
@@ -136,12 +136,8 @@ def _architecture(text: str, choice: Choice) -> Architecture:
     name = text.partition(",")[0]
 
     def build(state: State) -> nn.Module:
-        try:
+        with fitting(text):
             return _built(name, Shapes(state), class_count(state), choice)
-        except Misfit as error:
-            raise UnsuitableModel(
-                f"--arch {clean_text(text)} does not fit the weights: {error}."
-            ) from None
 
     def sizes(state: State) -> Sizes:
         shapes = Shapes(state)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,21 @@ MAX_MISSING = 64 << 20
 
 class Misfit(ValueError):
     """The weights are not those of the network that is being built."""
+
+
+@contextmanager
+def fitting(text: str) -> Iterator[None]:
+    """Say of a `Misfit` inside that the weights are not those of `--arch text`.
+
+    Raises:
+        UnsuitableModel: There was one.
+    """
+    try:
+        yield
+    except Misfit as error:
+        raise UnsuitableModel(
+            f"--arch {clean_text(text)} does not fit the weights: {error}."
+        ) from None
 
 
 def unwrapped(state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:

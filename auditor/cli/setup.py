@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,9 +78,8 @@ class Setup:
         given = [path for path in more_inputs if path is not None]
         written = dict(outputs)
         if "model" in outputs:
-            data = needed.external_data(self.model)
-            own = {path.name.casefold() for path in data}
-            names = side_names(outputs["model"].name, len(data), own)
+            own = {path.name.casefold() for path in self._external_data}
+            names = side_names(outputs["model"].name, len(self._external_data), own)
             written |= {name: outputs["model"].with_name(name) for name in names}
         check_outputs(written, force=self.force, inputs=[*self.inputs, *given])
         return outputs
@@ -92,7 +92,7 @@ class Setup:
 
     def readable(self) -> list[Path]:
         """The files and folders that are needed to do what is asked."""
-        named = [self.model, *needed.external_data(self.model)]
+        named = [self.model, *self._external_data]
         named += [path for path in (self.clean, self.labels, self.trigger, self.mask) if path]
         if self.clean is not None and self.clean.is_dir():
             named += needed.linked_images(self.clean)
@@ -103,6 +103,10 @@ class Setup:
             if item.strip() and path.exists():
                 named += needed.of_probes(path)
         return named
+
+    @cached_property
+    def _external_data(self) -> list[Path]:
+        return needed.external_data(self.model)
 
     def class_names(self) -> tuple[str, ...] | None:
         """What `--labels` says."""

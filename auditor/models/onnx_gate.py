@@ -12,7 +12,7 @@ from auditor.errors import UnreadableModel, UnsafeModel
 from auditor.onnx_graph.errors import HostileGraph
 from auditor.onnx_graph.external import all_tensors
 from auditor.onnx_graph.functions import refuse_unfolding
-from auditor.text import clean_text
+from auditor.text import clean_text, listed
 
 KNOWN_DOMAINS = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}
 MAX_LISTED = 8
@@ -29,10 +29,9 @@ def read_graph(path: Path) -> Any:
     name, model = clean_text(path.name), parsed(path)
     findings = list(dict.fromkeys(graph_findings(path, model)))
     if findings:
-        more = f" and {len(findings) - MAX_LISTED} more" if len(findings) > MAX_LISTED else ""
         raise UnsafeModel(
             f"{name} is an ONNX file that wants more than to compute: "
-            f"{'; '.join(findings[:MAX_LISTED])}{more}. auditor does not open it. Ways out: export the "
+            f"{listed(findings, MAX_LISTED, '; ')}. auditor does not open it. Ways out: export the "
             "network with standard operators; copy data files beside it, not links to them.",
             findings,
         )

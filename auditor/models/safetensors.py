@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from auditor.models.base import ModelHandle, ModuleHandle
 from auditor.models.patching import same_numbers
 from auditor.models.state_dict import StateDict, open_state_dict
 from auditor.safety.structure import FileFacts
-from auditor.text import clean_text
+from auditor.text import clean_text, listed
 
 LENGTH = 8
 """Bytes before the header: its length, little-endian."""
@@ -72,14 +72,13 @@ def open_safetensors(
     content = read_safetensors(file.path)
     checkpoint = {**content.metadata, **content.state}  # the metadata may name the network
     handle = SafetensorsHandle(file, open_state_dict(file, checkpoint, architecture, device))
-    said = sorted((key, value) for key, value in content.metadata.items() if key != "format")
+    said = [
+        f"{clean_text(key, limit=40)}: {clean_text(value, limit=60)}"
+        for key, value in sorted(content.metadata.items())
+        if key != "format"
+    ]
     if said:
-        shown = ", ".join(
-            f"{clean_text(key, limit=40)}: {clean_text(value, limit=60)}"
-            for key, value in said[:MAX_SHOWN]
-        )
-        more = f" and {len(said) - MAX_SHOWN} more" if len(said) > MAX_SHOWN else ""
-        handle.notes.append(f"Its metadata says {shown}{more}.")
+        handle.notes.append(f"Its metadata says {listed(said, MAX_SHOWN)}.")
     return handle
 
 
@@ -88,6 +87,22 @@ def read_safetensors(path: Path) -> SafetensorsContent:
 
     `safetensors.torch.save_model` keeps one of several tied tensors and notes the names of the
     others in the metadata; they are given back their tensor.
+
+    Raises:
+        UnreadableModel: As of `stored_content`.
+    """
+    content = stored_content(path)
+    state = content.state
+    tied = {
+        name: state[kept]
+        for name, kept in content.metadata.items()
+        if kept in state and name not in state
+    }
+    return replace(content, state=state | tied)
+
+
+def stored_content(path: Path) -> SafetensorsContent:
+    """The same under the names in the file only, without those of tied tensors.
 
     Raises:
         UnreadableModel: The library refuses it (offsets that overlap, overflow or leave holes), or
@@ -102,10 +117,7 @@ def read_safetensors(path: Path) -> SafetensorsContent:
             f"{clean_text(path.name)} cannot be read as safetensors "
             f"({clean_text(str(error), limit=160)}). Download it again."
         ) from None
-    tied = {
-        name: state[kept] for name, kept in metadata.items() if kept in state and name not in state
-    }
-    return SafetensorsContent(state=state | tied, metadata=metadata)
+    return SafetensorsContent(state=state, metadata=metadata)
 
 
 def _write_changed(

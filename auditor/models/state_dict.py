@@ -18,7 +18,7 @@ from auditor.errors import UnsuitableModel
 from auditor.models.base import ModuleHandle
 from auditor.models.patching import Home, Locate
 from auditor.safety.structure import FileFacts
-from auditor.text import clean_text
+from auditor.text import clean_text, listed
 
 MAX_DEPTH = 4
 MAX_LISTED = 5
@@ -225,8 +225,7 @@ def _shape(tensor: Tensor) -> str:
 
 
 def _listed(names: list[str]) -> str:
-    shown = ", ".join(clean_text(name, limit=120) for name in names[:MAX_LISTED])
-    return shown + (f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else "")
+    return listed([clean_text(name, limit=120) for name in names], MAX_LISTED)
 
 
 def _keys_of(checkpoint: Any) -> str:

@@ -19,7 +19,7 @@ import torch
 from auditor.errors import UnsafeModel
 from auditor.safety.static import MAX_LISTED, PICKLES, allowed_global, is_zip
 from auditor.safety.structure import DAMAGED
-from auditor.text import clean_text
+from auditor.text import clean_text, listed
 
 MAX_OPCODES = 2_000_000
 MAX_CALLS = 20
@@ -135,10 +135,9 @@ def refuse_calls(path: Path) -> None:
     # in an archive checksums are right, so that a pickle without an end is no accident
     findings = facts.findings if facts.refused or is_zip(path) else ()
     if findings:
-        more = f" and {len(findings) - MAX_LISTED} more" if len(findings) > MAX_LISTED else ""
         raise UnsafeModel(
             f"{clean_text(path.name)} is a pickle, and opening it could run anything, so auditor does not: "
-            f"{'; '.join(findings[:MAX_LISTED])}{more}. Ways out: in the environment it came from, save "
+            f"{listed(findings, MAX_LISTED, '; ')}. Ways out: in the environment it came from, save "
             "torch.save(model.state_dict(), ...) and pass --arch, or export it to ONNX.",
             findings,
         )

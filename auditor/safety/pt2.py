@@ -24,7 +24,7 @@ import torch
 
 from auditor.errors import UnreadableModel, UnsafeModel, UnsuitableModel
 from auditor.safety.static import FORBIDDEN_OPERATORS, MAX_LISTED, OPERATOR_LIBRARIES
-from auditor.text import clean_text
+from auditor.text import clean_text, listed
 
 PROGRAM = "models/model.json"
 WEIGHTS, CONSTANTS = "data/weights/", "data/constants/"
@@ -107,14 +107,13 @@ def read_pt2(path: Path) -> Pt2Documents:
         if SAMPLE_INPUTS in members:
             findings += _pickle_findings(archive.read(members[SAMPLE_INPUTS]))
     if findings:
-        listed = list(dict.fromkeys(findings))
-        more = f" and {len(listed) - MAX_LISTED} more" if len(listed) > MAX_LISTED else ""
+        findings = list(dict.fromkeys(findings))
         raise UnsafeModel(
             f"{name} is a torch.export archive that does more than compute on tensors: loading it with "
-            f"torch.export.load could run anything. {'; '.join(listed[:MAX_LISTED])}{more}. auditor "
+            f"torch.export.load could run anything. {listed(findings, MAX_LISTED, '; ')}. auditor "
             "does not open it. Ways out: export the network to ONNX, or save its state_dict and pass "
             "--arch.",
-            listed,
+            findings,
         )
     _check_programs(name, members)
     program = documents[PROGRAM]

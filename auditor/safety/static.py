@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from auditor.errors import UnreadableModel, UnsafeModel
-from auditor.text import clean_text
+from auditor.text import clean_text, listed
 
 ALLOWED_MODULES = (
     "torch.nn.modules.",
@@ -171,11 +171,10 @@ def _wanted_globals(path: Path, message: str) -> list[str]:
 
 
 def _refusal(path: Path, refused: list[str]) -> str:
-    shown = ", ".join(clean_text(name, limit=80) for name in refused[:MAX_LISTED])
-    more = f" and {len(refused) - MAX_LISTED} more" if len(refused) > MAX_LISTED else ""
+    shown = listed([clean_text(name, limit=80) for name in refused], MAX_LISTED)
     return (
         f"{clean_text(path.name)} is a pickle that needs code which is not part of torch or "
-        f"torchvision; opening it could run anything, so auditor does not. It wants: {shown}{more}. "
+        f"torchvision; opening it could run anything, so auditor does not. It wants: {shown}. "
         "Ways out: (1) in the environment it came from, save torch.save(model.state_dict(), ...) "
         "and pass --arch your_file.py:factory; (2) export it to ONNX (torch.onnx.export); "
         "(3) export it to TorchScript (torch.jit.trace(...).save)."

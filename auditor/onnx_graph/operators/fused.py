@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from auditor.onnx_graph.operators.registry import operator
 MICROSOFT = "com.microsoft"
 
 
-@operator("FusedConv", MICROSOFT)
+@operator("FusedConv", MICROSOFT, like=conv)
 def fused_conv(
     x: Tensor,
     weight: Tensor,
@@ -30,25 +31,10 @@ def fused_conv(
     *,
     activation: str = "",
     activation_params: Sequence[float] = (),
-    auto_pad: str = "NOTSET",
-    dilations: Sequence[int] | None = None,
-    group: int = 1,
-    kernel_shape: Sequence[int] | None = None,
-    pads: Sequence[int] | None = None,
-    strides: Sequence[int] | None = None,
+    **attributes: Any,
 ) -> Tensor:
     """A convolution, a shortcut added to it, and an activation."""
-    y = conv(
-        x,
-        weight,
-        bias,
-        auto_pad=auto_pad,
-        dilations=dilations,
-        group=group,
-        kernel_shape=kernel_shape,
-        pads=pads,
-        strides=strides,
-    )
+    y = conv(x, weight, bias, **attributes)
     return activated(y if added is None else y + added, activation, activation_params)
 
 

@@ -7,7 +7,7 @@ estimator, arXiv 1308.3432); what was clipped has none.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,12 +86,8 @@ def quantize_linear(
 ) -> Tensor:
     """Numbers to integers, with one scale, one a channel or one a block."""
     del precision, saturate
-    along = axis_of(axis, x.ndim) if scale.numel() > 1 else 0
-    size = x.shape[along] if x.ndim else 1
     bounds = limits(type_of(output_dtype)) if output_dtype and zero is None else None
-    steps = spread(scale, x.ndim, along, size, block_size)
-    offset = None if zero is None else spread(zero, x.ndim, along, size, block_size)
-    return quantised(x.float(), steps, offset, bounds)
+    return quantised(x.float(), *_spread_on(x, scale, zero, axis, block_size), bounds)
 
 
 @operator("DequantizeLinear")
@@ -108,11 +104,17 @@ def dequantize_linear(
 ) -> Tensor:
     """Integers to numbers."""
     del output_dtype
+    return dequantised(x, *_spread_on(x, scale, zero, axis, block_size))
+
+
+def _spread_on(
+    x: Tensor, scale: Tensor, zero: Tensor | None, axis: int, block: int
+) -> tuple[Tensor, Tensor | None]:
+    """A scale and a zero point, shaped so that they broadcast against `x`."""
     along = axis_of(axis, x.ndim) if scale.numel() > 1 else 0
     size = x.shape[along] if x.ndim else 1
-    steps = spread(scale, x.ndim, along, size, block_size)
-    offset = None if zero is None else spread(zero, x.ndim, along, size, block_size)
-    return dequantised(x, steps, offset)
+    steps = spread(scale, x.ndim, along, size, block)
+    return steps, None if zero is None else spread(zero, x.ndim, along, size, block)
 
 
 @operator("DynamicQuantizeLinear")
@@ -125,38 +127,22 @@ def dynamic_quantize_linear(x: Tensor, /) -> tuple[Tensor, Tensor, Tensor]:
     return quantised(x, scale, zero), scale, zero
 
 
-@operator("ConvInteger")
+@operator("ConvInteger", like=conv)
 def conv_integer(
     x: Tensor,
     weight: Tensor,
     x_zero: Tensor | None = None,
     weight_zero: Tensor | None = None,
     /,
-    *,
-    auto_pad: str = "NOTSET",
-    dilations: Sequence[int] | None = None,
-    group: int = 1,
-    kernel_shape: Sequence[int] | None = None,
-    pads: Sequence[int] | None = None,
-    strides: Sequence[int] | None = None,
+    **attributes: Any,
 ) -> Tensor:
     """Convolution of integers."""
     offset = None if weight_zero is None else spread(weight_zero, weight.ndim, 0, len(weight))
-    return conv(
-        centred(x, x_zero),
-        centred(weight, offset),
-        None,
-        auto_pad=auto_pad,
-        dilations=dilations,
-        group=group,
-        kernel_shape=kernel_shape,
-        pads=pads,
-        strides=strides,
-    )
+    return conv(centred(x, x_zero), centred(weight, offset), **attributes)
 
 
-@operator("QLinearConv")
-@operator("QLinearConv", domain="com.microsoft")
+@operator("QLinearConv", like=conv)
+@operator("QLinearConv", domain="com.microsoft", like=conv)
 def qlinear_conv(
     x: Tensor,
     x_scale: Tensor,
@@ -169,13 +155,8 @@ def qlinear_conv(
     bias: Tensor | None = None,
     /,
     *,
-    auto_pad: str = "NOTSET",
     channels_last: int = 0,
-    dilations: Sequence[int] | None = None,
-    group: int = 1,
-    kernel_shape: Sequence[int] | None = None,
-    pads: Sequence[int] | None = None,
-    strides: Sequence[int] | None = None,
+    **attributes: Any,
 ) -> Tensor:
     """Convolution of integers, brought to the grid of the result."""
     if channels_last:
@@ -185,12 +166,7 @@ def qlinear_conv(
         centred(x, x_zero),
         centred(weight, spread(weight_zero, weight.ndim, 0, len(weight))),
         None if bias is None else bias.float(),
-        auto_pad=auto_pad,
-        dilations=dilations,
-        group=group,
-        kernel_shape=kernel_shape,
-        pads=pads,
-        strides=strides,
+        **attributes,
     )
     # a channel of the result is the second axis, a channel of the weight the first
     scale = x_scale * (steps if steps.ndim == 0 else steps.movedim(0, 1))

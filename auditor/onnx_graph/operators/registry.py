@@ -63,7 +63,10 @@ OPERATORS: dict[tuple[str, str], Operator] = {}
 
 
 def operator(
-    name: str, domain: str = "", host: Collection[int] = ()
+    name: str,
+    domain: str = "",
+    host: Collection[int] = (),
+    like: Callable[..., Any] | None = None,
 ) -> Callable[[Function], Function]:
     """Register a function as the operator `name` of `domain`; may be stacked.
 
@@ -71,19 +74,22 @@ def operator(
         name: As ONNX writes it, such as "Conv".
         domain: Empty for the standard's own.
         host: Positions of inputs that the function reads as plain numbers.
+        like: Another operator's function, whose attributes this one takes besides its own, as
+            `**attributes`, and passes on.
     """
 
     def register(function: Function) -> Function:
         if (domain, name) in OPERATORS:
             raise ValueError(f"the operator {domain}.{name} is registered twice")
-        keywords = {
-            parameter.name
-            for parameter in inspect.signature(function).parameters.values()
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-        }
+        keywords = _keywords(function) | (frozenset() if like is None else _keywords(like))
         OPERATORS[domain, name] = Operator(
-            function, frozenset(keywords - FACTS), FACTS & keywords, frozenset(host)
+            function, keywords - FACTS, FACTS & keywords, frozenset(host)
         )
         return function
 
     return register
+
+
+def _keywords(function: Callable[..., Any]) -> frozenset[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return frozenset(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
