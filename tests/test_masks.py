@@ -12,6 +12,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from auditor.anatomy import find_layers
 from auditor.masks import MaskSite, effective, find_sites, folded, lower_bounds, ones
 from auditor.models.base import ModuleHandle
 from auditor.models.torchscript import TorchScriptHandle
@@ -125,7 +126,7 @@ def test_masks_on_torchscript(name: str, trace: bool, tmp_path: Path) -> None:
     network = made(name)
     handle = scripted(network, tmp_path / "m.pt", trace=trace)
     check_masks(handle)
-    own, eager = handle.mask_sites(), find_sites(network)
+    own, eager = handle.mask_sites(), find_sites(find_layers(network))
     assert [(s.layer, s.kind, s.channels, s.tensors) for s in own] == [
         (s.layer, s.kind, s.channels, s.tensors) for s in eager
     ]
@@ -142,7 +143,7 @@ def test_attention_that_was_traced_without_gradients(tmp_path: Path) -> None:
 
 
 def layers(network: nn.Module) -> list[tuple[str, str, int]]:
-    return [(site.layer, site.kind, site.channels) for site in find_sites(network)]
+    return [(site.layer, site.kind, site.channels) for site in find_sites(find_layers(network))]
 
 
 def test_every_norm_with_a_scale_has_one_site() -> None:
@@ -155,7 +156,7 @@ def test_every_norm_with_a_scale_has_one_site() -> None:
     kinds = ["BatchNorm", "BatchNorm", "BatchNorm", "LayerNorm", "GroupNorm", "InstanceNorm",
              "RMSNorm", "BatchNorm", "LayerNorm"]  # fmt: skip
     assert layers(network) == [(str(i), kind, i + 2) for i, kind in enumerate(kinds)]
-    assert find_sites(network)[0].tensors == (("0.weight", 0),)
+    assert find_sites(find_layers(network))[0].tensors == (("0.weight", 0),)
 
 
 def test_resnet18_has_the_batch_norms_in_order() -> None:
@@ -168,7 +169,7 @@ def test_resnet18_has_the_batch_norms_in_order() -> None:
 
 
 def test_without_norms_output_channels_are_masked_but_not_the_classes() -> None:
-    sites = find_sites(without_norms())
+    sites = find_sites(find_layers(without_norms()))
     assert [(s.layer, s.kind, s.channels, s.tensors) for s in sites] == [
         ("0", "Conv", 4, (("0.weight", 0), ("0.bias", 0))),
         ("2", "Conv", 4, (("2.weight", 0),)),
@@ -184,7 +185,7 @@ def test_without_norms_output_channels_are_masked_but_not_the_classes() -> None:
 def test_transposed_convolutions_with_groups() -> None:
     def sites(inputs: int, outputs: int, groups: int) -> list[MaskSite]:
         layer = nn.ConvTranspose2d(inputs, outputs, 2, groups=groups)
-        return find_sites(nn.Sequential(layer, nn.Linear(2, 2)))
+        return find_sites(find_layers(nn.Sequential(layer, nn.Linear(2, 2))))
 
     assert sites(4, 4, 4)[0].tensors == (("0.weight", 0), ("0.bias", 0))
     assert sites(4, 6, 1)[0].tensors == (("0.weight", 1), ("0.bias", 0))
@@ -218,7 +219,7 @@ def test_names_may_lie() -> None:
 
 def test_masks_are_checked() -> None:
     network = batch_norms()
-    tensors, sites = dict(network.named_parameters()), find_sites(network)
+    tensors, sites = dict(network.named_parameters()), find_sites(find_layers(network))
     with pytest.raises(ValueError, match="masked twice"):
         effective(tensors, [*sites, *sites], ones(sites))
     with pytest.raises(ValueError, match="needs 4 masks"):

@@ -93,9 +93,10 @@ def test_masks_act_as_on_the_network(tmp_path: Path) -> None:
 
 
 def api_sites(network: nn.Module) -> list:  # type: ignore[type-arg]
+    from auditor.anatomy import find_layers
     from auditor.masks import find_sites
 
-    return find_sites(network)
+    return find_sites(find_layers(network))
 
 
 def test_features_of_the_last_layer_are_shown(tmp_path: Path) -> None:

@@ -20,12 +20,12 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from auditor import masks as torch_masks
+from auditor.anatomy import find_layers
 from auditor.errors import OutputError
-from auditor.masks import MaskSite, folded
+from auditor.masks import MaskSite, find_sites, folded
 from auditor.onnx_graph import wire, write
+from auditor.onnx_graph.anatomy import find_layers as onnx_layers
 from auditor.onnx_graph.numbers import TYPES
-from auditor.onnx_graph.sites import find_sites
 from auditor.onnx_graph.unshare import unshared
 from auditor.onnx_graph.write import side_files, write_changed
 from auditor.safety.structure import identify
@@ -147,7 +147,7 @@ def write_masked(path: Path, out: Path) -> list[MaskSite]:
     """Fold `some_masks` into a copy of an ONNX file."""
     before = {entry: entry.read_bytes() for entry in path.parent.iterdir() if entry.is_file()}
     working, copies = unshared(onnx.load(path))
-    sites = find_sites(working)
+    sites = find_sites(onnx_layers(working))
     assert sites
     changed = folded(tensors(working), sites, some_masks(sites))
     write_changed(identify(path), out, changed, copies)
@@ -157,7 +157,7 @@ def write_masked(path: Path, out: Path) -> list[MaskSite]:
 
 def masked_output(net: nn.Module, *, biased: bool = False) -> np.ndarray:
     """The network's own output with the same masks, by the means of `auditor.masks`."""
-    sites = torch_masks.find_sites(net)
+    sites = find_sites(find_layers(net))
     own = {**dict(net.named_parameters()), **dict(net.named_buffers())}
     changed = folded(own, sites, some_masks(sites))
     if biased:  # folded into the convolution before it, a BatchNorm is masked as a whole
@@ -218,7 +218,7 @@ def test_written_files_compute_what_the_masked_network_does(
     net = noisy(make)
     path, out = export(net, tmp_path / "m.onnx", opset), tmp_path / "out.onnx"
     sites = write_masked(path, out)
-    reference = torch_masks.find_sites(net)
+    reference = find_sites(find_layers(net))
     assert [(s.kind, s.channels) for s in sites] == [(s.kind, s.channels) for s in reference]
     expected = masked_output(net)
     assert np.abs(run(out) - expected).max() < 1e-5 * np.abs(expected).max()
@@ -367,7 +367,7 @@ def test_integer_convolutions_mask_their_implied_bias_scale(tmp_path: Path) -> N
         output_type=TensorProto.UINT8,
     )
     onnx.save(model, tmp_path / "m.onnx")
-    (site,) = find_sites(unshared(model)[0])
+    (site,) = find_sites(onnx_layers(unshared(model)[0]))
     assert (site.layer, site.kind, site.tensors) == ("conv", "Conv", (("w_scale", 0),))
     sites = write_masked(tmp_path / "m.onnx", tmp_path / "out.onnx")
     mask = some_masks(sites)["conv"].numpy()
@@ -555,7 +555,7 @@ GRAPHS: dict[str, tuple[list[Any], dict[str, Any], Any]] = {
 def test_sites(name: str) -> None:
     nodes, arrays, expected = GRAPHS[name]
     model = build([*nodes, HEAD], {**arrays, "head.w": some(5, 6)})
-    sites = find_sites(unshared(model)[0])
+    sites = find_sites(onnx_layers(unshared(model)[0]))
     assert [(site.kind, list(site.tensors)) for site in sites] == ([expected] if expected else [])
 
 
@@ -578,7 +578,7 @@ def chain(*, names: tuple[str, ...] = ("", "", "")) -> onnx.ModelProto:
     ],
 )
 def test_layers_have_unique_names(names: tuple[str, ...], expected: list[str]) -> None:
-    assert [site.layer for site in find_sites(chain(names=names))] == expected
+    assert [site.layer for site in find_sites(onnx_layers(chain(names=names)))] == expected
 
 
 def test_sites_are_in_the_order_of_computation() -> None:
@@ -586,14 +586,14 @@ def test_sites_are_in_the_order_of_computation() -> None:
     nodes = list(model.graph.node)[::-1]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    assert [site.layer for site in find_sites(model)] == ["one", "two"]
+    assert [site.layer for site in find_sites(onnx_layers(model))] == ["one", "two"]
 
 
 def test_every_layer_that_gives_classes_is_spared() -> None:
     model = chain(names=("one", "two", "three"))
     model.graph.node[2].input[0] = "a"  # two heads behind the first layer
     model.graph.output.append(helper.make_tensor_value_info("b", TensorProto.FLOAT, None))
-    assert [site.layer for site in find_sites(model)] == ["one"]
+    assert [site.layer for site in find_sites(onnx_layers(model))] == ["one"]
 
 
 def test_the_spared_layer_may_have_no_mask_itself() -> None:
@@ -603,7 +603,7 @@ def test_the_spared_layer_may_have_no_mask_itself() -> None:
     )
     model.graph.initializer.append(numpy_helper.from_array(np.float32(1), "scale"))
     model.graph.node.insert(0, N("DequantizeLinear", ["q", "scale"], ["w2"]))
-    assert [site.layer for site in find_sites(model)] == ["one", "two"]
+    assert [site.layer for site in find_sites(onnx_layers(model))] == ["one", "two"]
 
 
 def test_nested_graphs_have_no_sites_and_keep_what_they_read() -> None:
@@ -619,17 +619,17 @@ def test_nested_graphs_have_no_sites_and_keep_what_they_read() -> None:
     arrays = {f"w{place}": some(3, 3, 1, 1) for place in range(3)}
     model = build(nodes, {**arrays, "bias": some(3), "yes": np.array(True)})
     working, copies = unshared(model)
-    (site,) = find_sites(working)
+    (site,) = find_sites(onnx_layers(working))
     assert site.tensors == (("w0", 0), ("bias.of.one", 0))
     assert copies == {"bias.of.one": "bias"}
 
 
 def test_cyclic_and_endless_graphs_end() -> None:
     nodes = [N("Identity", ["a"], ["b"]), N("Identity", ["b"], ["a"]), N("Conv", ["x", "a"], ["y"])]
-    assert find_sites(unshared(build(nodes, {}))[0]) == []
+    assert find_sites(onnx_layers(unshared(build(nodes, {}))[0])) == []
     nodes = [N("Identity", [f"{i}"], [f"{i + 1}"]) for i in range(5000)]
     model = build([*nodes, N("Conv", ["x", "5000"], ["end"]), HEAD], {"0": some(8, 3, 1, 1)})
-    assert find_sites(unshared(model)[0]) == []
+    assert find_sites(onnx_layers(unshared(model)[0])) == []
 
 
 # Shared tensors
@@ -1015,7 +1015,7 @@ def test_hostile_external_data(tmp_path: Path, key: str, value: str, words: str)
     folder.mkdir()
     path = with_external(folder, "m.onnx", location="w.bin")
     working, copies = unshared(onnx.load(path))
-    sites = find_sites(working)
+    sites = find_sites(onnx_layers(working))
     changed = folded(tensors(working), sites, some_masks(sites))
     shutil.copyfile(folder / "w.bin", tmp_path / "w.bin")
     (folder / "link.bin").symlink_to(folder / "w.bin")
@@ -1043,7 +1043,7 @@ def test_truncated_files(tmp_path: Path) -> None:
     path = with_external(tmp_path, "m.onnx", location="w.bin")
     facts = identify(path)
     working, copies = unshared(onnx.load(path))
-    sites = find_sites(working)
+    sites = find_sites(onnx_layers(working))
     changed = folded(tensors(working), sites, some_masks(sites))
     data = (tmp_path / "w.bin").read_bytes()
     (tmp_path / "w.bin").write_bytes(data[: len(data) // 2])

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from auditor.anatomy import Layer, find_layers
 from auditor.errors import UnsuitableModel
 from auditor.masks import MaskSite, find_sites
 from auditor.models.patching import Locate, write_changed
@@ -75,9 +76,13 @@ class ModelHandle(ABC):
         """Those of `tensors` that training changes by gradients: no running statistics."""
         return {}
 
-    def mask_sites(self) -> list[MaskSite]:
-        """Where masks can act on this network; empty where its numbers cannot be changed."""
+    def anatomy(self) -> list[Layer]:
+        """The layers with numbers; empty where these cannot be changed. Names as in `tensors`."""
         return []
+
+    def mask_sites(self) -> list[MaskSite]:
+        """Where masks can act on this network."""
+        return find_sites(self.anatomy())
 
     def layers(self, inputs: Tensor) -> list[str]:
         """Convolutions and linear layers in the order in which the network computes them.
@@ -220,8 +225,8 @@ class ModuleHandle(ModelHandle):
     def weights(self) -> dict[str, Tensor]:
         return self._slots.weights()
 
-    def mask_sites(self) -> list[MaskSite]:
-        return find_sites(self._network)
+    def anatomy(self) -> list[Layer]:
+        return find_layers(self._network)
 
     def layers(self, inputs: Tensor) -> list[str]:
         names = {module: name for name, module in self._network.named_modules()}

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from auditor.masks import MaskSite
-from auditor.models.graph_sites import Call, Value, graph_sites, layer_tensors
+from auditor.anatomy import Layer
+from auditor.models.graph_layers import Call, Value, graph_layers, layer_tensors
 from auditor.models.script_file import stored_constants
 from auditor.models.stored import StoredTensor, overwrite
 
@@ -62,9 +62,9 @@ class FrozenGraph:
         """Constants that were parameters of a layer: weights and biases."""
         return layer_tensors(self.calls, self._values()) & self.tensors.keys()
 
-    def sites(self) -> list[MaskSite]:
-        """Where masks act."""
-        return graph_sites(self.calls, self._values(), self.tensors)
+    def layers(self) -> list[Layer]:
+        """The layers whose numbers are constants."""
+        return graph_layers(self.calls, self._values(), self.tensors)
 
     def _values(self) -> dict[str, str]:
         return {name: name for name in self.tensors}

@@ -1,14 +1,14 @@
-"""Where masks act on a graph without layers: read from its operators, whatever the names are."""
+"""The layers of a graph that has none: read from its operators, whatever the names are."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from auditor.masks import MaskSite
+from auditor.anatomy import Layer, transposed_axis
 
 NORMS = {
     "aten.batch_norm": "BatchNorm",
@@ -53,10 +53,10 @@ Origins = dict[str, tuple[str, bool]]
 """Value -> the stored tensor that it is, and whether its two axes are exchanged."""
 
 
-def graph_sites(
+def graph_layers(
     calls: Sequence[Call], stored: Mapping[str, str], tensors: Mapping[str, Tensor]
-) -> list[MaskSite]:
-    """The masks of a graph, in the order in which it computes; the rules of `masks.find_sites`.
+) -> list[Layer]:
+    """The layers of a graph, in the order in which it computes; as `anatomy.find_layers`.
 
     Args:
         calls: What the graph does.
@@ -64,18 +64,19 @@ def graph_sites(
         tensors: Every tensor of the file by name.
     """
     origins = _origins(calls, stored)
-    norms = [site for call in calls if (site := _norm_site(call, origins, tensors))]
-    if norms:
-        return list(_once(norms, set()))
-    weighted = [site for call in calls if (site := _weighted_site(call, origins, tensors))]
-    if not weighted:
-        return []
-    *inner, last = weighted
-    return list(_once(inner, {name for name, _ in last.tensors}))
+    found: list[Layer] = []
+    last: int | None = None
+    for call in calls:
+        layer = _norm(call, origins, tensors)
+        if layer is None:
+            layer = _weighted(call, origins, tensors)
+            last = last if layer is None else len(found)
+        found += [] if layer is None else [layer]
+    return [replace(layer, is_last=place == last) for place, layer in enumerate(found)]
 
 
 def layer_tensors(calls: Sequence[Call], stored: Mapping[str, str]) -> set[str]:
-    """Names of the tensors that layers have as weight or bias; arguments as of `graph_sites`."""
+    """Names of the tensors that layers have as weight or bias; arguments as of `graph_layers`."""
     origins = _origins(calls, stored)
     names = set()
     for call in calls:
@@ -117,22 +118,29 @@ def _stored(argument: Any, origins: Origins) -> tuple[str, bool] | None:
     return origins.get(argument.name) if isinstance(argument, Value) else None
 
 
-def _norm_site(call: Call, origins: Origins, tensors: Mapping[str, Tensor]) -> MaskSite | None:
+def _norm(call: Call, origins: Origins, tensors: Mapping[str, Tensor]) -> Layer | None:
     found = _stored(call.named.get("weight"), origins)
     if call.operator not in NORMS or found is None:
         return None
     scale = tensors[found[0]]
     if scale.ndim != 1 or not scale.is_floating_point():
         return None
-    return MaskSite(
-        layer=_layer(found[0]),
+    beside = [_stored(call.named.get(key), origins) for key in ("bias", "running_var")]
+    bias, variance = (
+        entry[0] if entry is not None and tensors[entry[0]].shape == scale.shape else None
+        for entry in beside
+    )
+    return Layer(
+        name=_layer(found[0]),
         kind=NORMS[call.operator],
-        tensors=((found[0], 0),),
         channels=len(scale),
+        weight=(found[0], 0),
+        bias=None if bias is None else (bias, 0),
+        variance=variance,
     )
 
 
-def _weighted_site(call: Call, origins: Origins, tensors: Mapping[str, Tensor]) -> MaskSite | None:
+def _weighted(call: Call, origins: Origins, tensors: Mapping[str, Tensor]) -> Layer | None:
     kind, weight_key, bias_key = _kind(call)
     found = _stored(call.named.get(weight_key), origins)
     if kind is None or found is None:
@@ -147,15 +155,17 @@ def _weighted_site(call: Call, origins: Origins, tensors: Mapping[str, Tensor]) 
     elif exchanged:
         return None
     elif kind == "ConvTranspose":
-        axis = _transposed_axis(weight, call.named.get("groups", 1))
+        axis = transposed_axis(weight.shape, call.named.get("groups", 1))
     if axis is None:
         return None
-    acted = [(name, axis)]
     biased = _stored(call.named.get(bias_key), origins)
-    if biased is not None and tensors[biased[0]].shape == (weight.shape[axis],):
-        acted.append((biased[0], 0))
-    return MaskSite(
-        layer=_layer(name), kind=kind, tensors=tuple(acted), channels=weight.shape[axis]
+    fits = biased is not None and tensors[biased[0]].shape == (weight.shape[axis],)
+    return Layer(
+        name=_layer(name),
+        kind=kind,
+        channels=weight.shape[axis],
+        weight=(name, axis),
+        bias=(biased[0], 0) if biased is not None and fits else None,
     )
 
 
@@ -170,23 +180,6 @@ def _kind(call: Call) -> tuple[str | None, str, str]:
     return ("Conv" if call.operator in CONVOLUTIONS else None), "weight", "bias"
 
 
-def _transposed_axis(weight: Tensor, groups: int) -> int | None:
-    """The axis of output channels in ``(in, out / groups, ...)``, where there is one."""
-    inputs, outputs = weight.shape[:2]
-    if groups == 1:
-        return 1
-    return 0 if outputs == 1 and groups == inputs else None
-
-
 def _layer(name: str) -> str:
     """`layer1.0.bn1` for `layer1.0.bn1.weight`; whole names that end otherwise stay unique."""
     return name.removesuffix(".weight")
-
-
-def _once(sites: list[MaskSite], seen: set[str]) -> Iterator[MaskSite]:
-    """`sites` without those that would mask a tensor for the second time."""
-    for site in sites:
-        own = {name for name, _ in site.tensors}
-        if not own & seen and site.channels > 0:
-            seen |= own
-            yield site

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from auditor.anatomy import Layer
 from auditor.errors import ModelError, UnreadableModel, UnsuitableModel
-from auditor.masks import MaskSite
 from auditor.memory import is_out_of_memory
 from auditor.models.base import ModelHandle, Taken
 from auditor.models.onnx_gate import read_graph
@@ -22,7 +22,7 @@ from auditor.onnx_graph.graph import GraphError, UnsupportedOperators
 from auditor.onnx_graph.network import Network, read_network
 from auditor.onnx_graph.write import side_files, write_changed
 from auditor.safety.structure import FileFacts
-from auditor.text import clean_text
+from auditor.text import clean_text, listed
 
 # Recent onnxruntime wheels upload telemetry unless this is set before the import.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
@@ -60,6 +60,7 @@ class OnnxHandle(ModelHandle):
         self._parameters = sum(
             int(np.prod(tensor.dims)) for tensor in model.graph.initializer if tensor.dims
         )
+        self._external = any(is_external(tensor) for tensor in all_tensors(model))
         producer = clean_text(f"{model.producer_name} {model.producer_version}".strip(), limit=60)
         opset = max(
             (entry.version for entry in model.opset_import if entry.domain == ""), default=0
@@ -74,7 +75,8 @@ class OnnxHandle(ModelHandle):
         self._network: Network | None = None
         self._together: Together = _at_once
         try:
-            self._network = _network(file.path, model, device)
+            whole = _with_data(file.path) if self._external else model
+            self._network = read_network(whole, device)
             self._compare(self._network)
         except (GraphError, ModelError, _Disagreement) as error:
             self._network = None
@@ -224,8 +226,8 @@ class OnnxHandle(ModelHandle):
         own = self._network.graph.tensors
         return {name: own[name] for name in own if name in self._network.weights}
 
-    def mask_sites(self) -> list[MaskSite]:
-        return [] if self._network is None else list(self._network.sites)
+    def anatomy(self) -> list[Layer]:
+        return [] if self._network is None else list(self._network.layers)
 
     def layers(self, inputs: Tensor) -> list[str]:
         return [] if self._network is None else list(self._network.features)
@@ -250,7 +252,7 @@ class OnnxHandle(ModelHandle):
         write_changed(self.file, path, changed, self._network.copies)
 
     def side_files(self, path: Path) -> list[Path]:
-        return side_files(self.file, path)
+        return side_files(self.file, path) if self._external else []
 
     @property
     def differentiable(self) -> bool:
@@ -313,29 +315,25 @@ class _Disagreement(Exception):
     """The torch computation is not what the file computes."""
 
 
-def _network(path: Path, model: Any, device: torch.device) -> Network:
-    """The graph with its weights, wherever they are.
+def _with_data(path: Path) -> Any:
+    """The graph with the weights that are in other files.
 
     Raises:
-        GraphError: It has operators that we cannot compute, or is damaged.
-        UnreadableModel: Its external data is damaged.
+        UnreadableModel: They are damaged.
     """
-    if any(is_external(tensor) for tensor in all_tensors(model)):
-        try:
-            model = onnx.load(str(path))
-        except Exception as error:  # onnx's own checks, and protobuf's
-            raise UnreadableModel(
-                f"{clean_text(path.name)}: its external data cannot be read "
-                f"({clean_text(str(error), limit=160)})."
-            ) from None
-    return read_network(model, device)
+    try:
+        return onnx.load(str(path))
+    except Exception as error:  # onnx's own checks, and protobuf's
+        raise UnreadableModel(
+            f"{clean_text(path.name)}: its external data cannot be read "
+            f"({clean_text(str(error), limit=160)})."
+        ) from None
 
 
 def _why(error: Exception) -> str:
     if isinstance(error, UnsupportedOperators):
-        more = len(error.names) - MAX_LISTED
-        shown = ", ".join(clean_text(name, limit=40) for name in error.names[:MAX_LISTED])
-        return f"auditor has no derivative for {shown}" + (f" and {more} more" if more > 0 else "")
+        names = [clean_text(name, limit=40) for name in error.names]
+        return f"auditor has no derivative for {listed(names, MAX_LISTED)}"
     return clean_text(str(error), limit=300).rstrip(".")
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from auditor.anatomy import Layer
 from auditor.errors import OutputError, UnreadableModel, UnsuitableModel
-from auditor.masks import MaskSite
 from auditor.models.archive import copied, records_of, repair_checksums
 from auditor.models.base import ModelHandle
-from auditor.models.graph_sites import graph_sites
+from auditor.models.graph_layers import graph_layers
 from auditor.models.pt2_graph import (
     DTYPES,
     STRIDED,
@@ -127,10 +127,10 @@ class Pt2Handle(ModelHandle):
             if name in self._weights and tensor.is_floating_point()
         }
 
-    def mask_sites(self) -> list[MaskSite]:
+    def anatomy(self) -> list[Layer]:
         if not self.differentiable:
             return []
-        return graph_sites(self._program.nodes, self._program.stored, self._tensors)
+        return graph_layers(self._program.nodes, self._program.stored, self._tensors)
 
     def write(self, changed: Mapping[str, Tensor], path: Path) -> None:
         changes = {}

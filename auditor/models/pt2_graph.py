@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from auditor.models.graph_sites import Call, Value
+from auditor.models.graph_layers import Call, Value
 
 DTYPES = {
     1: torch.uint8,

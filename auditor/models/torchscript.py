@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from auditor.anatomy import Layer, find_layers
 from auditor.errors import OutputError, UnreadableModel, UnsuitableModel
-from auditor.masks import MaskSite, find_sites
+from auditor.masks import find_sites
 from auditor.models.archive import copied, repair_checksums
 from auditor.models.base import ModelHandle
 from auditor.models.frozen import FrozenGraph, read_frozen, write_frozen
@@ -52,7 +53,7 @@ class TorchScriptHandle(ModelHandle):
         for parameter in self._network.parameters():
             parameter.requires_grad_(False)
         self._slots = Slots(_slots_of(self._network))
-        self._frozen = None if find_sites(self._network) else self._read_frozen()
+        self._frozen = None if find_sites(find_layers(self._network)) else self._read_frozen()
         # recurse=False: scripted networks have it in one branch only, and take the other
         self._differentiable = not any(self._graph.findAllNodes(op, False) for op in FORWARD_ONLY)
         if not self._differentiable:
@@ -99,10 +100,10 @@ class TorchScriptHandle(ModelHandle):
             return {name: t for name, t in self._frozen.floats().items() if name in wanted}
         return self._slots.weights() if self._differentiable else {}
 
-    def mask_sites(self) -> list[MaskSite]:
+    def anatomy(self) -> list[Layer]:
         if not self._differentiable:
             return []
-        return find_sites(self._network) if self._frozen is None else self._frozen.sites()
+        return find_layers(self._network) if self._frozen is None else self._frozen.layers()
 
     def write(self, changed: Mapping[str, Tensor], path: Path) -> None:
         frozen = {} if self._frozen is None else self._frozen.checked(changed)

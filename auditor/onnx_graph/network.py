@@ -1,4 +1,4 @@
-"""An ONNX graph as a network: its computation, its weights, its masks, and where to look inside."""
+"""An ONNX graph as a network: its computation, its weights, its layers, and where to look inside."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import onnx
 import torch
 
-from auditor.masks import MaskSite
+from auditor.anatomy import Layer
+from auditor.onnx_graph.anatomy import find_layers
 from auditor.onnx_graph.graph import Graph
 from auditor.onnx_graph.parameters import Wiring, layers, statistics
-from auditor.onnx_graph.sites import find_sites
 from auditor.onnx_graph.unshare import unshared
 
 ROUNDING = ("QuantizeLinear", "DynamicQuantizeLinear")
@@ -25,7 +25,7 @@ class Network:
     graph: Graph
     weights: frozenset[str]
     """Those of `graph.tensors` that layers are trained by; no running statistics, no constants."""
-    sites: tuple[MaskSite, ...]
+    layers: tuple[Layer, ...]
     features: tuple[str, ...]
     """The values that convolutions and linear layers read, in the order of computation."""
     copies: Mapping[str, str]
@@ -50,12 +50,14 @@ def read_network(model: onnx.ModelProto, device: torch.device) -> Network:
     return Network(
         graph=graph,
         weights=frozenset((trained & graph.tensors.keys()) - statistics(wiring, found)),
-        sites=tuple(
-            site
-            for site in find_sites(working)
-            if all(name in graph.tensors for name, _ in site.tensors)
-        ),
+        layers=tuple(layer for layer in find_layers(working) if _is_held(layer, graph)),
         features=tuple(dict.fromkeys(node.input[0] for node in computing)),
         copies=copies,
         rounds=any(node.op_type in ROUNDING or "QLinear" in node.op_type for node in wiring.nodes),
     )
+
+
+def _is_held(layer: Layer, graph: Graph) -> bool:
+    """True where the graph's numbers include the layer's."""
+    places = [layer.weight] if layer.bias is None else [layer.weight, layer.bias]
+    return all(name in graph.tensors for name, _ in places)

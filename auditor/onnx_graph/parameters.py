@@ -16,6 +16,8 @@ from typing import Any
 
 import onnx
 
+from auditor.anatomy import transposed_axis
+
 Reader = tuple[int, int]
 """A place that reads a value: index of the node, and which of its inputs."""
 
@@ -371,11 +373,7 @@ def _output_axis(node: Any, shape: list[int]) -> int | None:
         return None
     if operator != "ConvTranspose":
         return 0
-    # (in, out / groups, ...): with several groups of several channels no axis is one of channels
-    groups = attribute(node, "group", 1)
-    if groups == 1:
-        return 1
-    return 0 if shape[1] == 1 and groups == shape[0] else None
+    return transposed_axis(shape, attribute(node, "group", 1))
 
 
 def _bias(wiring: Wiring, index: int, place: int, channels: int) -> Parameter | None:
