@@ -19,7 +19,7 @@ from auditor.changing import staged
 from auditor.classifier import Classifier
 from auditor.errors import OutputError
 from auditor.inputs import blank_spec
-from auditor.masks import folded
+from auditor.masks import effective, folded
 from auditor.models.base import ModelHandle
 from auditor.models.load import load_model
 from auditor.models.onnx import OnnxHandle
@@ -140,6 +140,28 @@ def test_a_transformer_in_half_precision_does_not_end_the_process(tmp_path: Path
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout == "torch.Size([2, 10])\n"
+
+
+def test_half_precision_onnx_is_computed_as_it_will_be_stored(tmp_path: Path) -> None:
+    """What a purifier sees is what the file computes, and gradients pass the rounding."""
+    network, images = small()
+    path, written = tmp_path / "m.onnx", tmp_path / "out.onnx"
+    FORMATS["ONNX fp16"].save(network, images, path)
+    handle = load_model(path)
+    sites = handle.mask_sites()
+    draw = torch.Generator().manual_seed(0)
+    masks = {site.layer: torch.rand(site.channels, generator=draw) for site in sites}
+    for mask in masks.values():
+        mask.requires_grad_()
+    changed = effective(handle.tensors(), sites, masks)
+    expected = handle.call(images, changed)
+    handle.write({name: tensor.detach() for name, tensor in changed.items()}, written)
+    after = load_model(written)
+    found = after.call(images, dict(after.weights()))
+    assert torch.allclose(found, expected, rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(found, handle.call(images, dict(handle.weights())), atol=1e-2)
+    slopes = torch.autograd.grad(expected.sum(), list(masks.values()))
+    assert all(float(slope.abs().sum()) > 0 for slope in slopes)
 
 
 def test_a_file_with_other_numbers_is_not_kept(

@@ -199,9 +199,10 @@ class OnnxHandle(ModelHandle):
         self, network: Network, inputs: Tensor, overrides: Mapping[str, Tensor] | None = None
     ) -> list[Tensor]:
         def run(images: Tensor) -> tuple[Tensor, ...]:
-            found = network.graph.run({self._input: images}, overrides, keep=self._taps)
+            found = network.graph.run({self._input: images}, changed, keep=self._taps)
             return tuple(found[name] for name in wanted)
 
+        changed = network.rounded(overrides or {})
         wanted = [*self._outputs, *self._taps]
         try:
             values = self._together(run, self._arranged(inputs), self._fixed or len(inputs))

@@ -14,6 +14,10 @@ from auditor.onnx_graph.graph import Graph
 from auditor.onnx_graph.parameters import Wiring, layers, statistics
 from auditor.onnx_graph.unshare import unshared
 
+HALVES = {
+    onnx.TensorProto.FLOAT16: torch.float16,
+    onnx.TensorProto.BFLOAT16: torch.bfloat16,
+}
 ROUNDING = ("QuantizeLinear", "DynamicQuantizeLinear")
 """Operators after which a difference in the last digit can be a whole step."""
 
@@ -32,6 +36,15 @@ class Network:
     """Tensor that the file does not have -> the one that several layers share in it."""
     rounds: bool
     """True where it rounds to integers on the way (int8)."""
+    halves: Mapping[str, torch.dtype]
+    """Those of `graph.tensors` that are stored in 16 bits, and how; the graph has float32."""
+
+    def rounded(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`tensors` as the file would store them; gradients pass."""
+        return {
+            name: tensor.to(self.halves[name]).to(tensor.dtype) if name in self.halves else tensor
+            for name, tensor in tensors.items()
+        }
 
 
 def read_network(model: onnx.ModelProto, device: torch.device) -> Network:
@@ -53,6 +66,11 @@ def read_network(model: onnx.ModelProto, device: torch.device) -> Network:
         layers=tuple(layer for layer in find_layers(working) if _is_held(layer, graph)),
         features=tuple(dict.fromkeys(node.input[0] for node in computing)),
         copies=copies,
+        halves={
+            name: HALVES[entry.data_type]
+            for name, entry in wiring.stored.items()
+            if name in graph.tensors and entry.data_type in HALVES
+        },
         rounds=any(node.op_type in ROUNDING or "QLinear" in node.op_type for node in wiring.nodes),
     )
 
