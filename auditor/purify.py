@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from torch import Tensor
 from auditor import changing, measure, verdict
 from auditor import images as image_sets
 from auditor.classifier import Classifier, as_float
+from auditor.comparison import Compared, Made, compare, ranked_by_goals
 from auditor.embedding import embed
 from auditor.errors import ImageError
 from auditor.images import ImageSource, Notify, silent
@@ -21,8 +23,15 @@ from auditor.inputs import Resolution
 from auditor.measure import Stamped, all_to_one
 from auditor.models.base import ModelHandle
 from auditor.probes import Probe
-from auditor.purifiers import PURIFIERS, Purifier
-from auditor.purifiers.base import Known, Purified, Task, changed_classifier
+from auditor.purifiers import Purifier
+from auditor.purifiers.base import (
+    Known,
+    Purified,
+    Task,
+    changed_classifier,
+    measured,
+    parted,
+)
 from auditor.purifiers.finetune import FineTuning
 from auditor.purifiers.informed import Informed
 from auditor.purifiers.nft import NeuralMaskFineTuning
@@ -33,14 +42,16 @@ from auditor.results import (
     Caveat,
     ChangedChannel,
     ChangedTensor,
+    Check,
     Confirmation,
     Confusion,
+    Contender,
     Counts,
     MaskLayer,
+    MethodFacts,
     Outcome,
     Provenance,
     PurifyResult,
-    RecipeFacts,
     Round,
     ScanResult,
     SplitFacts,
@@ -85,7 +96,10 @@ ROUNDS = 3
 class Options:
     """How to purify."""
 
-    recipe: Purifier = field(default_factory=Informed)
+    methods: tuple[Purifier, ...] = field(default_factory=lambda: (Informed(),))
+    """Of several, the best is kept."""
+    time_budget: float = math.inf
+    """Seconds for all methods together, where there are several."""
     scan: ScanOptions = field(default_factory=ScanOptions)
     holdout: float = 0.4
     """Share of the clean set that is only judged by."""
@@ -171,11 +185,12 @@ class _Purification:
         named = self._named()
         if not known and not self.options.anyway:
             return self._result(None, known, named)
-        purified, facts, known = self._purified(fit_source, known)
+        compared = self._compared(fit_source, known, named)
+        best = compared.best
         self.notify("writing", 0, 1)
         with changing.staged(
             self.classifier,
-            purified.tensors,
+            best.purified.tensors,
             self.judge.images,
             output,
             made="purified",
@@ -183,7 +198,7 @@ class _Purification:
         ) as staged:
             after = staged.classifier
             self.after = self._scanned(after.model, judge_source, "scan after")
-            result = self._result(facts, known, named, purified, staged.facts, after)
+            result = self._result(compared, list(best.known), named, staged.facts, after)
             if output is not None and (result.goals.met or self.options.write_anyway):
                 staged.keep()
                 return result
@@ -259,26 +274,100 @@ class _Purification:
 
     # ---- purifying
 
-    def _purified(
-        self, source: ImageSource, known: list[Known]
-    ) -> tuple[Purified, RecipeFacts, list[Known]]:
+    def _compared(
+        self, source: ImageSource, known: Sequence[Known], named: Sequence[Known]
+    ) -> Compared:
+        """Run the method that was asked for, or all of them."""
+        methods = self._methods(known)
+        if len(methods) == 1:
+            made = self._made(methods[0], self.fit, source, known)
+            return Compared(best=made, contenders=(), not_compared=())
+        parts = parted(len(self.fit.images), self.options.seed)
+        chosen = parts.choose.to(self.fit.images.device)
+        by, labels = self.fit.images[chosen], self.fit.labels[parts.choose]
+        fitted = parts.fit.to(self.fit.images.device)
+        without = replace(
+            self.fit, images=self.fit.images[fitted], labels=self.fit.labels[parts.fit]
+        )
+
+        def check(classifier: Classifier, told: Sequence[Known]) -> Check:
+            accuracy, rates = measured(classifier, by, labels, told)
+            return Check(step=0, asr=max(rates, default=0.0), acc=accuracy, loss=0.0)
+
+        def attempt(method: Purifier, told: tuple[Known, ...] | None, notify: Notify) -> Made:
+            task = self.fit if method.chooses else without
+            return self._made(method, task, source, known if told is None else told, notify)
+
+        def weigh(made: Made) -> Contender:
+            after = changed_classifier(self.classifier, made.purified.tensors)
+            outcomes = self._outcomes(made.known, named, [self.classifier, after])
+            accuracy = _counts([self._correct(self.classifier), self._correct(after)])
+            goals = verdict.judge_purification(
+                accuracy=accuracy,
+                images=len(self.judge.images),
+                outcomes=outcomes,
+                after=None,
+                max_asr=self.options.max_asr,
+                max_acc_drop=self.options.max_acc_drop,
+            )
+            tested = self._stressed(made.known, [("purified", after)])
+            return Contender(
+                name=made.facts.name,
+                title=made.facts.title,
+                trained=made.facts.trained,
+                seconds=made.facts.seconds,
+                choosing=check(after, made.known),
+                hits=tuple(outcome.hits.after for outcome in outcomes),
+                correct=accuracy.after,
+                retuned=None if tested is None else tested.rows[0].hits_after,
+                missed=goals.missed,
+            )
+
+        before = check(self.classifier, ())
+        return compare(
+            methods,
+            attempt,
+            weigh,
+            lambda contender: ranked_by_goals(
+                contender,
+                before,
+                max_asr=self.options.max_asr,
+                max_acc_drop=self.options.max_acc_drop,
+            ),
+            budget=self.options.time_budget,
+            notify=self.notify,
+        )
+
+    def _made(
+        self,
+        method: Purifier,
+        task: Task,
+        source: ImageSource,
+        known: Sequence[Known],
+        notify: Notify | None = None,
+    ) -> Made:
         """Purify, and search the result with another seed; until nothing more is found.
 
         Every round starts from the suspect and is told of all that was found until then, so that
-        the accuracy is not paid for twice. Without a chosen search there is one round.
+        the accuracy is not paid for twice. There is one round without a chosen search, and for
+        methods that do not use what is found.
         """
-        recipe, seconds = self._recipe(known), 0.0
+        notify = notify or self.notify
+        seconds = 0.0
         rounds: list[Round] = []
-        searching = bool(known) and not INVERSIONS.isdisjoint(self.options.scan.searches)
+        found_searches = not INVERSIONS.isdisjoint(self.options.scan.searches)
+        searching = method.informed and bool(known) and found_searches
         while True:
             begin = time.monotonic()
-            purified = recipe.purify(replace(self.fit, known=tuple(known)), self.notify)
+            purified = method.purify(replace(task, known=tuple(known)), notify)
             seconds += time.monotonic() - begin
             if not searching:
                 break
             seed = self.options.seed + len(rounds) + 1
             after = changed_classifier(self.classifier, purified.tensors)
-            again = self._scanned(after.model, source, "searching again", probes=(), seed=seed)
+            again = self._scanned(
+                after.model, source, "searching again", probes=(), seed=seed, notify=notify
+            )
             fresh = self._triggers_of(again)
             rounds.append(
                 Round(
@@ -290,16 +379,17 @@ class _Purification:
             if not fresh or len(rounds) == ROUNDS:
                 break
             known = [*fresh, *known]
-        facts = RecipeFacts(
-            name=_name_of(recipe),
-            title=recipe.title,
-            source=recipe.source,
-            settings=recipe.settings(),
+        facts = MethodFacts(
+            name=method.name,
+            title=method.title,
+            source=method.source,
+            settings=method.settings(),
             stages=purified.stages,
             seconds=seconds,
+            trained=purified.trained,
             rounds=tuple(rounds),
         )
-        return purified, facts, known
+        return Made(purified=purified, facts=facts, known=tuple(known))
 
     # ---- what is known
 
@@ -312,11 +402,13 @@ class _Purification:
         without: Container[str] = (),
         probes: Sequence[Probe] | None = None,
         seed: int | None = None,
+        notify: Notify | None = None,
     ) -> ScanResult:
         """A scan; with all chosen probes, searches and the seed of the run if nothing else is said."""
+        outer = notify or self.notify
 
-        def notify(inner: str, done: int, total: int) -> None:
-            self.notify(f"{what}: {inner}", done, total)
+        def told(inner: str, done: int, total: int) -> None:
+            outer(f"{what}: {inner}", done, total)
 
         options = replace(
             self.options.scan,
@@ -325,7 +417,7 @@ class _Purification:
             resolution=self.resolution,
             seed=self.options.seed if seed is None else seed,
         )
-        return scan(model, self.probes if probes is None else probes, source, options, notify)
+        return scan(model, self.probes if probes is None else probes, source, options, told)
 
     def _known(self) -> list[Known]:
         """The triggers of the evidence; with too few images for one, those found on made images."""
@@ -429,31 +521,34 @@ class _Purification:
                 )
         return found
 
-    def _recipe(self, known: Sequence[Known]) -> Purifier:
-        """The recipe that was asked for; without evidence, ours has nothing to work with."""
-        if known or not isinstance(self.options.recipe, Informed):
-            return self.options.recipe
+    def _methods(self, known: Sequence[Known]) -> list[Purifier]:
+        """The methods that were asked for; without evidence, ours has nothing to work with."""
+        methods = list(self.options.methods)
+        if known or not any(isinstance(method, Informed) for method in methods):
+            return methods
         self.caveats.append(
             Caveat(
                 id="uninformed",
-                text="No trigger is known, so the published recipe ran as a precaution. Nothing shows "
+                text="No trigger is known, so NFT ran as published, as a precaution. Nothing shows "
                 "that it removed anything.",
             )
         )
-        return NeuralMaskFineTuning()
+        others = [method for method in methods if not isinstance(method, Informed)]
+        published = any(isinstance(method, NeuralMaskFineTuning) for method in others)
+        return others if published else [NeuralMaskFineTuning(), *others]
 
     # ---- the record
 
     def _result(
         self,
-        recipe: RecipeFacts | None,
+        compared: Compared | None,
         known: Sequence[Known],
         named: Sequence[Known],
-        purified: Purified | None = None,
         written: Written | None = None,
         after: Classifier | None = None,
     ) -> PurifyResult:
         options = self.options
+        best = None if compared is None else compared.best
         baseline = self._baseline() if after is not None else None
         rivals = [self.classifier, after or self.classifier]
         rivals += [baseline] if baseline is not None else []
@@ -469,7 +564,9 @@ class _Purification:
             max_acc_drop=options.max_acc_drop,
         )
         shown = [*known, *named]
-        masks, channels, tensors = _changes(purified, self.classifier.model.tensors())
+        masks, channels, tensors = _changes(
+            None if best is None else best.purified, self.classifier.model.tensors()
+        )
         embedding = confusion = tested = None
         if after is not None:
             self.notify("drawing the map of features", 0, 1)
@@ -479,7 +576,8 @@ class _Purification:
                     shown[0].stamped.trigger, seed=options.seed,
                 )  # fmt: skip
             confusion = Confusion(before=self._table(self.classifier), after=self._table(after))
-            tested = self._stressed(known, after, baseline)
+            tuned: list[Rival] = [] if baseline is None else [("fine-tuned", baseline)]
+            tested = self._stressed(known, [("purified", after), *tuned])
         return PurifyResult(
             schema=PURIFY_SCHEMA,
             model=self.evidence.model,
@@ -490,7 +588,9 @@ class _Purification:
             evidence=self.evidence,
             before=self.before,
             after=after_scan,
-            recipe=recipe,
+            method=None if best is None else best.facts,
+            contenders=() if compared is None else compared.contenders,
+            not_compared=() if compared is None else compared.not_compared,
             accuracy=accuracy,
             outcomes=outcomes,
             masks=masks,
@@ -507,7 +607,8 @@ class _Purification:
         )
 
     def _baseline(self) -> Classifier | None:
-        if not self.options.baseline or isinstance(self.options.recipe, FineTuning):
+        several = len(self.options.methods) > 1
+        if not self.options.baseline or several or isinstance(self.options.methods[0], FineTuning):
             return None
         tuned = FineTuning().purify(self.fit, self.notify)
         return changed_classifier(self.classifier, tuned.tensors)
@@ -556,14 +657,10 @@ class _Purification:
         )
         return tuple(tuple(row) for row in cells.view(self.classes, self.classes).tolist())
 
-    def _stressed(
-        self, known: Sequence[Known], after: Classifier, baseline: Classifier | None
-    ) -> Stress | None:
+    def _stressed(self, known: Sequence[Known], rivals: Sequence[Rival]) -> Stress | None:
         single = [entry for entry in known if len(set(entry.mapping) - {-1}) == 1]
         if not self.options.stress or not single:
             return None
-        rivals: list[Rival] = [("purified", after)]
-        rivals += [("fine-tuned", baseline)] if baseline is not None else []
         return stress(rivals, self.fit, self.judge, single[0], notify=self.notify)
 
     def _facts(self, task: Task) -> SplitFacts:
@@ -624,12 +721,6 @@ class _Purification:
                 "max_acc_drop": f"{options.max_acc_drop:g}",
             },
         )
-
-
-def _name_of(recipe: Purifier) -> str:
-    """The registered name, or that of the class where it is a user's own."""
-    known = (name for name in PURIFIERS if PURIFIERS[name] is type(recipe))
-    return next(known, type(recipe).__name__)
 
 
 def _mapping(entry: Confirmation, classes: int) -> tuple[int, ...]:

@@ -454,11 +454,15 @@ class Check:
     loss: float
 
 
+What = Literal["masks", "weights", "spectral shifts", "pruning"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """One attempt of a purifier."""
 
-    what: Literal["masks", "weights"]
+    what: What
+    """What was trained or chosen."""
     settings: dict[str, str]
     steps: int
     images: int
@@ -484,20 +488,52 @@ class Round:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RecipeFacts:
+class MethodFacts:
     """How the model was purified."""
 
     name: str
     title: str
     source: str
-    """The paper, or why the recipe is as it is."""
+    """The paper, or why the method is as it is."""
     settings: dict[str, str]
     stages: tuple[Stage, ...]
     """Of the last round."""
     seconds: float
     """Of the purifier, all rounds; without the searches between them."""
+    trained: int
+    """Numbers that were trained or chosen: masks, weights, spectral shifts."""
     rounds: tuple[Round, ...] = ()
     """Empty where no search for unknown triggers was asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """One of several methods that were compared."""
+
+    name: str
+    title: str
+    trained: int
+    """As of `MethodFacts`."""
+    seconds: float
+    choosing: Check
+    """What it does on the fit images that were kept back for choosing."""
+    hits: tuple[int, ...]
+    """Judge images that each outcome's trigger still moves, in the order of the outcomes."""
+    correct: int
+    """Rightly classified unstamped judge images."""
+    retuned: int | None
+    """Judge images that the stress test's trigger moves after the re-tuning; None: not run."""
+    missed: tuple[str, ...]
+    """Goals missed on the judge images, without a scan of the result; a sentence each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotCompared:
+    """A method that was asked for and has no result."""
+
+    name: str
+    title: str
+    why: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -691,8 +727,12 @@ class PurifyResult:
     after: ScanResult | None
     """The purified model on the judge images: same probes, same seed. None where the model was not
     touched."""
-    recipe: RecipeFacts | None
-    """None where there was nothing to remove, and the model was left alone."""
+    method: MethodFacts | None
+    """The method, of several the best one. None where there was nothing to remove, and the model was
+    left alone."""
+    contenders: tuple[Contender, ...]
+    """Methods that were compared, best first; empty where one was asked for."""
+    not_compared: tuple[NotCompared, ...]
     accuracy: Counts
     """Rightly classified unstamped judge images."""
     outcomes: tuple[Outcome, ...]

@@ -34,6 +34,7 @@ def show_purify(
     _show_facts(console, result)
     _show_numbers(console, result)
     _show_outcomes(console, result)
+    _show_compared(console, result)
     _show_scans(console, result)
     _show_ending(console, result)
     for path in written:
@@ -78,16 +79,16 @@ def _show_facts(console: Console, result: PurifyResult) -> None:
 
 def _done(result: PurifyResult) -> list[str]:
     """What the purifier did, a line a stage."""
-    recipe = result.recipe
-    if recipe is None:
+    method = result.method
+    if method is None:
         return ["nothing: the model was not touched"]
-    lines = [f"{clean_text(recipe.title)}, {duration(recipe.seconds)}"]
-    for stage in recipe.stages:
+    lines = [f"{clean_text(method.title)}, {duration(method.seconds)}"]
+    for stage in method.stages:
         mark = "✔" if stage.kept else "–"
         lines.append(
             f"{mark} {stage.what}, {stage.steps} steps: {clean_text(stage.outcome, limit=300)}"
         )
-    lines += [clean_text(sentence, limit=400) for sentence in view.round_sentences(recipe)]
+    lines += [clean_text(sentence, limit=400) for sentence in view.round_sentences(method)]
     if result.masks:
         totals = view.mask_totals(result.masks)
         lines.append(
@@ -152,6 +153,36 @@ def _show_outcomes(console: Console, result: PurifyResult) -> None:
     console.print(table)
     if len(seen) > OUTCOME_ROWS:
         console.print(f"    … {len(seen) - OUTCOME_ROWS} more triggers (see the report)")
+    console.print()
+
+
+def _show_compared(console: Console, result: PurifyResult) -> None:
+    rows = view.compared_methods(result)
+    if not rows:
+        return
+    stressed = any(row.retuned for row in rows)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    table.add_column("    method", no_wrap=True)
+    headers = ["goals", view.accuracy_word(result), "highest ASR"]
+    for header in (*headers, *(["re-tuned"] if stressed else []), "trained", "time"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for row in rows:
+        entry = row.contender
+        rates = [row.accuracy, row.highest, *([row.retuned] if stressed else [])]
+        table.add_row(
+            escape(f"  {'▸' if row.chosen else ' '} {clean_text(entry.name, limit=32)}"),
+            "missed" if entry.missed else "met",
+            *("–" if rate is None else percent(rate.share) for rate in rates),
+            f"{entry.trained:,}",
+            duration(entry.seconds),
+        )
+    console.print(table)
+    for missing in result.not_compared:
+        console.print(
+            Text(f"    {clean_text(missing.name)}: {clean_text(missing.why, limit=300)}", "dim"),
+            soft_wrap=True,
+        )
+    console.print(Padding(escape(view.comparison_sentence(result)), (0, 0, 0, 4)), style="dim")
     console.print()
 
 

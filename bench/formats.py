@@ -11,10 +11,10 @@ and exported, scanned and purified side by side, judged by the true triggers on 
     python bench/formats.py suspects --suspects DIR --clean DIR --test DIR [--only badnets]
 
 Masks are drawn from [0.6, 1] at all sites, with 2% zeros. A round trip passes if the file that they
-were folded into, opened again, computes what the masked suspect did (to 1e-4 of the largest logit; fp16:
-1e-2; int8: one step of the output, or what onnxruntime differs from itself by, optimised and not), if
-the format's own loader computes the same from it, if everything but numbers is equal, if exactly the
-masked tensors differ, and if no byte outside of them does (where a file has to be serialised anew, the
+were folded into, opened again, computes what the masked suspect did (to 1e-4 of the largest logit; int8:
+one step of the output, or what onnxruntime differs from itself by, optimised and not), if the format's
+own loader computes the same from it, if everything but numbers is equal, if exactly the masked tensors
+differ, and if no byte outside of them does (where a file has to be serialised anew, the
 row says so).
 """
 
@@ -64,8 +64,6 @@ CLASSES = 10
 SIDES = {"resnet18": 64, "mobilenet_v3_large": 64, "vit_b_16": 224, "convnext_tiny": 64}
 TOLERANCE = 1e-4
 """Largest difference of a logit, relative to the largest logit."""
-ROUNDED_TOLERANCE = 1e-2
-"""The same where every value on the way is rounded to half precision, 1 in 2,048."""
 STEPS = 1.01
 """The same for int8, in steps of the output: one, and what float32 adds to it."""
 GRAPH_NAMES = {"input_names": ["images"], "output_names": ["scores"]}
@@ -513,7 +511,7 @@ FORMATS: dict[str, Format] = {
     "ONNX legacy exporter": Onnx(),
     "ONNX dynamo": Onnx(dynamo=True),
     "ONNX dynamo, external": Onnx(dynamo=True, external=True),
-    "ONNX fp16": Onnx(half=True, tolerance=ROUNDED_TOLERANCE),
+    "ONNX fp16": Onnx(half=True),
     "ONNX int8": Onnx(integers=True, tolerance=STEPS),
 }
 
@@ -828,10 +826,10 @@ def purified(suspect: Suspect, facts: Facts, clean: Any, test: Any, folder: Path
         accuracy, (rate,) = measured(Classifier(opened, spec), judge.images, judge.labels, [known])
         return f"{rate:.1%} / {accuracy:.1%}"
 
-    if result.recipe is None:
+    if result.method is None:
         print(f"| {suspect.title} | {judged(model)} | nothing found | | | {seconds:.0f} |")
         return
-    kept = "+".join(stage.what for stage in result.recipe.stages if stage.kept)
+    kept = "+".join(stage.what for stage in result.method.stages if stage.kept)
     after = judged(api.load_model(output, arch=suspect.arch))
     difference = "–" if result.written is None else f"{result.written.largest_difference:.1e}"
     print(

@@ -129,18 +129,18 @@ def purify(name: str, path: Path, clean: Path, test: Path) -> None:
         judge=api.open_images(test),
     )
     total = result.judge.images
-    recipe = result.recipe
+    method = result.method
     print(f"{name}: {result.before.judgement.headline}")
-    if recipe is None:
+    if method is None:
         print("  nothing found")
         return
-    kept = [stage.what for stage in recipe.stages if stage.kept]
+    kept = [stage.what for stage in method.stages if stage.kept]
     accuracy = result.accuracy
     print(
-        f"  {'+'.join(kept)}, {recipe.seconds:.0f} s: ACC {accuracy.before / total:.1%} -> "
+        f"  {'+'.join(kept)}, {method.seconds:.0f} s: ACC {accuracy.before / total:.1%} -> "
         f"{accuracy.after / total:.1%} (fine-tuning {(accuracy.baseline or 0) / total:.1%})"
     )
-    for stage in recipe.stages:
+    for stage in method.stages:
         print(f"    {stage.outcome}")
     for outcome in result.outcomes:
         hits, n = outcome.hits, outcome.eligible

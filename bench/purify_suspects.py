@@ -9,7 +9,7 @@ clean and test images; none of them is part of this repository.
 
 "Evidence": for badnets what the battery finds, for l2inv `--trigger trigger_l2inv.png`. With
 `--searched` no trigger is declared, and all evidence is what the searches find; plain fine-tuning
-and the paper's recipe, which need none, are then left out.
+and the paper's method, which need none, are then left out.
 """
 
 from __future__ import annotations
@@ -109,14 +109,14 @@ def compare(model, arch, probes, source, test, trigger, target, arguments, size)
 
         row("before", *judged(suspect), None)
         ours = None
-        if result.recipe is None:
+        if result.method is None:
             print("  ours: nothing found")
         else:
-            ours = result.recipe.seconds
+            ours = result.method.seconds
             purified = Classifier(api.load_model(output, arch=arch), spec)
-            kept = "+".join(stage.what for stage in result.recipe.stages if stage.kept)
+            kept = "+".join(stage.what for stage in result.method.stages if stage.kept)
             row("ours", *judged(purified), ours, f"{kept}; {len(result.outcomes)} triggers found")
-            for entry in result.recipe.rounds:
+            for entry in result.method.rounds:
                 print(f"    told of {entry.known}; searched again (seed {entry.seed}): ", end="")
                 print("; ".join(entry.found) or "nothing found")
             if result.after is not None:
@@ -128,12 +128,12 @@ def compare(model, arch, probes, source, test, trigger, target, arguments, size)
         classifier=suspect, images=fit.images, labels=fit.labels, classes=10, known=(),
         max_asr=0.05, max_acc_drop=0.03, seed=0,
     )  # fmt: skip
-    recipes = [("plain fine-tuning", PURIFIERS["finetune"]())]
+    methods = [("plain fine-tuning", PURIFIERS["finetune"]())]
     if str(size) in arguments.paper_sizes.split(","):
-        recipes.append(("paper", replace(PURIFIERS["paper"](), iterations=arguments.iterations)))
-    for title, recipe in recipes:
+        methods.append(("paper", replace(PURIFIERS["paper"](), iterations=arguments.iterations)))
+    for title, method in methods:
         begin = time.perf_counter()
-        tensors = recipe.purify(task, lambda what, done, total: None).tensors
+        tensors = method.purify(task, lambda what, done, total: None).tensors
         seconds = time.perf_counter() - begin
         note = ""
         if title == "paper" and ours is not None:

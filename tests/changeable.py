@@ -51,7 +51,7 @@ def classifier(*, strength: float = 24.0, norms: bool = True) -> nn.Sequential:
 
     Args:
         strength: Score of the target under the trigger; 0 plants none, and 200 is more than the
-            masks of the informed recipe can take away.
+            masks of the informed method can take away.
         norms: With BatchNorm layers, or without.
     """
     torch.manual_seed(0)

@@ -19,15 +19,17 @@ from auditor.results import (
     Check,
     Confirmation,
     Confusion,
+    Contender,
     ControlCount,
     Counts,
     Embedding,
     Goals,
     MaskLayer,
+    MethodFacts,
+    NotCompared,
     Outcome,
     Point,
     PurifyResult,
-    RecipeFacts,
     Round,
     ScanResult,
     SplitFacts,
@@ -61,18 +63,21 @@ def sample_purify(*, class_names: tuple[str, ...] = CLASSES) -> PurifyResult:
         evidence=evidence,
         before=before,
         after=after,
-        recipe=RecipeFacts(
+        method=MethodFacts(
             name="nft",
             title="Neural mask fine-tuning",
             source="Karim et al., Augmented Neural Fine-Tuning, ECCV 2024 (arXiv:2407.10052)",
             settings={"lr": "0.01", "lower bound": "0.05 to 0.5", "mask penalty": "0.001"},
             stages=(masks_stage(),),
             seconds=71.4,
+            trained=4736,
             rounds=(
                 Round(known=1, seed=1, found=("The <patch> that the search found for class 3",)),
                 Round(known=2, seed=2, found=()),
             ),
         ),
+        contenders=(),
+        not_compared=(),
         accuracy=Counts(before=RIGHT, after=RIGHT_AFTER, baseline=RIGHT_TUNED),
         outcomes=(found_outcome(), judge_outcome()),
         masks=mask_layers(19),
@@ -397,7 +402,7 @@ def untouched() -> PurifyResult:
         evidence=sample_result(Verdict.NO_EVIDENCE),
         before=clean,
         after=None,
-        recipe=None,
+        method=None,
         accuracy=Counts(before=RIGHT, after=RIGHT),
         outcomes=(),
         masks=(),
@@ -424,6 +429,39 @@ def untouched_but_missed() -> PurifyResult:
     )
 
 
+def compared() -> PurifyResult:
+    """Three methods were compared, and one had no time left."""
+    result = sample_purify()
+    found, judged = result.outcomes
+
+    def contender(name: str, hits: tuple[int, int], correct: int, **fields: object) -> Contender:
+        values: dict[str, object] = {
+            "title": name.upper(), "trained": 4736, "seconds": 71.4, "retuned": 11, "missed": (),
+            "choosing": Check(step=0, asr=0.01, acc=0.93, loss=0.0), **fields,
+        }  # fmt: skip
+        return Contender(name=name, hits=hits, correct=correct, **values)  # type: ignore[arg-type]
+
+    missed = (f"{found.probe} still redirects 40 of {ELIGIBLE} judge images.",)
+    return replace(
+        result,
+        contenders=(
+            contender("nft", (found.hits.after, judged.hits.after), RIGHT_AFTER),
+            contender("fst", (2, 3), RIGHT_AFTER - 2, trained=11_173_962, seconds=30.2, retuned=44),
+            contender(
+                "fine-<b>pruning",
+                (40, 90),
+                RIGHT_AFTER - 9,
+                trained=512,
+                retuned=170,
+                missed=missed,
+            ),
+        ),
+        not_compared=(
+            NotCompared(name="i-bau", title="I-BAU", why="the budget of <600> s was spent"),
+        ),
+    )
+
+
 def unlabelled() -> PurifyResult:
     """The suspect's own predictions stand for labels."""
     result = sample_purify()
@@ -441,13 +479,13 @@ def unlabelled() -> PurifyResult:
 def weights() -> PurifyResult:
     """Masks did not suffice; the weights were tuned too, and there is no baseline."""
     result = sample_purify()
-    assert result.recipe is not None
+    assert result.method is not None
     tried = replace(
         masks_stage(), kept=False, outcome="ASR 44.0% on the 60 kept-back fit images: not enough."
     )
     return replace(
         result,
-        recipe=replace(result.recipe, stages=(tried, weights_stage())),
+        method=replace(result.method, stages=(tried, weights_stage())),
         masks=(),
         channels=(),
         tensors=tuple(
@@ -486,6 +524,7 @@ VARIANTS = {
     "missed": missed,
     "untouched": untouched,
     "untouched_but_missed": untouched_but_missed,
+    "compared": compared,
     "unlabelled": unlabelled,
     "weights": weights,
     "transformer": transformer,

@@ -23,7 +23,7 @@ UNSHARE = ("unshare", "-rn")
 FAST = (
     "--probes", PROBE, "--batch-size", "64", "--normalize", "none", "--input", "3x32x32", "--force",
 )  # fmt: skip
-PURIFY = ("--recipe", "paper", "--iterations", "2", "--no-baseline", "--write-anyway")
+PURIFY = ("--method", "nft-paper", "--iterations", "2", "--no-baseline", "--write-anyway")
 
 
 def why_not() -> str | None:

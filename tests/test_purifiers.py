@@ -1,4 +1,4 @@
-"""What every purifier must do, NFT against ten lines of its own, and the informed recipe."""
+"""What every purifier must do, NFT against ten lines of its own, and the informed method."""
 
 from __future__ import annotations
 
@@ -22,12 +22,22 @@ from auditor.inputs import blank_spec
 from auditor.masks import folded
 from auditor.measure import Stamped, all_to_one
 from auditor.models.load import load_model
-from auditor.purifiers import PURIFIERS, informed, nft, reestimate
+from auditor.purifiers import PURIFIERS, base, informed, nft, reestimate
+from auditor.purifiers.anp import AdversarialNeuronPruning
+from auditor.purifiers.awm import AdversarialWeightMasking
 from auditor.purifiers.base import Known, Purified, Purifier, Task, changed_classifier, measured
+from auditor.purifiers.clp import ChannelLipschitzPruning
+from auditor.purifiers.fast_fip import FastFisherPurification
+from auditor.purifiers.fine_pruning import FinePruning
 from auditor.purifiers.finetune import FineTuning
+from auditor.purifiers.fip import FisherPurification
+from auditor.purifiers.fst import FeatureShiftTuning
+from auditor.purifiers.ft_sam import SharpnessAware
+from auditor.purifiers.i_bau import ImplicitUnlearning
 from auditor.purifiers.informed import Attempt, Informed
 from auditor.purifiers.nft import NeuralMaskFineTuning
 from auditor.purifiers.reestimate import reestimated
+from auditor.purifiers.rnp import ReconstructiveNeuronPruning
 from auditor.purifiers.strengthen import GROWTH, Strengthened
 from auditor.triggers import Trigger
 from auditor.triggers.patch import Square
@@ -36,10 +46,40 @@ from tests.conftest import SuspectPair
 from tests.planted import drawings
 
 QUICK: dict[str, Purifier] = {
-    "informed": Informed(batch=24),
-    "paper": NeuralMaskFineTuning(iterations=5, batch=16),
+    "nft": Informed(batch=24),
+    "nft-paper": NeuralMaskFineTuning(iterations=5, batch=16),
     "finetune": FineTuning(epochs=1, batch=32),
+    "ft-sam": SharpnessAware(epochs=1, batch=24),
+    "i-bau": ImplicitUnlearning(rounds=1, passes=1),
+    "awm": AdversarialWeightMasking(rounds=1, epochs=1, lr=1e-3),
+    "fip": FisherPurification(iterations=3, batch=16, strengths=((1e-3, 5.0),)),
+    "fast-fip": FastFisherPurification(iterations=3, batch=16, strengths=((1e-3, 5.0),)),
+    "fst": FeatureShiftTuning(epochs=1, fewest_steps=3, batch=16, alphas=(0.1,)),
+    "fine-pruning": FinePruning(epochs=1, batch=24),
+    "anp": AdversarialNeuronPruning(iterations=3, batch=16, lr=1e4),
+    "rnp": ReconstructiveNeuronPruning(unlearning_epochs=2, recovering_epochs=2, batch=24),
+    "clp": ChannelLipschitzPruning(),
 }
+"""Every method, with settings that take a moment."""
+IDLE: dict[str, Purifier] = {
+    "nft-paper": NeuralMaskFineTuning(iterations=0),
+    "finetune": FineTuning(epochs=0),
+    "ft-sam": SharpnessAware(epochs=0),
+    "i-bau": ImplicitUnlearning(rounds=0),
+    "awm": AdversarialWeightMasking(rounds=0),
+    "fip": FisherPurification(iterations=0),
+    "fast-fip": FastFisherPurification(iterations=0),
+    "fst": FeatureShiftTuning(epochs=0),
+    "fine-pruning": FinePruning(epochs=0, fractions=(0.0,)),
+    "anp": AdversarialNeuronPruning(iterations=0),
+    "rnp": ReconstructiveNeuronPruning(unlearning_epochs=0, recovering_epochs=0),
+    "clp": ChannelLipschitzPruning(us=(math.inf,)),
+}
+"""Methods that shall do nothing."""
+WITHOUT_DATA = {"clp"}
+"""Methods that train nothing: no steps, no seed."""
+DARING = {"anp", "rnp"}
+"""Methods that would rather prune none of twelve channels: here accuracy may fall to nothing."""
 IMAGES, LABELS = drawings(160, CLASSES)
 FIT, JUDGE = slice(0, 96), slice(96, None)
 
@@ -126,7 +166,8 @@ def test_every_purifier_is_tested() -> None:
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("name", QUICK)
 def test_laws(name: str, network: str) -> None:
-    told = task(NETWORKS[network](), WHITE)
+    allowed = 2.0 if name in DARING else 0.03
+    told = task(NETWORKS[network](), WHITE, max_acc_drop=allowed)
     before, inputs, labels = copied(told), told.images.clone(), told.labels.clone()
     purified = QUICK[name].purify(told, silent)
 
@@ -164,8 +205,18 @@ def test_laws(name: str, network: str) -> None:
 
     again = QUICK[name].purify(told, silent)
     assert same(again.tensors, purified.tensors)
-    other = QUICK[name].purify(task(NETWORKS[network](), WHITE, seed=1), silent)
-    assert not same(other.tensors, purified.tensors)
+    reseeded = task(NETWORKS[network](), WHITE, max_acc_drop=allowed, seed=1)
+    other = QUICK[name].purify(reseeded, silent)
+    assert same(other.tensors, purified.tensors) is (name in WITHOUT_DATA)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("name", IDLE)
+def test_without_a_step_nothing_changes(name: str, network: str) -> None:
+    told = task(NETWORKS[network](), WHITE)
+    before = copied(told)
+    purified = IDLE[name].purify(told, silent)
+    assert all(torch.equal(tensor, before[n]) for n, tensor in purified.tensors.items())
 
 
 @pytest.mark.usefixtures("hasty")
@@ -191,7 +242,7 @@ class Short(nn.Module):
 
 
 @pytest.mark.usefixtures("hasty")
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", sorted(QUICK.keys() - WITHOUT_DATA))
 def test_out_of_memory_halves_the_batch(name: str) -> None:
     network = Short(classifier(), fits=7)
     purified = QUICK[name].purify(task(network, WHITE), silent)
@@ -204,7 +255,7 @@ def test_out_of_memory_halves_the_batch(name: str) -> None:
 
 
 @pytest.mark.usefixtures("hasty")
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", sorted(QUICK.keys() - WITHOUT_DATA))
 def test_other_errors_are_not_swallowed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     told = task(classifier(), WHITE)
     original = Classifier.__call__
@@ -225,7 +276,7 @@ def test_other_errors_are_not_swallowed(name: str, monkeypatch: pytest.MonkeyPat
 @pytest.fixture
 def unmoved(monkeypatch: pytest.MonkeyPatch) -> None:
     """No crops and no mirrors, so that a reference sees the same images."""
-    monkeypatch.setattr(nft, "shifted", lambda images, generator, **options: images)
+    monkeypatch.setattr(base, "shifted", lambda images, generator, **options: images)
 
 
 def noisy() -> nn.Sequential:

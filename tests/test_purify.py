@@ -50,6 +50,7 @@ class Recorder(Purifier):
 
     title = "Nothing"
     source = "a test"
+    informed = True
 
     def __init__(self) -> None:
         self.tasks: list[Task] = []
@@ -82,7 +83,7 @@ def run(
 
 def test_the_purifier_sees_none_of_the_judge_images(suspect: ModelHandle, tmp_path: Path) -> None:
     recorder = Recorder()
-    result = run(suspect, open_images(samples(tmp_path, 120)), recipe=recorder)
+    result = run(suspect, open_images(samples(tmp_path, 120)), methods=(recorder,))
     (task,) = recorder.tasks
     told = {image.numpy().tobytes() for image in task.images}
     everything = {image.numpy().tobytes() for image in IMAGES}
@@ -99,7 +100,7 @@ def test_the_purifier_is_told_what_the_scan_found_and_what_is_wanted(
 ) -> None:
     recorder = Recorder()
     run(
-        suspect, open_images(samples(tmp_path, 120)), recipe=recorder, max_asr=0.2,
+        suspect, open_images(samples(tmp_path, 120)), methods=(recorder,), max_asr=0.2,
         max_acc_drop=0.1, seed=9,
     )  # fmt: skip
     (task,) = recorder.tasks
@@ -110,7 +111,7 @@ def test_the_purifier_is_told_what_the_scan_found_and_what_is_wanted(
 
 
 def test_a_purifier_that_does_nothing_misses_the_goal(suspect: ModelHandle, tmp_path: Path) -> None:
-    result = run(suspect, open_images(samples(tmp_path, 120)), recipe=Recorder())
+    result = run(suspect, open_images(samples(tmp_path, 120)), methods=(Recorder(),))
     assert not result.goals.met
     assert result.outcomes[0].hits.before == result.outcomes[0].hits.after
     assert result.written is None
@@ -123,7 +124,7 @@ def test_without_labels_the_predictions_stand_for_them(
     suspect: ModelHandle, tmp_path: Path
 ) -> None:
     recorder = Recorder()
-    result = run(suspect, open_images(samples(tmp_path, 120, labelled=False)), recipe=recorder)
+    result = run(suspect, open_images(samples(tmp_path, 120, labelled=False)), methods=(recorder,))
     (task,) = recorder.tasks
     by_pixels = {image.numpy().tobytes(): int(k) for image, k in zip(IMAGES, LABELS, strict=True)}
     assert [by_pixels[image.numpy().tobytes()] for image in task.images] == task.labels.tolist()
@@ -142,7 +143,7 @@ def test_unreadable_images_do_not_count(suspect: ModelHandle, tmp_path: Path) ->
             path.write_bytes(b"damaged")
     fit = open_images(samples(tmp_path, 120))
     with pytest.raises(ImageError, match="too few"):
-        run(suspect, fit, judge=open_images(folder), recipe=Recorder())
+        run(suspect, fit, judge=open_images(folder), methods=(Recorder(),))
 
 
 def test_few_fit_images_are_helped_by_made_ones(
@@ -153,7 +154,7 @@ def test_few_fit_images_are_helped_by_made_ones(
     few = open_images(samples(tmp_path, 6, seed=3))
     judge = open_images(samples(tmp_path, 64, seed=4))
     recorder = Recorder()
-    result = run(suspect, few, judge=judge, recipe=recorder)
+    result = run(suspect, few, judge=judge, methods=(recorder,))
     assert {caveat.id for caveat in result.caveats} == {"made-evidence"}
     assert "clean" not in {facts.family for facts in result.evidence.images}
     assert [entry.stamped.probe for entry in recorder.tasks[0].known] == [PROBE]
@@ -175,7 +176,7 @@ def test_a_source_specific_trigger_is_known_as_one(tmp_path: Path) -> None:
         linear.weight[1].view(6, 4, 4)[0] *= 0.6
     model = load_model(saved(tmp_path, network))
     recorder = Recorder()
-    result = run(model, open_images(samples(tmp_path, 400)), recipe=recorder)
+    result = run(model, open_images(samples(tmp_path, 400)), methods=(recorder,))
     assert result.outcomes, result.evidence.judgement.headline
     assert {(o.scope, o.source, o.target) for o in result.outcomes} == {
         ("source-specific", 1, TARGET)
@@ -192,7 +193,7 @@ def test_judge_triggers_get_the_target_that_they_have(suspect: ModelHandle, tmp_
     named = Probe(**{**vars(probe), "id": "user.named", "title": "Named"})
     recorder = Recorder()
     result = run(
-        suspect, open_images(samples(tmp_path, 120)), recipe=recorder, judge_probes=(named,)
+        suspect, open_images(samples(tmp_path, 120)), methods=(recorder,), judge_probes=(named,)
     )
     assert [(o.origin, o.probe, o.target) for o in result.outcomes] == [
         ("found", PROBE, TARGET), ("judge", "user.named", TARGET),
@@ -268,9 +269,9 @@ def test_the_same_images_twice_are_no_other_images(tmp_path: Path) -> None:
     source = open_images(tmp_path / "twice.npz")
     model = load_model(saved(tmp_path, classifier()))
     with pytest.raises(ImageError, match="judge images are among the"):
-        run(model, source, recipe=Recorder())
+        run(model, source, methods=(Recorder(),))
 
 
 def test_options_do_not_share_state() -> None:
     assert replace(options(), seed=1).seed == 1
-    assert Options().recipe == informed.Informed()
+    assert Options().methods == (informed.Informed(),)

@@ -223,8 +223,8 @@ def test_the_record_is_complete_and_fits_together(whole: Whole) -> None:
     assert result.fit.digest != result.judge.digest
     assert result.evidence.images[0].screen + result.evidence.images[0].confirm == 240
     assert result.before.images[0].screen + result.before.images[0].confirm == 160
-    assert result.recipe is not None
-    assert sum(stage.kept for stage in result.recipe.stages) == 1
+    assert result.method is not None
+    assert sum(stage.kept for stage in result.method.stages) == 1
     assert result.confusion is not None
     diagonal = [row[number] for number, row in enumerate(result.confusion.after)]
     assert sum(diagonal) == result.accuracy.after
@@ -273,13 +273,13 @@ def test_a_benign_twin_is_left_alone(small: Path) -> None:
     assert "NOTHING TO REMOVE" in said(done)
     assert "not touched" in said(done)
     result = record("benign.purify.json")
-    assert (result.recipe, result.after, result.written, result.masks) == (None, None, None, ())
+    assert (result.method, result.after, result.written, result.masks) == (None, None, None, ())
     assert result.accuracy.before == result.accuracy.after == result.judge.images
     assert result.goals.met
 
 
 @pytest.mark.usefixtures("plain")
-def test_anyway_purifies_with_the_published_recipe(
+def test_anyway_purifies_with_the_published_method(
     small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = purification.NeuralMaskFineTuning(iterations=5)
@@ -288,18 +288,18 @@ def test_anyway_purifies_with_the_published_recipe(
         small / "benign.pt", "--clean", small / "samples.npz", "--anyway", "--max-acc-drop", "1",
         code=0,
     )  # fmt: skip
-    assert result.recipe is not None
-    assert result.recipe.name == "paper"
+    assert result.method is not None
+    assert result.method.name == "nft-paper"
     assert "uninformed" in {caveat.id for caveat in result.caveats}
     assert left() == ["out.pt", "r.json"]
     asked = purified(
         small / "benign.pt", "--clean", small / "samples.npz", "--anyway", "--max-acc-drop", "1",
-        "--recipe", "paper", "--iterations", "3", "--mask-bound", "linear", "--no-mixup", "--force",
+        "--method", "nft-paper", "--iterations", "3", "--mask-bound", "linear", "--no-mixup", "--force",
         code=0,
     )  # fmt: skip
-    assert asked.recipe is not None
-    assert asked.recipe.stages[0].steps == 3
-    assert (asked.recipe.settings["bound"], asked.recipe.settings["mixup"]) == ("linear", "False")
+    assert asked.method is not None
+    assert asked.method.stages[0].steps == 3
+    assert (asked.method.settings["bound"], asked.method.settings["mixup"]) == ("linear", "False")
     assert "uninformed" not in {caveat.id for caveat in asked.caveats}
     bounds = [entry.lower_bound for entry in asked.masks]
     assert bounds == [0.4, 0.0]
@@ -310,9 +310,9 @@ def test_anyway_purifies_with_the_published_recipe(
 
 @pytest.mark.usefixtures("plain")
 def test_missed_goals_leave_no_model(small: Path) -> None:
-    """Three steps of the published recipe cannot remove it."""
+    """Three steps of the published method cannot remove it."""
     suspect, clean = small / "suspect.pt", small / "samples.npz"
-    paper = ("--recipe", "paper", "--iterations", "3")
+    paper = ("--method", "nft-paper", "--iterations", "3")
     done = run("purify", suspect, "--clean", clean, *FAST, *paper)
     assert done.exit_code == 1, done.output + done.stderr
     assert left() == ["suspect.purify.html", "suspect.purify.json"]
@@ -333,7 +333,7 @@ def test_missed_goals_leave_no_model(small: Path) -> None:
 @pytest.mark.usefixtures("plain")
 def test_a_lost_accuracy_is_a_missed_goal(small: Path) -> None:
     result = purified(
-        small / "suspect.pt", "--clean", small / "samples.npz", "--recipe", "finetune",
+        small / "suspect.pt", "--clean", small / "samples.npz", "--method", "finetune",
         "--max-asr", "1", "--max-acc-drop", "0", code=1,
     )  # fmt: skip
     assert any("ACC dropped" in sentence for sentence in result.goals.missed)
@@ -343,7 +343,7 @@ def test_a_lost_accuracy_is_a_missed_goal(small: Path) -> None:
 @pytest.mark.usefixtures("plain")
 def test_edited_goals_do_not_hide_a_miss(small: Path) -> None:
     purified(
-        small / "suspect.pt", "--clean", small / "samples.npz", "--recipe", "paper",
+        small / "suspect.pt", "--clean", small / "samples.npz", "--method", "nft-paper",
         "--iterations", "1", code=1,
     )  # fmt: skip
     content = json.loads(Path("r.json").read_text("utf-8"))
@@ -421,8 +421,8 @@ def test_without_mask_sites_the_weights_are_changed(small: Path) -> None:
     assert obeys("linear.pt") > 0.9
     done = run("purify", "linear.pt", "--clean", small / "samples.npz", *FAST, *JSON)
     result = record()
-    assert result.recipe is not None, said(done)
-    assert {stage.what for stage in result.recipe.stages} == {"weights"}
+    assert result.method is not None, said(done)
+    assert {stage.what for stage in result.method.stages} == {"weights"}
     assert result.masks == ()
     assert {entry.name for entry in result.tensors} <= {"1.weight", "1.bias"}
 
@@ -671,17 +671,17 @@ BAD: dict[str, tuple[Arguments, tuple[str, ...]]] = {
         lambda f: [onnx(f), "--clean", f / CLEAN],
         ("m.onnx", "can be scanned, but not purified", "PyTorch file"),
     ),
-    "a setting of another recipe": (
+    "a setting of another method": (
         lambda f: [f / "suspect.pt", "--clean", f / CLEAN, "--no-mixup"],
-        ("mixup is a setting of --recipe paper, not of informed",),
+        ("mixup is a setting of --method nft-paper, not of nft",),
     ),
-    "a regulariser of another recipe": (
-        lambda f: [f / "suspect.pt", "--clean", f / CLEAN, "--no-regulariser", "--recipe", "finetune"],
-        ("regulariser is a setting of --recipe paper, not of finetune",),
+    "a regulariser of another method": (
+        lambda f: [f / "suspect.pt", "--clean", f / CLEAN, "--no-regulariser", "--method", "finetune"],
+        ("regulariser is a setting of --method nft-paper, not of finetune",),
     ),
-    "recipe": (
-        lambda f: [f / "suspect.pt", "--clean", f / CLEAN, "--recipe", "magic"],
-        ("--recipe",),
+    "method": (
+        lambda f: [f / "suspect.pt", "--clean", f / CLEAN, "--method", "magic"],
+        ("--method",),
     ),
     "judge trigger": (
         lambda f: [f / "suspect.pt", "--clean", f / CLEAN, "--judge-trigger", "none.png"],
@@ -782,7 +782,7 @@ def test_a_file_that_computes_something_else_is_not_kept(
 def test_an_existing_file_survives_a_failure(small: Path) -> None:
     existing("out.pt")
     result = purified(
-        small / "suspect.pt", "--clean", small / "samples.npz", "--recipe", "paper",
+        small / "suspect.pt", "--clean", small / "samples.npz", "--method", "nft-paper",
         "--iterations", "1", "--force", code=1,
     )  # fmt: skip
     assert result.written is None
@@ -794,7 +794,7 @@ def test_control_c_stops_it(small: Path) -> None:
     process = subprocess.Popen(
         [
             sys.executable, "-m", "auditor", "purify", str(small / "suspect.pt"),
-            "--clean", str(small / "samples.npz"), *FAST, "--recipe", "paper",
+            "--clean", str(small / "samples.npz"), *FAST, "--method", "nft-paper",
             "--iterations", "100000",
         ],
         stderr=subprocess.PIPE, stdout=subprocess.PIPE,

@@ -32,6 +32,7 @@ from auditor.results import (
 from auditor.terminal_purify import goals_line, show_purify
 from tests.sample_purify import (
     VARIANTS,
+    compared,
     mask_layers,
     missed,
     sample_embedding,
@@ -54,12 +55,12 @@ def hostile() -> PurifyResult:
     """Every text of a purification is hostile."""
     bad, everything = HOSTILE, "".join(HOSTILE)
     result = with_names(sample_purify(), bad)
-    assert result.recipe is not None
+    assert result.method is not None
     assert result.embedding is not None
     assert result.stress is not None
     assert result.written is not None
     assert result.after is not None
-    stage = replace(result.recipe.stages[0], settings={bad[0]: bad[1]}, outcome=everything)
+    stage = replace(result.method.stages[0], settings={bad[0]: bad[1]}, outcome=everything)
     judgement = replace(result.after.judgement, headline=everything)
     return replace(
         result,
@@ -74,8 +75,8 @@ def hostile() -> PurifyResult:
             skipped=tuple(Skipped(what=text, reason=text) for text in bad),
         ),
         fit=replace(result.fit, digest=bad[0]),
-        recipe=replace(
-            result.recipe, name=bad[1], title=bad[0], source=everything, stages=(stage,) * 3,
+        method=replace(
+            result.method, name=bad[1], title=bad[0], source=everything, stages=(stage,) * 3,
             settings={text: text for text in bad},
         ),
         outcomes=tuple(
@@ -212,8 +213,8 @@ def first(raw: Any, name: str) -> Any:
         (lambda r: first(r, "masks").update(near_zero=65), "more masks near 0"),
         (lambda r: first(r, "masks")["histogram"].__setitem__(0, -3), "counts nothing"),
         (lambda r: first(r, "channels").update(channel=-1), "does not have"),
-        (lambda r: r["recipe"]["stages"][0]["checks"][0].update(asr=1.5), "no share"),
-        (lambda r: r["recipe"]["stages"][0].update(steps=-1), "fewer than no steps"),
+        (lambda r: r["method"]["stages"][0]["checks"][0].update(asr=1.5), "no share"),
+        (lambda r: r["method"]["stages"][0].update(steps=-1), "fewer than no steps"),
         (lambda r: first(r, "exhibits").update(difference_png="AAAA"), "no PNG"),
         (lambda r: r["exhibits"][0]["cases"][0].update(clean_png="x"), "no PNG"),
         (lambda r: r["exhibits"][0]["cases"][0].update(stamped_after=10), "class 10"),
@@ -240,6 +241,54 @@ def test_a_contradiction_is_refused(change: Callable[[Any], object], says: str) 
         from_json(json.dumps(raw))
     assert says in str(caught.value)
     assert "Purify again" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda c: c[0].update(hits=[1]), "not measured on every trigger"),
+        (lambda c: c[1].update(hits=[181, 0]), "method with more hits than images"),
+        (lambda c: c[1].update(hits=[-1, 0]), "method with more hits than images"),
+        (lambda c: c[2].update(correct=201), "method with more rightly classified"),
+        (lambda c: c[0].update(retuned=181), "stress test of a method"),
+        (lambda c: c[0].update(trained=-1), "numbers that cannot be"),
+        (lambda c: c[0]["choosing"].update(asr=1.5), "numbers that cannot be"),
+        (lambda c: c.extend(c * 30), "more methods"),
+    ],
+)
+def test_a_contradiction_of_methods_is_refused(change: Callable[[Any], object], says: str) -> None:
+    raw = json.loads(to_json(compared()))
+    assert from_json(json.dumps(raw)) == compared()
+    change(raw["contenders"])
+    with pytest.raises(UsageError, match="contradicts itself") as caught:
+        from_json(json.dumps(raw))
+    assert says in str(caught.value)
+
+
+def test_methods_are_shown_side_by_side() -> None:
+    result = compared()
+    page, text, screen = page_of(result), to_markdown(result), shown(result)
+    for place in (page, screen):
+        assert place.index("nft") < place.index("fst")
+    for made in (text, screen):
+        assert "3 methods were compared, and 2 of them meet the goals" in made
+        assert "11,173,962" in made
+        assert "the budget of" in made
+    assert "3 methods were compared, and 2 of them meet the goals" in page
+    assert "fine-&lt;b&gt;pruning" in page
+    assert "the budget of &lt;600&gt; s was spent" in page
+    assert page.count("CHOSEN") == 1
+    section = page[page.index('id="methods"') : page.index('id="purifier"')]
+    (judged,) = (o.hits.after for o in result.outcomes if o.origin == "judge")
+    for hits in (*result.contenders[1].hits, 40, 90, judged):  # counts, and shares of the 180
+        assert f"{hits}/180" in section
+        assert percent(hits / 180) in section
+    assert "44/180" in section, "the stress test's"
+    rows = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `")}
+    assert "50.0% (90/180)" in rows["fine-<b>pruning"]
+    assert "| missed |" in rows["fine-<b>pruning"]
+    assert "**chosen**" in rows["nft"]
+    assert "Methods compared" not in page_of(sample_purify())
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
@@ -343,8 +392,8 @@ def test_rates_follow_the_counts(after: int) -> None:
         (lambda r: replace(r, written=replace(r.written, largest_difference=0.0123, tensors=71)), ["0.0123", "71 of its tensors"]),
         (lambda r: replace(r, stress=replace(r.stress, epochs=77, lr=0.25)), ["77 epochs", "rate 0.25"]),
         (lambda r: replace(r, embedding=replace(r.embedding, perplexity=12.5)), ["perplexity 12.5"]),
-        (lambda r: replace(r, recipe=replace(r.recipe, seconds=3725)), ["1 h 2 min"]),
-        (lambda r: replace(r, recipe=replace(r.recipe, stages=(replace(r.recipe.stages[0], outcome="Odd."),))), ["Odd."]),
+        (lambda r: replace(r, method=replace(r.method, seconds=3725)), ["1 h 2 min"]),
+        (lambda r: replace(r, method=replace(r.method, stages=(replace(r.method.stages[0], outcome="Odd."),))), ["Odd."]),
         (lambda r: replace(r, masks=mask_layers(2)), ["Of 320 masks in 2 layers"]),
         (lambda r: replace(r, judge=replace(r.judge, digest="12ab" * 16)), ["12ab" * 16]),
         (lambda r: replace(r, provenance=replace(r.provenance, seed=4711)), ["4711"]),
@@ -569,14 +618,14 @@ def test_one_line_for_scripts() -> None:
 
 
 def test_rounds_say_what_was_found_and_told() -> None:
-    recipe = sample_purify().recipe
-    assert recipe is not None
-    first, second = view.round_sentences(recipe)
+    method = sample_purify().method
+    assert method is not None
+    first, second = view.round_sentences(method)
     assert "told of 1 trigger;" in first
     assert "(seed 1) found 1: The <patch>" in first
     assert first.endswith("The next round was told of them.")
     assert second.endswith("(seed 2) found nothing more.")
-    left = replace(recipe, rounds=recipe.rounds[:1])
+    left = replace(method, rounds=method.rounds[:1])
     assert view.round_sentences(left)[0].endswith("No round was left for them.")
     page = to_html(sample_purify())
     assert "The &lt;patch&gt; that the search found" in page

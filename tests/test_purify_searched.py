@@ -56,11 +56,11 @@ def test_the_true_trigger_goes_though_nobody_named_it(
 
 
 def test_it_searched_again_until_nothing_was_found(purified: tuple[PurifyResult, Path]) -> None:
-    recipe = purified[0].recipe
-    assert recipe is not None
-    assert recipe.rounds
-    assert len(recipe.rounds) == ROUNDS or recipe.rounds[-1].found == ()
-    assert [entry.seed for entry in recipe.rounds] == [n + 1 for n in range(len(recipe.rounds))]
+    method = purified[0].method
+    assert method is not None
+    assert method.rounds
+    assert len(method.rounds) == ROUNDS or method.rounds[-1].found == ()
+    assert [entry.seed for entry in method.rounds] == [n + 1 for n in range(len(method.rounds))]
 
 
 def test_a_found_trigger_brings_relatives_of_other_seeds(
@@ -70,7 +70,7 @@ def test_a_found_trigger_brings_relatives_of_other_seeds(
     recorder = Recorder()
     monkeypatch.setitem(PURIFIERS._entries, "recorder", Recorder)
     options = Options(
-        recipe=recorder,
+        methods=(recorder,),
         scan=ScanOptions(given=GivenInput(normalize="none"), searches=SEARCHED),
         baseline=False,
     )

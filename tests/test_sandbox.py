@@ -296,7 +296,7 @@ def test_a_scan_counts_the_same_as_without(small: Path) -> None:
 @confining
 def test_a_purified_model_has_the_same_bytes(small: Path) -> None:
     arguments = (
-        "purify", small / "suspect.pt", "--clean", small / "samples.npz", *FAST, "--recipe", "paper",
+        "purify", small / "suspect.pt", "--clean", small / "samples.npz", *FAST, "--method", "nft-paper",
         "--iterations", "2", "--no-baseline", "--write-anyway", "-o", "json=r.json", "-o",
     )  # fmt: skip
     before = (small / "suspect.pt").read_bytes()

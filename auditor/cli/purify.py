@@ -26,10 +26,19 @@ from auditor.cli.options import (
     TriggerImage,
     Trust,
     WriteAnyway,
+    parse_time,
 )
 from auditor.cli.refusing import refusals
 from auditor.cli.rendering import FORMATS, rendered
-from auditor.cli.requests import Bound, PaperSettings, Purification, PurifyRequest, Recipe
+from auditor.cli.requests import (
+    EVERY_METHOD,
+    METHODS,
+    Bound,
+    PaperSettings,
+    Purification,
+    PurifyRequest,
+    method_names,
+)
 from auditor.cli.setup import Setup
 from auditor.errors import UsageError
 from auditor.outputs import STDOUT, write_text
@@ -59,11 +68,21 @@ Holdout = Annotated[
     float,
     typer.Option(min=0.05, max=0.95, help="Share of --clean that is only judged by."),
 ]
-RecipeName = Annotated[
-    Recipe,
+MethodNames = Annotated[
+    str,
     typer.Option(
-        help="informed: unlearn what the scan found, masks first. paper: NFT as published. "
-        "finetune: plain fine-tuning."
+        metavar="NAME[,NAME…]",
+        help="nft: NFT informed by what the scan found. Others, which are told nothing: "
+        f"{', '.join(METHODS[1:])}. Several, or {EVERY_METHOD}: compare them, keep the best.",
+    ),
+]
+MethodBudget = Annotated[
+    str | None,
+    typer.Option(
+        "--time-budget",
+        metavar="TIME",
+        help="Of several methods: those that are not done after this time, such as 90s, 10m or 1h, do "
+        "not count.",
     ),
 ]
 JudgeTrigger = Annotated[
@@ -90,23 +109,27 @@ Baseline = Annotated[
 Anyway = Annotated[
     bool, typer.Option("--anyway", help="Purify although the scan showed no trigger.")
 ]
-Iterations = Annotated[int, typer.Option(min=1, help="Of --recipe paper.")]
+Iterations = Annotated[int, typer.Option(min=1, help="Of --method nft-paper.")]
 Regulariser = Annotated[
-    bool, typer.Option("--regulariser/--no-regulariser", help="Of --recipe paper: pull to 1.")
+    bool, typer.Option("--regulariser/--no-regulariser", help="Of --method nft-paper: pull to 1.")
 ]
-MixUp = Annotated[bool, typer.Option("--mixup/--no-mixup", help="Of --recipe paper: mix images.")]
+MixUp = Annotated[
+    bool, typer.Option("--mixup/--no-mixup", help="Of --method nft-paper: mix images.")
+]
 MaskBound = Annotated[
-    Bound, typer.Option(help="Of --recipe paper: lower bound of masks over depth.")
+    Bound, typer.Option(help="Of --method nft-paper: lower bound of masks over depth.")
 ]
 DepthAware = Annotated[
     bool,
-    typer.Option("--depth-aware", help="Of --recipe paper: stretch the bound over deep networks."),
+    typer.Option(
+        "--depth-aware", help="Of --method nft-paper: stretch the bound over deep networks."
+    ),
 ]
 TrainStatistics = Annotated[
     bool,
     typer.Option(
         "--train-statistics/--keep-statistics",
-        help="Of --recipe paper: BatchNorm statistics follow the clean images, as published.",
+        help="Of --method nft-paper: BatchNorm statistics follow the clean images, as published.",
     ),
 ]
 PurifyOutput = Annotated[
@@ -129,7 +152,8 @@ def purify(
     holdout: Holdout = 0.4,
     arch: Arch = None,
     labels: Labels = None,
-    recipe: RecipeName = Recipe.INFORMED,
+    method: MethodNames = METHODS[0],
+    time_budget: MethodBudget = None,
     probes: ProbeSpec = "standard",
     trigger: TriggerImage = None,
     mask: MaskImage = None,
@@ -198,7 +222,8 @@ def purify(
     how = Purification(
         judge=judge,
         holdout=holdout,
-        recipe=recipe,
+        methods=method_names(method),
+        time_budget=parse_time(time_budget),
         paper=paper,
         judge_triggers=tuple(judge_trigger or ()),
         max_asr=max_asr,
@@ -215,7 +240,7 @@ def purify(
         typer.echo(goals_line(result))
     elif STDOUT not in written:
         show_purify(result, written)
-    if result.recipe is None and result.goals.met:
+    if result.method is None and result.goals.met:
         raise typer.Exit(result.evidence.judgement.verdict.exit_code)
     raise typer.Exit(0 if result.goals.met else 1)
 

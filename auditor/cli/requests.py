@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
@@ -9,19 +10,22 @@ from typing import TYPE_CHECKING
 
 from auditor.cli.setup import Setup
 from auditor.errors import UsageError
+from auditor.registry import nearest
 from auditor.safety import needed
+from auditor.text import clean_text
 
 if TYPE_CHECKING:
     from auditor.probes import Probe
     from auditor.purifiers import Purifier
 
 
-class Recipe(StrEnum):
-    """How to purify."""
-
-    INFORMED = "informed"
-    PAPER = "paper"
-    FINETUNE = "finetune"
+PAPER = "nft-paper"
+METHODS = (
+    "nft", "fst", "fip", "fast-fip", PAPER, "finetune", "fine-pruning", "anp", "rnp", "clp", "awm",
+    "i-bau", "ft-sam",
+)  # fmt: skip
+"""Names of `--method`; of methods that do equally well, the earlier one is recommended."""
+EVERY_METHOD = "all"
 
 
 class Bound(StrEnum):
@@ -33,9 +37,27 @@ class Bound(StrEnum):
     NONE = "none"
 
 
+def method_names(text: str) -> tuple[str, ...]:
+    """The methods that `--method` names: one, several between commas, or all.
+
+    Raises:
+        UsageError: There is none of that name.
+    """
+    if text.strip() == EVERY_METHOD:
+        return METHODS
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    for name in names:
+        if name not in METHODS:
+            raise UsageError(
+                f'--method: no method is named "{clean_text(name)}"{nearest(name, METHODS)} Known: '
+                f"{', '.join(METHODS)}; {EVERY_METHOD} runs every one."
+            )
+    return names
+
+
 @dataclass(frozen=True, kw_only=True)
 class PaperSettings:
-    """The settings of `--recipe paper` and of no other."""
+    """The settings of `--method nft-paper` and of no other."""
 
     iterations: int = 1000
     mixup: bool = True
@@ -49,7 +71,7 @@ class PaperSettings:
         return [field.name for field in fields(self) if getattr(self, field.name) != field.default]
 
     def purifier(self) -> dict[str, object]:
-        """As the recipe's fields spell them; there, the regulariser is a weight."""
+        """As the method's fields spell them; there, the regulariser is a weight."""
         chosen: dict[str, object] = {
             field.name: getattr(self, field.name)
             for field in fields(self)
@@ -65,7 +87,9 @@ class Purification:
 
     judge: Path | None = None
     holdout: float = 0.4
-    recipe: Recipe = Recipe.INFORMED
+    methods: tuple[str, ...] = METHODS[:1]
+    time_budget: float = math.inf
+    """Seconds for all of several methods."""
     paper: PaperSettings = PaperSettings()
     judge_triggers: tuple[Path, ...] = ()
     max_asr: float = 0.05
@@ -77,15 +101,21 @@ class Purification:
 
     def __post_init__(self) -> None:
         odd = self.paper.changed()
-        if odd and self.recipe is not Recipe.PAPER:
-            raise UsageError(f"{odd[0]} is a setting of --recipe paper, not of {self.recipe}.")
+        if odd and PAPER not in self.methods:
+            raise UsageError(
+                f"{odd[0]} is a setting of --method {PAPER}, not of {', '.join(self.methods)}."
+            )
+        if self.time_budget < math.inf and len(self.methods) == 1:
+            raise UsageError(
+                f"--time-budget is for several methods; {self.methods[0]} takes the time that it needs."
+            )
 
-    def purifier(self) -> Purifier:
-        """The recipe with its settings."""
+    def purifiers(self) -> tuple[Purifier, ...]:
+        """The methods with their settings."""
         from auditor import api
 
-        settings = self.paper.purifier() if self.recipe is Recipe.PAPER else {}
-        return api.PURIFIERS[self.recipe.value](**settings)
+        settings = {PAPER: self.paper.purifier()}
+        return tuple(api.PURIFIERS[name](**settings.get(name, {})) for name in self.methods)
 
     def readable(self) -> list[Path]:
         """The files and folders that are needed besides those of the setup."""

@@ -49,7 +49,7 @@ def purify(request: Any, site: Site, notify: Notify) -> str:
     setup, how = asked.setup, asked.how
     names = setup.class_names()
     selection = setup.selection(exhibiting=True)
-    recipe, judged_by = how.purifier(), how.judge_probes()
+    methods, judged_by = how.purifiers(), how.judge_probes()
     scan_options = setup.scan_options(selection.extras, names)
     refuse_code(setup.model, site)
     source = setup.images(names)
@@ -61,7 +61,8 @@ def purify(request: Any, site: Site, notify: Notify) -> str:
         source,
         _output(asked.model, site),
         api.PurifyOptions(
-            recipe=recipe,
+            methods=methods,
+            time_budget=how.time_budget,
             scan=scan_options,
             holdout=how.holdout,
             max_images=setup.max_images,

@@ -7,22 +7,25 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from auditor import measure
-from auditor.classifier import Classifier, synchronize
-from auditor.errors import ModelError
+from auditor.anatomy import Layer
+from auditor.classifier import Classifier, as_float, synchronize
+from auditor.errors import ModelError, UnsuitableModel
 from auditor.images import Notify
 from auditor.masks import MaskSite
 from auditor.measure import Stamped
 from auditor.memory import is_out_of_memory
 from auditor.models.base import ModelHandle
 from auditor.models.changed import ChangedHandle
+from auditor.purifiers.augment import shifted
 from auditor.registry import Registry
-from auditor.results import Check, Stage
+from auditor.results import Check, Stage, What
+from auditor.text import clean_text
 
 NOTIFY_STEPS = 10
 KEPT_BACK = 4
@@ -80,6 +83,8 @@ class Purified:
     lower_bounds: tuple[float, ...] = ()
     """One a site."""
     stages: tuple[Stage, ...] = ()
+    trained: int = 0
+    """Numbers that were trained or chosen: masks, weights, spectral shifts."""
 
 
 class Purifier(ABC):
@@ -87,7 +92,11 @@ class Purifier(ABC):
 
     title: ClassVar[str]
     source: ClassVar[str]
-    """The paper and its code, or why the recipe is as it is."""
+    """The paper and its code, or why the method is as it is."""
+    informed: ClassVar[bool] = False
+    """It uses what the scan found."""
+    chooses: ClassVar[bool] = True
+    """It keeps some of the fit images back (`parted`) and chooses by them."""
 
     @abstractmethod
     def purify(self, task: Task, notify: Notify) -> Purified:
@@ -99,12 +108,39 @@ class Purifier(ABC):
             ModelError: The network has nothing that this purifier can change.
         """
 
+    @property
+    def name(self) -> str:
+        """The registered name, or that of the class where it is a user's own."""
+        known = (name for name in PURIFIERS if PURIFIERS[name] is type(self))
+        return next(known, type(self).__name__)
+
     def settings(self) -> dict[str, str]:
         """The fields, for the record."""
         return {name: str(value) for name, value in vars(self).items()}
 
 
-PURIFIERS: Registry[type[Purifier]] = Registry("recipe")
+PURIFIERS: Registry[type[Purifier]] = Registry("method")
+
+
+class Batches:
+    """Random batches of fit images, shifted and mirrored, with their labels."""
+
+    def __init__(
+        self, task: Task, generator: torch.Generator, chosen: Tensor | None = None
+    ) -> None:
+        """Draw with replacement from the fit images, or from those with indices `chosen`."""
+        self._task, self._generator, self._chosen = task, generator, chosen
+        self._labels = task.labels.to(task.images.device)
+        self.count = len(task.images) if chosen is None else len(chosen)
+
+    def draw(self, size: int) -> tuple[Tensor, Tensor]:
+        """Images ``(size, C, H, W)`` float in [0, 1] and labels ``(size,)``, on the device."""
+        places = torch.randint(self.count, (size,), generator=self._generator)
+        if self._chosen is not None:
+            places = self._chosen[places]
+        places = places.to(self._task.images.device)
+        images = shifted(as_float(self._task.images[places]), self._generator, flip=True)
+        return images, self._labels[places]
 
 
 def loop(
@@ -210,6 +246,25 @@ def trainable(model: ModelHandle) -> dict[str, Tensor]:
     return {name: w.detach().clone().requires_grad_() for name, w in model.weights().items()}
 
 
+def last_layer(model: ModelHandle, suits: Callable[[Layer, Tensor], bool], otherwise: str) -> Layer:
+    """The layer that gives the classes.
+
+    Args:
+        model: The suspect.
+        suits: Says of a layer and its weight whether it will do.
+        otherwise: What to say where it will not, after the name of the file.
+
+    Raises:
+        UnsuitableModel: It will not, or it cannot be trained.
+    """
+    weights = model.weights()
+    for layer in model.anatomy():
+        weight = weights.get(layer.weight[0])
+        if layer.is_last and weight is not None and suits(layer, weight):
+            return layer
+    raise UnsuitableModel(f"{clean_text(model.file.path.name)} {otherwise} Use --method nft.")
+
+
 def copied_buffers(model: ModelHandle) -> dict[str, Tensor]:
     """Copies of what is no weight (running statistics), which train mode updates in place."""
     weights = model.weights()
@@ -221,17 +276,22 @@ def detached(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
+def count(trained: Mapping[str, Tensor]) -> int:
+    """Numbers in tensors."""
+    return sum(tensor.numel() for tensor in trained.values())
+
+
 def whole_stage(
-    what: Literal["masks", "weights"],
+    what: What,
     task: Task,
     tensors: Mapping[str, Tensor],
     run: tuple[int, int, float],
 ) -> Stage:
-    """The one stage of a recipe that chooses nothing, measured on the fit images themselves.
+    """The one stage of a method that chooses nothing, measured on the fit images themselves.
 
     Args:
         what: What was trained.
-        task: What the recipe was given.
+        task: What the method was given.
         tensors: What it made.
         run: Steps, images and seconds, as `loop` returns them.
     """
@@ -245,6 +305,6 @@ def whole_stage(
         images=images,
         seconds=seconds,
         checks=(Check(step=steps, asr=max(rates, default=0.0), acc=accuracy, loss=0.0),),
-        outcome=f"ACC {accuracy:.1%} on the fit images themselves; the recipe does not choose.",
+        outcome=f"ACC {accuracy:.1%} on the fit images themselves; the method does not choose.",
         kept=True,
     )

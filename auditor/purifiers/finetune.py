@@ -8,15 +8,15 @@ from typing import ClassVar
 import torch
 from torch.nn import functional as F
 
-from auditor.classifier import as_float
 from auditor.images import Notify
-from auditor.purifiers.augment import shifted
 from auditor.purifiers.base import (
     PURIFIERS,
+    Batches,
     Purified,
     Purifier,
     Task,
     copied_buffers,
+    count,
     detached,
     loop,
     mixed_precision,
@@ -34,6 +34,7 @@ class FineTuning(Purifier):
     """
 
     title: ClassVar[str] = "Plain fine-tuning"
+    chooses: ClassVar[bool] = False
     source: ClassVar[str] = "the yardstick of BackdoorBench (NeurIPS 2022)"
 
     epochs: int = 10
@@ -52,20 +53,22 @@ class FineTuning(Purifier):
         )
         steps = self.epochs * max(1, -(-len(task.images) // self.batch))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        generator = torch.Generator().manual_seed(task.seed)
-        labels = task.labels.to(device)
+        batches = Batches(task, torch.Generator().manual_seed(task.seed))
 
         def step(number: int, batch: int) -> bool:
-            chosen = torch.randint(len(task.images), (batch,), generator=generator).to(device)
-            images = shifted(as_float(task.images[chosen]), generator, flip=True)
+            images, labels = batches.draw(batch)
             with mixed_precision(device):
                 logits = classifier(images, {**buffers, **trained}, train=True)
             optimizer.zero_grad()
-            torch.autograd.backward(F.cross_entropy(logits.float(), labels[chosen]))
+            torch.autograd.backward(F.cross_entropy(logits.float(), labels))
             optimizer.step()
             schedule.step()
             return True
 
         run = loop("plain fine-tuning", steps, self.batch, step, notify=notify, device=device)
         tensors = {**buffers, **detached(trained)}
-        return Purified(tensors=tensors, stages=(whole_stage("weights", task, tensors, run),))
+        return Purified(
+            tensors=tensors,
+            stages=(whole_stage("weights", task, tensors, run),),
+            trained=count(trained),
+        )

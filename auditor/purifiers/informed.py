@@ -1,4 +1,4 @@
-"""Our own recipe: unlearn what the scan found, and keep everything else as it was.
+"""Our own method: unlearn what the scan found, and keep everything else as it was.
 
 Why it is as it is (numbers in bench/RESULTS.md): the suspect itself is the teacher. Stamped images
 shall look to the purified model like the same images unstamped looked to the suspect, in its output
@@ -31,6 +31,7 @@ from auditor.purifiers.base import (
     Purifier,
     Task,
     changed_classifier,
+    count,
     detached,
     loop,
     measured,
@@ -71,7 +72,7 @@ GENTLER = Attempt(what="weights", lr=2.5e-4, steps=100)
 """For networks that the usual step damages: tried where that missed the user's goals themselves."""
 
 
-@PURIFIERS.register("informed")
+@PURIFIERS.register("nft")
 @dataclass(frozen=True, kw_only=True)
 class Informed(Purifier):
     """Distil the suspect into itself, with the found triggers made ineffective on the way.
@@ -83,7 +84,8 @@ class Informed(Purifier):
     checks in a row.
     """
 
-    title: ClassVar[str] = "Informed distillation, masks first"
+    title: ClassVar[str] = "NFT informed by the scan"
+    informed: ClassVar[bool] = True
     source: ClassVar[str] = "auditor's own; bench/RESULTS.md says what it was compared with"
 
     batch: int = 96
@@ -123,6 +125,7 @@ class Informed(Purifier):
             sites=tuple(run.sites) if best.masks else (),
             lower_bounds=tuple(run.bounds) if best.masks else (),
             stages=tuple(outcome.stage(kept=outcome is best) for outcome in outcomes),
+            trained=count(best.masks or task.classifier.model.weights()),
         )
 
 
@@ -166,8 +169,8 @@ class _Outcome:
 class _Run:
     """One purification: the images parted, the triggers ready, the anchor found."""
 
-    def __init__(self, recipe: Informed, task: Task, notify: Notify) -> None:
-        self.recipe, self.task, self.notify = recipe, task, notify
+    def __init__(self, method: Informed, task: Task, notify: Notify) -> None:
+        self.method, self.task, self.notify = method, task, notify
         self.classifier = task.classifier
         self.device = task.classifier.device
         self.sites = self.classifier.model.mask_sites()
@@ -235,7 +238,7 @@ class _Run:
 
         stamps: list[Stamp] = [
             Strengthened(entry.stamped.trigger, self.task.images)
-            if self.recipe.strengthen
+            if self.method.strengthen
             else entry.stamped.trigger
             for entry in self.known
         ]
@@ -247,7 +250,7 @@ class _Run:
             def step(number: int, batch: int) -> bool:
                 nonlocal end, holding
                 falling = (
-                    (end - number) / (self.recipe.cooldown + 1) if end < attempt.steps else 1.0
+                    (end - number) / (self.method.cooldown + 1) if end < attempt.steps else 1.0
                 )
                 rate = attempt.lr * (1 + math.cos(math.pi * number / attempt.steps)) / 2
                 for group in optimizer.param_groups:
@@ -269,13 +272,13 @@ class _Run:
                     )
                     holding = holding + 1 if self._holds(accuracy, asr) else 0
                     if holding == HOLDING_CHECKS:
-                        end = min(end, number + 1 + self.recipe.cooldown)
+                        end = min(end, number + 1 + self.method.cooldown)
                 return number + 1 < end
 
             steps, images, seconds = loop(
                 f"purifying: {attempt.what}",
                 attempt.steps,
-                self.recipe.batch,
+                self.method.batch,
                 step,
                 notify=self.notify,
                 device=self.device,
@@ -339,7 +342,7 @@ class _Run:
             tensors,
             self.task.images,
             self.fit,
-            batch=self.recipe.batch,
+            batch=self.method.batch,
             seed=self.task.seed,
             notify=self.notify,
         )
@@ -359,7 +362,7 @@ class _Run:
             with torch.no_grad():
                 wanted = self.classifier(images)
             anchors = features()
-            count = round(self.recipe.stamped * batch) if stamps else 0
+            count = round(self.method.stamped * batch) if stamps else 0
             parts = [images[count:]]
             for stamp, part in zip(
                 stamps, images[:count].tensor_split(len(stamps) or 1), strict=False
@@ -374,7 +377,7 @@ class _Run:
             reduction="batchmean",
         )
         far = distance(features(), [anchor[order] for anchor in _batched(anchors, batch)])
-        return loss if far is None else loss + self.recipe.features * far
+        return loss if far is None else loss + self.method.features * far
 
 
 def _batched(anchors: list[Tensor], batch: int) -> list[Tensor]:

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from auditor.classifier import as_float
 from auditor.errors import UnsuitableModel
 from auditor.images import Notify
 from auditor.masks import Shape, clip, effective, folded, lower_bounds, ones
-from auditor.purifiers.augment import shifted
 from auditor.purifiers.base import (
     PURIFIERS,
+    Batches,
     Purified,
     Purifier,
     Task,
     copied_buffers,
+    count,
     detached,
     loop,
     mixed_precision,
@@ -34,7 +34,7 @@ PASS = 200
 """Iterations between two steps of the learning rate."""
 
 
-@PURIFIERS.register("paper")
+@PURIFIERS.register("nft-paper")
 @dataclass(frozen=True, kw_only=True)
 class NeuralMaskFineTuning(Purifier):
     """Masks in [mu(l), 1] on every normalisation scale, fine-tuned under MixUp on clean images.
@@ -45,6 +45,7 @@ class NeuralMaskFineTuning(Purifier):
     """
 
     title: ClassVar[str] = "Neural mask fine-tuning as published"
+    chooses: ClassVar[bool] = False
     source: ClassVar[str] = "ECCV 2024, arXiv 2407.10052"
 
     iterations: int = 1000
@@ -90,18 +91,17 @@ class NeuralMaskFineTuning(Purifier):
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, passes, self.lr_min)
         generator = torch.Generator().manual_seed(task.seed)
         pull = self.regulariser * task.classes / len(task.images)
-        images, labels = task.images, task.labels.to(device)
+        batches = Batches(task, generator)
 
         def step(number: int, batch: int) -> bool:
-            chosen = torch.randint(len(images), (batch,), generator=generator).to(device)
-            seen = shifted(as_float(images[chosen]), generator, flip=True)
+            images, labels = batches.draw(batch)
             with mixed_precision(device):
                 loss = self._loss(
                     lambda x: classifier(
                         x, {**statistics, **effective(own, sites, masks)}, train=self.statistics
                     ),
-                    seen,
-                    labels[chosen],
+                    images,
+                    labels,
                     generator,
                 )
             loss = loss + pull * torch.stack([(1 - m).abs().sum() for m in masks.values()]).sum()
@@ -129,6 +129,7 @@ class NeuralMaskFineTuning(Purifier):
             sites=tuple(sites),
             lower_bounds=tuple(bounds),
             stages=(whole_stage("masks", task, tensors, run),),
+            trained=count(masks),
         )
 
     def _loss(

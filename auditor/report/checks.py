@@ -19,8 +19,8 @@ from auditor.results import (
     Embedding,
     Inversion,
     MaskLayer,
+    MethodFacts,
     PurifyResult,
-    RecipeFacts,
     ScanResult,
     SplitFacts,
     Stress,
@@ -30,6 +30,7 @@ MOST_IMAGES = 1_000_000
 """In one family; a result that claims more was not made by a scan."""
 MOST_POINTS = 20_000
 MOST_BINS = 200
+MOST_METHODS = 64
 MOST_ROUNDS = 100
 MOST_NESTED = 8
 """Lists in lists of a found trigger's fields; writing the result again needs a stack as deep."""
@@ -173,8 +174,9 @@ def _of_purification(result: PurifyResult) -> Iterator[str]:
     if not _within(result.accuracy, result.judge.images):
         yield "more rightly classified images than images"
     yield from _of_outcomes(result)
-    if result.recipe is not None:
-        yield from _of_recipe(result.recipe)
+    if result.method is not None:
+        yield from _of_method(result.method)
+    yield from _of_contenders(result)
     for layer in result.masks:
         yield from _of_masks(layer)
     yield from _of_changes(result)
@@ -248,15 +250,34 @@ def _of_outcomes(result: PurifyResult) -> Iterator[str]:
             yield "a map of classes that does not cover them"
 
 
-def _of_recipe(recipe: RecipeFacts) -> Iterator[str]:
-    if len(recipe.rounds) > MOST_ROUNDS or any(entry.known < 0 for entry in recipe.rounds):
+def _of_method(method: MethodFacts) -> Iterator[str]:
+    if len(method.rounds) > MOST_ROUNDS or any(entry.known < 0 for entry in method.rounds):
         yield "rounds of a purification that cannot have been"
-    for stage in recipe.stages:
+    for stage in method.stages:
         if min(stage.steps, stage.images) < 0:
             yield "a stage with fewer than no steps"
         for check in stage.checks:
             if not (_is_share(check.asr) and _is_share(check.acc) and check.step >= 0):
                 yield "a check of a stage that is no share"
+
+
+def _of_contenders(result: PurifyResult) -> Iterator[str]:
+    if len(result.contenders) + len(result.not_compared) > MOST_METHODS:
+        yield "more methods than there are"
+    for contender in result.contenders:
+        wanted = [outcome.eligible for outcome in result.outcomes]
+        if len(contender.hits) != len(wanted):
+            yield "a method that was not measured on every trigger"
+        elif any(not 0 <= hits <= most for hits, most in zip(contender.hits, wanted, strict=True)):
+            yield "a method with more hits than images"
+        if not 0 <= contender.correct <= result.judge.images:
+            yield "a method with more rightly classified images than images"
+        tested = 0 if result.stress is None else result.stress.eligible
+        if contender.retuned is not None and not 0 <= contender.retuned <= tested:
+            yield "a stress test of a method with more hits than images"
+        check = contender.choosing
+        if not (_is_share(check.asr) and _is_share(check.acc)) or contender.trained < 0:
+            yield "a method with numbers that cannot be"
 
 
 def _of_masks(layer: MaskLayer) -> Iterator[str]:

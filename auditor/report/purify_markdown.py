@@ -24,7 +24,8 @@ def purify_markdown(result: PurifyResult) -> str:
         ("Known triggers, on the judge images", _outcomes(seen, result)),
         ("Probes before and after", _probes(result)),
         ("Scans", _scans(result)),
-        ("What the purifier did", _recipe(result)),
+        ("Methods compared", _compared(result)),
+        ("What the purifier did", _method(result)),
         ("Stress test", _stress(result)),
         ("Limits", _limits(result)),
         ("To repeat", _provenance(result)),
@@ -140,20 +141,51 @@ def _scans(result: PurifyResult) -> list[str]:
     ]
 
 
-def _recipe(result: PurifyResult) -> list[str]:
-    recipe = result.recipe
-    if recipe is None:
-        return ["Nothing to remove; the model was not touched."]
-    settings = ", ".join(f"{name} {value}" for name, value in sorted(recipe.settings.items()))
+def _compared(result: PurifyResult) -> list[str]:
+    rows = view.compared_methods(result)
+    if not rows:
+        return []
     lines = [
-        f"{inert(recipe.title)} ({code(recipe.name, 40)}), {duration(recipe.seconds)}. "
+        view.comparison_sentence(result),
+        "",
+        "| method | goals | accuracy | highest ASR | re-tuned | trained | time |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows[:MARKDOWN_ROWS]:
+        entry = row.contender
+        share = "" if row.trained is None else f" ({percent(row.trained)})"
+        lines.append(
+            f"| {code(entry.name, 40)}{' **chosen**' if row.chosen else ''} | "
+            f"{'missed' if entry.missed else 'met'} | {_short_rate(row.accuracy)} | "
+            f"{_short_rate(row.highest)} | {_short_rate(row.retuned)} | {entry.trained:,}{share} | "
+            f"{duration(entry.seconds)} |"
+        )
+    missing = [
+        f"- {code(entry.name, 40)} was not compared: {inert(entry.why, limit=300)}"
+        for entry in result.not_compared[:MARKDOWN_ROWS]
+    ]
+    return [
+        *lines,
+        *more(len(rows), MARKDOWN_ROWS, "methods"),
+        *([""] if missing else []),
+        *missing,
+    ]
+
+
+def _method(result: PurifyResult) -> list[str]:
+    method = result.method
+    if method is None:
+        return ["Nothing to remove; the model was not touched."]
+    settings = ", ".join(f"{name} {value}" for name, value in sorted(method.settings.items()))
+    lines = [
+        f"{inert(method.title)} ({code(method.name, 40)}), {duration(method.seconds)}. "
         f"{inert(settings, limit=400)}",
         "",
     ]
-    for stage in recipe.stages[:MARKDOWN_ROWS]:
+    for stage in method.stages[:MARKDOWN_ROWS]:
         kept = "kept" if stage.kept else "not kept"
         lines.append(f"- {stage.what}, {stage.steps} steps, {kept}: {inert(stage.outcome, 500)}")
-    lines += [f"- {inert(sentence, limit=600)}" for sentence in view.round_sentences(recipe)]
+    lines += [f"- {inert(sentence, limit=600)}" for sentence in view.round_sentences(method)]
     if result.masks:
         totals = view.mask_totals(result.masks)
         lines.append(

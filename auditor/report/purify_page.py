@@ -62,7 +62,8 @@ def purify_html(result: PurifyResult) -> str:
         totals=view.mask_totals(result.masks),
         mask_panels=list(_mask_panels(result)),
         curves=list(_curves(result)),
-        rounds=[] if result.recipe is None else view.round_sentences(result.recipe),
+        compared=view.compared_methods(result),
+        rounds=[] if result.method is None else view.round_sentences(result.method),
         maps=_maps(result),
         map_rows=view.map_rows(result.embedding) if result.embedding else [],
         map_points=MAP_POINTS,
@@ -147,7 +148,7 @@ def _mask_panels(result: PurifyResult) -> Iterator[tuple[MaskLayer, Markup]]:
 
 def _curves(result: PurifyResult) -> Iterator[tuple[int, Markup]]:
     """The curve of each stage that was looked at while it ran, by the stage's number."""
-    stages = result.recipe.stages if result.recipe is not None else ()
+    stages = result.method.stages if result.method is not None else ()
     watched = [(number, stage) for number, stage in enumerate(stages, 1) if stage.checks]
     for number, stage in watched[:CURVES]:
         title = f"ASR and accuracy over the steps of stage {number}"

@@ -10,14 +10,16 @@ from typing import Literal
 from auditor.report.numbers import Rate, number, percent
 from auditor.report.scan_view import ScreenedProbe, SeenResponse, screened_probes
 from auditor.results import (
+    Contender,
     Counts,
     Embedding,
     MaskLayer,
+    MethodFacts,
     Outcome,
     PurifyResult,
-    RecipeFacts,
     Verdict,
 )
+from auditor.text import listed
 
 Which = Literal["before", "after", "baseline"]
 
@@ -34,18 +36,16 @@ NOTHING_FOUND = "No trigger that was tried works on this model, so the model was
 MOST_TITLES = 4
 
 
-def round_sentences(recipe: RecipeFacts) -> list[str]:
+def round_sentences(method: MethodFacts) -> list[str]:
     """What each round was told, and what a fresh search found in its result; plain text."""
     sentences = []
-    for place, entry in enumerate(recipe.rounds, start=1):
+    for place, entry in enumerate(method.rounds, start=1):
         told = f"{entry.known} trigger{'' if entry.known == 1 else 's'}"
         if not entry.found:
             found = "found nothing more"
         else:
-            rest = len(entry.found) - MOST_TITLES
-            more = f" and {rest} more" if rest > 0 else ""
-            found = f"found {len(entry.found)}: {'; '.join(entry.found[:MOST_TITLES])}{more}"
-            last = place == len(recipe.rounds)
+            found = f"found {len(entry.found)}: {listed(entry.found, MOST_TITLES, '; ')}"
+            last = place == len(method.rounds)
             found += ". No round was left for them" if last else ". The next round was told of them"
         sentences.append(
             f"Round {place} was told of {told}; a fresh search of its result (seed {entry.seed}) "
@@ -124,6 +124,23 @@ class MaskTotals:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ComparedMethod:
+    """One of several methods, on the judge images."""
+
+    contender: Contender
+    chosen: bool
+    """It is the one that made the purified model."""
+    accuracy: Rate
+    rates: tuple[Rate, ...]
+    """ASR of each outcome's trigger."""
+    highest: Rate | None
+    trained: float | None
+    """Share of the model's numbers that it trains."""
+    retuned: Rate | None
+    """ASR of the stress test's trigger after the re-tuning."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Moved:
     """Images of one class that are predicted as another, before and after."""
 
@@ -150,12 +167,12 @@ def ending(result: PurifyResult) -> Ending:
     """A missed goal comes first, also where the model was not touched."""
     if not result.goals.met:
         return Ending.MISSED
-    return Ending.NOTHING if result.recipe is None else Ending.MET
+    return Ending.NOTHING if result.method is None else Ending.MET
 
 
 def is_touched(result: PurifyResult) -> bool:
     """Whether there is a purified model that differs from the suspect."""
-    return result.recipe is not None and result.after is not None
+    return result.method is not None and result.after is not None
 
 
 def rates(counts: Counts, total: int) -> Rates:
@@ -204,7 +221,7 @@ def headline(result: PurifyResult) -> str:
     kind = ending(result)
     if kind is Ending.MISSED:
         said = " ".join(result.goals.missed[:4])
-        return said if result.recipe is not None else f"{said} The model was not touched."
+        return said if result.method is not None else f"{said} The model was not touched."
     if kind is Ending.NOTHING:
         return NOTHING_FOUND
     seen, right, goals = outcomes(result), accuracy(result), result.goals
@@ -355,3 +372,40 @@ def map_rows(embedding: Embedding) -> list[MapRow]:
         )
 
     return [row(label) for label in sorted({point.label for point in embedding.points})]
+
+
+def compared_methods(result: PurifyResult) -> list[ComparedMethod]:
+    """The methods that were compared, best first; empty where one was asked for."""
+    numbers = result.model.parameters
+    rows = []
+    for contender in result.contenders:
+        rates = tuple(
+            Rate(hits, outcome.eligible)
+            for hits, outcome in zip(contender.hits, result.outcomes, strict=True)
+        )
+        retuned = None
+        if result.stress is not None and contender.retuned is not None:
+            retuned = Rate(contender.retuned, result.stress.eligible)
+        rows.append(
+            ComparedMethod(
+                contender=contender,
+                chosen=result.method is not None and contender.name == result.method.name,
+                accuracy=Rate(contender.correct, result.judge.images),
+                rates=rates,
+                highest=max(rates, key=lambda rate: rate.share, default=None),
+                trained=contender.trained / numbers if numbers else None,
+                retuned=retuned,
+            )
+        )
+    return rows
+
+
+def comparison_sentence(result: PurifyResult) -> str:
+    """How the best of several methods was found; plain text."""
+    met = sum(not contender.missed for contender in result.contenders)
+    return (
+        f"{len(result.contenders)} methods were compared, and {met} of them "
+        f"{'meets' if met == 1 else 'meet'} the goals on the judge images. Among those that do, the "
+        "order is that of fit images which no method was fitted on. With many methods, one that meets "
+        "a goal by a narrow margin may do so by chance."
+    )
