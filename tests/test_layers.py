@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -86,13 +86,15 @@ def test_instant_modules_load_no_torch(module: str) -> None:
 
 
 def test_help_is_instant() -> None:
-    """Under half a second, the best of three: the machine may be busy."""
+    """Under half a second of the processor's time, the best of three: the machine may be busy."""
     seconds = []
     for _ in range(3):
-        begin = time.perf_counter()
+        before = os.times()
         subprocess.run([sys.executable, "-m", "auditor", "--help"], check=True, capture_output=True)
-        seconds.append(time.perf_counter() - begin)
-    assert min(seconds) < 0.5, seconds
+        after = os.times()
+        user = after.children_user - before.children_user
+        seconds.append(user + after.children_system - before.children_system)
+    assert 0 < min(seconds) < 0.5, seconds
 
 
 def test_the_public_names_are_what_api_says() -> None:
