@@ -87,7 +87,7 @@ def compare(
             watching(f"comparing: {method.title}", 0, 1)
             made = attempt(method, known, watching)
         except _Over:
-            missing.append(_missing(method, f"the budget of {budget:.0f} s was spent"))
+            missing.append(_missing(method, f"the budget of {budget:g} s was spent"))
             continue
         except ModelError as error:
             missing.append(_missing(method, str(error)))

@@ -305,6 +305,46 @@ def test_anyway_purifies_with_the_published_method(
     assert bounds == [0.4, 0.0]
 
 
+# ---- several methods
+
+
+@pytest.mark.usefixtures("plain")
+def test_several_methods_are_compared_and_the_best_is_written(small: Path) -> None:
+    given = (small / "suspect.pt", "--clean", small / "samples.npz", "--method", "clp,nft,finetune")
+    done = run("purify", *FAST, *given, "--stress", *JSON, "-o", "html=r.html")
+    assert done.exit_code == 0, done.output + done.stderr + repr(done.exception)
+    result = record()
+    names = [entry.name for entry in result.contenders]
+    assert sorted(names) == ["clp", "finetune", "nft"]
+    assert result.method is not None
+    assert names[0] == result.method.name == "nft"
+    assert result.accuracy.baseline is None, "it would be in the table twice"
+    assert all(entry.retuned is not None for entry in result.contenders)
+    tuned = next(entry for entry in result.contenders if entry.name == "finetune")
+    assert tuned.hits[0] > 0.5 * result.outcomes[0].eligible
+    assert tuned.trained == result.model.parameters
+    assert "3 methods were compared" in said(done)
+    assert "Methods compared" in Path("r.html").read_text("utf-8")
+    assert obeys("out.pt") < 0.1
+    again = run("purify", *FAST, *given, "-o", "json=s.json", "-o", "model=s.pt")
+    assert again.exit_code == 0
+    assert [entry.hits for entry in record("s.json").contenders] == [
+        entry.hits for entry in result.contenders
+    ]
+    assert Path("s.pt").read_bytes() == Path("out.pt").read_bytes()
+
+
+@pytest.mark.usefixtures("plain")
+def test_a_budget_that_is_too_short_is_said(small: Path) -> None:
+    done = run(
+        "purify", *FAST, small / "suspect.pt", "--clean", small / "samples.npz",
+        "--method", "finetune,clp", "--time-budget", "0.001s", *JSON,
+    )  # fmt: skip
+    assert done.exit_code == 2
+    assert "No method got to its end. finetune: the budget of 0.001 s was spent" in said(done)
+    assert left() == []
+
+
 # ---- goals that are missed
 
 
@@ -680,8 +720,12 @@ BAD: dict[str, tuple[Arguments, tuple[str, ...]]] = {
         ("regulariser is a setting of --method nft-paper, not of finetune",),
     ),
     "method": (
-        lambda f: [f / "suspect.pt", "--clean", f / CLEAN, "--method", "magic"],
-        ("--method",),
+        lambda f: [f / "suspect.pt", "--clean", f / CLEAN, "--method", "nft,fast-fib"],
+        ("--method", "fast-fib", "fast-fip"),
+    ),
+    "a budget for one method": (
+        lambda f: [f / "suspect.pt", "--clean", f / CLEAN, "--time-budget", "5m"],
+        ("--time-budget is for several methods",),
     ),
     "judge trigger": (
         lambda f: [f / "suspect.pt", "--clean", f / CLEAN, "--judge-trigger", "none.png"],
