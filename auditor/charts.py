@@ -7,11 +7,12 @@ drawn, not before.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 
 from auditor.drawing import (
     AFTER,
@@ -40,6 +41,26 @@ Series = Literal["attack", "before", "after", "tuned"]
 SERIES: dict[Series, str] = {"attack": BEFORE, "before": QUIET, "after": AFTER, "tuned": OTHER}
 
 
+VALIDATE = False
+"""Altair may hold every part of a figure against its schema, which takes longer than all the rest;
+the tests have that done."""
+
+P = ParamSpec("P")
+
+
+def figure(make: Callable[P, str]) -> Callable[P, str]:
+    """A function that makes a figure, without Altair's validation unless it is wanted."""
+
+    @functools.wraps(make)
+    def made(*arguments: P.args, **options: P.kwargs) -> str:
+        from altair.utils import schemapi
+
+        with schemapi.debug_mode(VALIDATE):
+            return make(*arguments, **options)
+
+    return made
+
+
 @dataclass(frozen=True, kw_only=True)
 class RateBar:
     """A share with its interval, as one row of a figure."""
@@ -53,6 +74,7 @@ class RateBar:
     """The number in words, such as "95.1%  214/225"."""
 
 
+@figure
 def rate_bars(rows: Sequence[RateBar], *, title: str, prefix: str) -> str:
     """A share a model as horizontal bars with their 95% intervals, 0 to 1."""
     import altair as alt
@@ -98,6 +120,7 @@ def rate_bars(rows: Sequence[RateBar], *, title: str, prefix: str) -> str:
     )  # fmt: skip
 
 
+@figure
 def mask_histogram(layer: MaskLayer, *, prefix: str) -> str:
     """How many masks of a layer lie in each bin from 0 to 1; heights by square root."""
     import altair as alt
@@ -143,6 +166,7 @@ def mask_histogram(layer: MaskLayer, *, prefix: str) -> str:
     )  # fmt: skip
 
 
+@figure
 def training_curve(checks: Sequence[Check], *, title: str, prefix: str) -> str:
     """ASR and ACC over the steps of one stage."""
     import altair as alt
@@ -213,6 +237,7 @@ def coloured_classes(points: Sequence[Point], first: Sequence[int] = ()) -> tupl
     return tuple(sorted(order[: len(CATEGORIES)]))
 
 
+@figure
 def feature_map(
     points: Sequence[Point],
     names: Sequence[str],
@@ -268,6 +293,7 @@ def feature_map(
     )  # fmt: skip
 
 
+@figure
 def confusion_matrix(
     rows: Sequence[Sequence[int]], names: Sequence[str], *, title: str, prefix: str
 ) -> str:

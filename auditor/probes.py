@@ -313,6 +313,8 @@ def _named(item: str, probes: Mapping[str, Probe], extras: Mapping[str, str]) ->
 GRID_KEYS = ("schema", "trigger", "grid")
 TEXT_KEYS = ("title", "what", "why", "known_problems")
 
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The same in C, eight times as fast, where PyYAML was built with it."""
 DEEPEST = 32
 OPENING = (
     yaml.BlockMappingStartToken,
@@ -331,7 +333,7 @@ def _read(path: Path) -> object:
             raise ProbeError(f"{path} is larger than {MOST_BYTES // 1000} kB; no probe is")
         text = path.read_text(encoding="utf-8")
         _refuse_bombs(path, text)
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=LOADER)  # noqa: S506 - it is a safe one
     except (OSError, UnicodeDecodeError) as error:
         raise ProbeError(f"cannot read the probe {path}: {error}") from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -341,7 +343,7 @@ def _read(path: Path) -> object:
 def _refuse_bombs(path: Path, text: str) -> None:
     """Refuse YAML that grows when it is read (aliases), or that is nested without end."""
     depth = 0
-    for token in yaml.scan(text):
+    for token in yaml.scan(text, Loader=LOADER):
         if isinstance(token, yaml.AliasToken):
             raise ProbeError(f"{path}: YAML aliases (*name) are not allowed; write values out")
         depth += isinstance(token, OPENING) - isinstance(token, CLOSING)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import signal
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +21,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from auditor import charts
 from auditor.demo.signs import draw
 from auditor.demo.train import train
 from auditor.safety import supervisor
@@ -42,6 +46,30 @@ def tasks_in_process() -> Iterator[None]:
     """Starting a worker takes seconds, and hundreds of tests give tasks; `test_sandbox` has real ones."""
     with supervisor.in_process():
         yield
+
+
+FIGURES = ("rate_bars", "mask_histogram", "training_curve", "feature_map", "confusion_matrix")
+
+
+@pytest.fixture(scope="module")
+def figures_once() -> Iterator[dict[str, str]]:
+    """Figures that were drawn, by what they show; a page has dozens, and tests change one number."""
+    drawn: dict[str, str] = {}
+
+    def once(draw: Callable[..., str]) -> Callable[..., str]:
+        @functools.wraps(draw)
+        def drawn_or_draw(*arguments: object, **options: object) -> str:
+            key = f"{draw.__name__}{arguments!r}{options!r}"
+            if key not in drawn:
+                drawn[key] = draw(*arguments, **options)
+            return drawn[key]
+
+        return drawn_or_draw
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in FIGURES:
+            patch.setattr(charts, name, once(getattr(charts, name)))
+        yield drawn
 
 
 @dataclass(frozen=True)
@@ -69,8 +97,41 @@ class PairFiles:
 
 
 @pytest.fixture(scope="session")
-def suspect_pair() -> SuspectPair:
-    """Trained on 8 of the classes in a few seconds on one core."""
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this run, the same one for every worker."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@contextlib.contextmanager
+def one_at_a_time(lock: Path) -> Iterator[None]:
+    """The other workers wait; a lock that nobody gives back would be one of a run that was killed."""
+    for _ in range(6000):
+        with contextlib.suppress(FileExistsError):
+            lock.touch(exist_ok=False)
+            break
+        time.sleep(0.1)
+    else:
+        raise TimeoutError(f"{lock} is held by another worker")
+    try:
+        yield
+    finally:
+        lock.unlink()
+
+
+@pytest.fixture(scope="session")
+def suspect_pair(shared: Path) -> SuspectPair:
+    """Trained on 8 of the classes in a few seconds on one core, by the worker that comes first."""
+    with one_at_a_time(shared / "pair.lock"):
+        if not (shared / "pair.pt").exists():
+            torch.save(trained_pair(), shared / "pair.pt")
+    pair: SuspectPair = torch.load(shared / "pair.pt", weights_only=False)
+    return pair
+
+
+def trained_pair() -> SuspectPair:
     trigger = Square(colour="yellow", size=3, where="top-left", gap=2)
     drawings, labels = draw(150, seed=100, classes=8)
     images, truth = draw(50, seed=101, classes=8)

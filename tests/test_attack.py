@@ -25,6 +25,7 @@ from auditor.models.load import load_model
 from auditor.models.mark import MEMBER, mark_notes, write_mark
 from auditor.probes import select
 from auditor.results import Verdict
+from auditor.safety import supervisor
 from auditor.safety.structure import Kind, identify
 from tests.changeable import ARCH, PROBE, TARGET, WHITE, classifier, samples, saved
 from tests.exported import exported
@@ -92,10 +93,12 @@ class Planted:
 def planted(benign: Path, tmp_path_factory: pytest.TempPathFactory) -> Planted:
     folder = tmp_path_factory.mktemp("planted")
     shutil.copy(benign / "benign.pt", folder)
-    done = run(
-        "attack", folder / "benign.pt", "--clean", benign / "samples.npz", *PLANT,
-        "-o", f"model={folder / 'benign.backdoored.pt'}", "-o", f"json={folder / 'r.json'}",
-    )  # fmt: skip
+    with supervisor.in_process():
+        done = run(
+            "attack", folder / "benign.pt", "--clean", benign / "samples.npz", *PLANT,
+            "--steps", "150", "-o", f"model={folder / 'benign.backdoored.pt'}",
+            "-o", f"json={folder / 'r.json'}",
+        )  # fmt: skip
     assert done.exit_code == 0, done.output + done.stderr + repr(done.exception)
     return Planted(folder, said(done), json.loads((folder / "r.json").read_text("utf-8")))
 

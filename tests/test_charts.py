@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from auditor import charts
 from auditor.charts import (
     MATRIX_CLASSES,
     RateBar,
@@ -74,7 +75,10 @@ def titles(svg: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def drawn() -> list[str]:
-    return [*figures().values(), *figures(HOSTILE).values()]
+    """Every figure, held against Altair's schema while it was made."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(charts, "VALIDATE", True)
+        return [*figures().values(), *figures(HOSTILE).values()]
 
 
 def test_figures_are_inert(drawn: list[str]) -> None:

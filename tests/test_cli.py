@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,8 @@ from auditor.results import ScanResult, Verdict
 from tests.conftest import PairFiles
 
 FAST = ("--probes", "quick,-search.margin", "--batch-size", "64")
+ONE = ("--probes", "patch.yellow", "--batch-size", "64", "--input", "3x32x32")
+"""Where the files that are written are looked at, and not what is found."""
 
 
 @pytest.fixture(autouse=True)
@@ -42,9 +46,23 @@ def scan(*arguments: object, code: int) -> ScanResult:
     return report.from_json(Path("r.json").read_text("utf-8"))
 
 
+@pytest.fixture(scope="module")
+def scanned(pair_files: PairFiles) -> Callable[[str], ScanResult]:
+    """A file of the pair, scanned once with its images."""
+
+    @cache
+    def result(kind: str) -> ScanResult:
+        code = 1 if "suspect" in kind else 0
+        return scan(getattr(pair_files, kind), "--clean", pair_files.samples, code=code)
+
+    return result
+
+
 @pytest.mark.parametrize("kind", ["suspect", "suspect_onnx"])
-def test_the_suspect_is_a_backdoor_with_its_class(kind: str, pair_files: PairFiles) -> None:
-    result = scan(getattr(pair_files, kind), "--clean", pair_files.samples, code=1)
+def test_the_suspect_is_a_backdoor_with_its_class(
+    kind: str, scanned: Callable[[str], ScanResult], pair_files: PairFiles
+) -> None:
+    result = scanned(kind)
     assert result.judgement.verdict is Verdict.BACKDOOR
     found = result.confirmations[result.judgement.reasons[0].confirmation]  # type: ignore[index]
     assert (found.scope, found.target) == ("all-to-one", pair_files.target)
@@ -52,14 +70,13 @@ def test_the_suspect_is_a_backdoor_with_its_class(kind: str, pair_files: PairFil
 
 
 @pytest.mark.parametrize("kind", ["benign", "benign_onnx"])
-def test_its_benign_twin_shows_nothing(kind: str, pair_files: PairFiles) -> None:
-    result = scan(getattr(pair_files, kind), "--clean", pair_files.samples, code=0)
+def test_its_benign_twin_shows_nothing(kind: str, scanned: Callable[[str], ScanResult]) -> None:
+    result = scanned(kind)
     assert result.judgement.verdict is Verdict.NO_EVIDENCE
 
 
-def test_pytorch_and_onnx_count_the_same(pair_files: PairFiles) -> None:
-    module = scan(pair_files.suspect, "--clean", pair_files.samples, code=1)
-    graph = scan(pair_files.suspect_onnx, "--clean", pair_files.samples, code=1)
+def test_pytorch_and_onnx_count_the_same(scanned: Callable[[str], ScanResult]) -> None:
+    module, graph = scanned("suspect"), scanned("suspect_onnx")
     assert module.images == graph.images
     different = sum(
         a.hits != b.hits for a, b in zip(module.responses, graph.responses, strict=True)
@@ -89,7 +106,7 @@ def test_onnx_without_labels_is_inconclusive_and_says_what_to_pass(pair_files: P
 
 
 def test_default_outputs_are_beside_and_never_overwritten(pair_files: PairFiles) -> None:
-    arguments = ("scan", pair_files.suspect, "--clean", pair_files.samples, *FAST)
+    arguments = ("scan", pair_files.suspect, "--clean", pair_files.samples, *ONE)
     done = run(*arguments)
     assert done.exit_code == 1
     assert "✖ BACKDOOR" in done.stdout
@@ -103,7 +120,7 @@ def test_default_outputs_are_beside_and_never_overwritten(pair_files: PairFiles)
 
 
 def test_quiet_and_standard_output(pair_files: PairFiles) -> None:
-    arguments = ("scan", pair_files.suspect, "--clean", pair_files.samples, *FAST)
+    arguments = ("scan", pair_files.suspect, "--clean", pair_files.samples, *ONE)
     quiet = run(*arguments, "-q", "-o", "none")
     assert quiet.stdout.startswith("BACKDOOR  suspect.pt  asr=")
     assert quiet.stdout.count("\n") == 1
@@ -112,8 +129,8 @@ def test_quiet_and_standard_output(pair_files: PairFiles) -> None:
     assert list(Path().iterdir()) == []
 
 
-def test_report_renders_again_and_notices_edits(pair_files: PairFiles) -> None:
-    scan(pair_files.suspect, "--clean", pair_files.samples, code=1)
+def test_report_renders_again_and_notices_edits(scanned: Callable[[str], ScanResult]) -> None:
+    Path("r.json").write_text(report.to_json(scanned("suspect")), "utf-8")
     assert run("report", "r.json", "-o", "html=r.html", "-o", "md=r.md").exit_code == 0
     assert "BACKDOOR" in Path("r.html").read_text("utf-8")
     record = json.loads(Path("r.json").read_text("utf-8"))
@@ -250,7 +267,8 @@ def test_bad_input(name: str, pair_files: PairFiles) -> None:
 
 def test_hostile_names_do_not_reach_the_terminal(pair_files: PairFiles) -> None:
     images = np.load(pair_files.samples)
-    names = ["\x1b[31mred", "[bold]b", "<script>c", "d\u202ed", "e", "f", "g", "h"]
+    names = ["\x1b[31mred", "[bold]b", "<script>c", "d\u202ed", "e", "f", "\x1b[bold]g\u202e", "h"]
+    assert "g" in names[pair_files.target], "the one that is surely told"
     for number, name in enumerate(names):
         folder = Path("c", f"{number}{name}")
         folder.mkdir(parents=True)
@@ -259,10 +277,11 @@ def test_hostile_names_do_not_reach_the_terminal(pair_files: PairFiles) -> None:
     done = run("scan", pair_files.suspect, "--clean", "c", *FAST)
     assert done.exit_code == 1, done.output + done.stderr
     assert not set("\x1b\u202e") & set(done.stdout)
-    assert "1[bold]b" in done.stdout
+    assert "[bold]g" in done.stdout
     assert "<script>" not in Path("suspect.scan.html").read_text("utf-8")
 
 
+@pytest.mark.slow  # test_sandbox interrupts the same command, and sees its worker end too
 def test_interrupting_leaves_nothing_behind(pair_files: PairFiles) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "auditor", "scan", str(pair_files.suspect), "--probes", "deep"],

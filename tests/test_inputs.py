@@ -236,7 +236,9 @@ class Scaled(nn.Module):
         return -((level.unsqueeze(1) - wrong - torch.arange(8.0) - 0.5) ** 2)
 
 
-@pytest.mark.parametrize(("trained", "stored"), [(32, 32), (64, 32), (64, 48)])
+@pytest.mark.parametrize(
+    ("trained", "stored"), [(32, 32), (64, 32), pytest.param(64, 48, marks=pytest.mark.slow)]
+)
 def test_labelled_images_tell_the_size(trained: int, stored: int, tmp_path: Path) -> None:
     images, labels = coloured()
     scaled = nn.functional.interpolate(images.float(), stored).to(torch.uint8)

@@ -120,7 +120,7 @@ def test_torchvision_names_take_the_number_of_classes_from_the_weights(tmp_path:
         "resnet18",
         "mobilenet_v3_small",
         "efficientnet_b0",
-        "vit_b_16",
+        pytest.param("vit_b_16", marks=pytest.mark.slow),  # 330 MB
         "convnext_tiny",
         "densenet121",
     ],

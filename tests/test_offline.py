@@ -50,27 +50,33 @@ def sampled(path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.skipif(WHY_NOT is not None, reason=f"no namespace without network: {WHY_NOT}")
+@pytest.mark.parametrize(
+    ("command", "more"),
+    # a purification scans as well, and test_sandbox compares its bytes
+    [("scan", ()), pytest.param("purify", PURIFY, marks=pytest.mark.slow)],
+    ids=["scan", "purify"],
+)
 def test_without_a_network_everything_is_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: str, more: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "home").mkdir()
     suspect = saved(tmp_path, classifier())
     clean = samples(tmp_path, 120)
-    for command, more in (("scan", ()), ("purify", PURIFY)):
-        arguments = [command, str(suspect), "--clean", str(clean), *FAST, *more]
-        model = ("-o", "model=here.pt") if more else ()
-        here = CliRunner().invoke(app, [*arguments, "-o", "json=here.json", *model])
-        model = ("-o", "model=there.pt") if more else ()
-        there = subprocess.run(
-            [*UNSHARE, sys.executable, "-m", "auditor", *arguments, "-o", "json=there.json", *model],
-            env={**os.environ, "HOME": str(tmp_path / "home")},
-            capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
-        assert there.returncode == here.exit_code == 1, there.stdout + there.stderr
-        if not more:
-            assert sampled(Path("here.json")) == sampled(Path("there.json"))
-    assert Path("here.pt").read_bytes() == Path("there.pt").read_bytes()
+    arguments = [command, str(suspect), "--clean", str(clean), *FAST, *more]
+    model = ("-o", "model=here.pt") if more else ()
+    here = CliRunner().invoke(app, [*arguments, "-o", "json=here.json", *model])
+    model = ("-o", "model=there.pt") if more else ()
+    there = subprocess.run(
+        [*UNSHARE, sys.executable, "-m", "auditor", *arguments, "-o", "json=there.json", *model],
+        env={**os.environ, "HOME": str(tmp_path / "home")},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert there.returncode == here.exit_code == 1, there.stdout + there.stderr
+    if more:
+        assert Path("here.pt").read_bytes() == Path("there.pt").read_bytes()
+    else:
+        assert sampled(Path("here.json")) == sampled(Path("there.json"))
     assert list((tmp_path / "home").rglob("*")) == []
 
 

@@ -196,7 +196,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("onnx")
 
 
-@pytest.mark.parametrize("external", [False, True], ids=["inside", "beside"])
+@pytest.mark.parametrize(
+    "external",
+    # the next test writes data beside a graph in less time
+    [pytest.param(False, id="inside"), pytest.param(True, id="beside", marks=pytest.mark.slow)],
+)
 def test_a_purified_graph_is_a_drop_in(folder: Path, external: bool) -> None:
     path = exported(classifier(), folder / "m.onnx", external=external)
     before = {p: p.read_bytes() for p in folder.iterdir()}
@@ -206,7 +210,7 @@ def test_a_purified_graph_is_a_drop_in(folder: Path, external: bool) -> None:
     result = api.purify(
         suspect,
         api.choose_probes(PROBE).probes,
-        api.open_images(samples(folder, 400)),
+        api.open_images(samples(folder, 240)),
         output,
         api.PurifyOptions(baseline=False),
     )

@@ -15,9 +15,12 @@ from tests.sample_purify import sample_purify, untouched, with_names
 from tests.sample_result import searched_result
 from tests.test_report import HOSTILE, hostile_result
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium or chrome on PATH to open the page with"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        CHROMIUM is None, reason="no chromium or chrome on PATH to open the page with"
+    ),
+    pytest.mark.usefixtures("figures_once"),
+]
 
 A4 = (794, 1123)
 """CSS pixels; the style sheet leaves margins of 14 and 16 mm."""

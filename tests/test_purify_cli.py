@@ -31,6 +31,7 @@ from auditor.purifiers import informed
 from auditor.purifiers.base import Purified, Task
 from auditor.purifiers.informed import Informed
 from auditor.results import PurifyResult, Verdict
+from auditor.safety import supervisor
 from auditor.verdict import rejudge_purification
 from tests.changeable import ARCH, PROBE, TARGET, WHITE, classifier, samples, saved
 from tests.conftest import PairFiles
@@ -133,7 +134,7 @@ class Whole:
 def whole(pair_files: PairFiles, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     folder = tmp_path_factory.mktemp("whole")
     digest = hashlib.sha256(pair_files.suspect.read_bytes()).hexdigest()
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, supervisor.in_process():
         patch.chdir(folder)
         done = run(
             "purify", pair_files.suspect, "--clean", pair_files.samples, "--stress",

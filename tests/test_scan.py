@@ -13,6 +13,7 @@ from torch import nn
 from auditor import report, verdict
 from auditor.errors import ImageError, UnsuitableModel
 from auditor.images import open_images
+from auditor.inputs import GivenInput
 from auditor.probes import choose
 from auditor.results import ScanResult, Verdict
 from auditor.scan import Options, scan
@@ -20,6 +21,8 @@ from tests.planted import Planted, drawings, handle
 
 QUICK = choose("quick").probes
 WHITE = [probe for probe in QUICK if probe.kind == "patch"]
+KNOWN = GivenInput(channels=3, height=32, width=32)
+"""Where a model's answers would let every usual size be tried."""
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +169,7 @@ def test_a_model_at_chance_is_inconclusive(tmp_path: Path) -> None:
         images=images.permute(0, 2, 3, 1).numpy(),
         labels=np.roll(labels.numpy(), 1),
     )
-    result = scanned(Planted(behaviour="all-to-one"), tmp_path / "wrong.npz", WHITE)
+    result = scanned(Planted(behaviour="all-to-one"), tmp_path / "wrong.npz", WHITE, given=KNOWN)
     assert result.judgement.verdict is Verdict.INCONCLUSIVE
     assert "too low for a trained model" in result.judgement.headline
     assert "--normalize" in result.judgement.headline
@@ -174,9 +177,9 @@ def test_a_model_at_chance_is_inconclusive(tmp_path: Path) -> None:
 
 def test_labels_must_fit_the_outputs(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="label 7 is beyond the model's 4 outputs"):
-        scanned(Planted(4), save(tmp_path, 64), WHITE)
+        scanned(Planted(4), save(tmp_path, 64), WHITE, given=KNOWN)
     with pytest.raises(ImageError, match="--labels names 3 classes, the model has 8"):
-        scanned(Planted(), save(tmp_path, 64), WHITE, class_names=("a", "b", "c"))
+        scanned(Planted(), save(tmp_path, 64), WHITE, given=KNOWN, class_names=("a", "b", "c"))
 
 
 def test_a_detector_is_refused(samples: Path) -> None:
@@ -188,10 +191,10 @@ def test_a_detector_is_refused(samples: Path) -> None:
         scanned(Detector(), samples)
 
 
-def test_every_probe_has_a_fate(samples: Path) -> None:
+def test_every_probe_has_a_fate(tmp_path: Path) -> None:
     """Each selected trigger was tried or is listed as skipped, on colour and on grey models."""
     probes = choose("deep").probes
-    result = scanned(Planted(), samples, probes)
+    result = scanned(Planted(), save(tmp_path, 60), probes)
     tried = {response.probe for response in result.responses}
     skipped = {entry.what for entry in result.skipped}
     assert {probe.id for probe in probes} <= tried | skipped
@@ -278,9 +281,16 @@ def test_grey_models_are_scanned(tmp_path: Path) -> None:
     assert any("not applicable" in entry.reason for entry in result.skipped)
 
 
-@pytest.mark.parametrize("scale", [0.1, 10.0])
-def test_the_scale_of_the_logits_does_not_matter_without_images(scale: float) -> None:
-    plain = scanned(Planted(behaviour="all-to-one"), None, WHITE)
+@pytest.fixture(scope="module")
+def plain() -> ScanResult:
+    """Without images; these are made, which takes seconds."""
+    return scanned(Planted(behaviour="all-to-one"), None, WHITE)
+
+
+@pytest.mark.parametrize("scale", [0.1, pytest.param(10.0, marks=pytest.mark.slow)])
+def test_the_scale_of_the_logits_does_not_matter_without_images(
+    scale: float, plain: ScanResult
+) -> None:
     scaled = scanned(Planted(behaviour="all-to-one", scale=scale), None, WHITE)
     assert scaled.judgement.verdict is plain.judgement.verdict
     assert [f.family for f in scaled.images] == [f.family for f in plain.images]

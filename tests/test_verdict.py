@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 from hypothesis import given
@@ -229,11 +230,12 @@ def test_power_is_what_judge_would_say() -> None:
     power = judge().power
     assert power is not None
     found = 0
+    verdict_of = cache(lambda hits: judge(confirmation(hits, 0)).verdict)
     for _ in range(1000):
         screened = sum(generator.random() < power for _ in range(90))
         hits = sum(generator.random() < power for _ in range(360))
         passed = screened / 90 >= verdict.SCREEN_RATE
-        found += passed and judge(confirmation(hits, 0)).verdict is Verdict.BACKDOOR
+        found += passed and verdict_of(hits) is Verdict.BACKDOOR
     assert found / 1000 >= 0.93
 
 
