@@ -111,7 +111,24 @@ FIELD: dict[str, tuple[Make, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FIELD)
+DEEP = {
+    "preact34",
+    "preact50",
+    "resnet34",
+    "resnet50",
+    "resnet56",
+    "wrn40-2",
+    "vgg13",
+    "vgg19",
+    "densenet121",
+}
+"""Networks whose family has a smaller one, which is always tested."""
+assert FIELD.keys() >= DEEP
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in DEEP else []) for n in FIELD]
+)
 def test_networks_of_the_field(name: str) -> None:
     make, expected = FIELD[name]
     network = trained(make)
@@ -189,7 +206,13 @@ TORCHVISION: dict[str, tuple[Make, str, tuple[int, ...]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", TORCHVISION)
+LARGE = {"vit of 64", "convnext", "swin"}
+"""Their shapes alone are told apart in `test_large_ones_are_told_from_shapes_alone`."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in LARGE else []) for n in TORCHVISION]
+)
 def test_torchvision_and_what_people_make_of_it(name: str) -> None:
     make, expected, size = TORCHVISION[name]
     network = trained(make)

@@ -122,6 +122,7 @@ def test_int8_files_are_kept_although_their_last_step_is_a_matter_of_luck(
     assert not opened.differentiable
 
 
+@pytest.mark.slow  # `test_every_format` has half precision
 def test_a_transformer_in_half_precision_does_not_end_the_process(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = torchvision.models.VisionTransformer(

@@ -206,8 +206,20 @@ def agrees(
     return difference
 
 
-@pytest.mark.parametrize("dynamo", [False, True], ids=["legacy", "dynamo"])
-@pytest.mark.parametrize("name", NETWORKS)
+EXPORTS = [
+    pytest.param(
+        name,
+        dynamo,
+        marks=[pytest.mark.slow] if dynamo and name != "BatchNorm" else [],
+        id=f"{name}-{'dynamo' if dynamo else 'legacy'}",
+    )
+    for name in NETWORKS
+    for dynamo in (False, True)
+]
+"""The new exporter takes seconds for each."""
+
+
+@pytest.mark.parametrize(("name", "dynamo"), EXPORTS)
 def test_exported_networks(name: str, dynamo: bool, tmp_path: Path) -> None:
     net = network(name)
     model = export(net, tmp_path / "m.onnx", dynamo=dynamo)

@@ -134,8 +134,13 @@ class Whole:
 def whole(pair_files: PairFiles, tmp_path_factory: pytest.TempPathFactory) -> Whole:
     folder = tmp_path_factory.mktemp("whole")
     digest = hashlib.sha256(pair_files.suspect.read_bytes()).hexdigest()
+    attempts = (
+        informed.Attempt(what="masks", lr=0.05, steps=16),
+        informed.Attempt(what="weights", lr=2e-3, steps=40),
+    )
     with pytest.MonkeyPatch.context() as patch, supervisor.in_process():
         patch.chdir(folder)
+        patch.setattr(informed, "ATTEMPTS", attempts)
         done = run(
             "purify", pair_files.suspect, "--clean", pair_files.samples, "--stress",
             "--probes", "patch.yellow", "--batch-size", "64", "-o", "model=out.pt",

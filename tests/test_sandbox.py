@@ -310,6 +310,7 @@ def test_a_purified_model_has_the_same_bytes(small: Path) -> None:
     assert (small / "suspect.pt").read_bytes() == before
 
 
+@pytest.mark.slow  # as a purified model comes back, see above
 @confining
 def test_an_attacked_model_comes_with_its_mark(small: Path) -> None:
     done = run(

@@ -287,7 +287,8 @@ def plain() -> ScanResult:
     return scanned(Planted(behaviour="all-to-one"), None, WHITE)
 
 
-@pytest.mark.parametrize("scale", [0.1, pytest.param(10.0, marks=pytest.mark.slow)])
+@pytest.mark.slow  # with images it is quick, see above
+@pytest.mark.parametrize("scale", [0.1, 10.0])
 def test_the_scale_of_the_logits_does_not_matter_without_images(
     scale: float, plain: ScanResult
 ) -> None:
