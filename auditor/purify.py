@@ -162,6 +162,8 @@ class _Purification:
         self.started = datetime.now(UTC)
         self.caveats: list[Caveat] = []
         self.resolution: Resolution | None = None
+        self.said: dict[str, Tensor] = {}
+        """Trigger -> the suspect's predictions on the judge images."""
 
     def run(
         self, source: ImageSource, judge: ImageSource | None, output: Path | None
@@ -616,12 +618,20 @@ class _Purification:
     def _correct(self, classifier: Classifier) -> int:
         return changing.correct(classifier, self.judge.images, self.judge.labels)
 
+    def _answers(self, rival: Classifier, entries: Sequence[Known]) -> list[Tensor]:
+        """What a model says of the judge images under each trigger; the suspect is asked once."""
+        known = self.said if rival is self.classifier else {}
+        triggers = {repr(entry.stamped.trigger): entry.stamped.trigger for entry in entries}
+        new = [name for name in triggers if name not in known]
+        found = measure.predictions(rival, self.judge.images, [triggers[name] for name in new])
+        known.update(zip(new, found, strict=True))
+        return [known[repr(entry.stamped.trigger)] for entry in entries]
+
     def _outcomes(
         self, known: Sequence[Known], named: Sequence[Known], rivals: Sequence[Classifier]
     ) -> tuple[Outcome, ...]:
         entries = [*known, *named]
-        triggers = [entry.stamped.trigger for entry in entries]
-        answers = [measure.predictions(rival, self.judge.images, triggers) for rival in rivals]
+        answers = [self._answers(rival, entries) for rival in rivals]
         outcomes = []
         for number, entry in enumerate(entries):
             labels = self.judge.labels
