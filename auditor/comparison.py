@@ -1,8 +1,9 @@
 """Several methods on the same images, side by side, and the best of them.
 
-The order among methods is that of fit images which none of them was fitted on; the judge images
-only say whether the user's goals are met. With many methods, one that meets them by a narrow margin
-may do so by chance, so the report tells how many were tried.
+The order among methods is that of fit images which none of them was fitted on, where there are
+enough; the judge images only say which of them meet the user's goals, and judge triggers have no say
+at all. With many methods, one that meets the goals by a narrow margin may do so by chance, so the
+report tells how many were tried.
 """
 
 from __future__ import annotations
@@ -15,21 +16,24 @@ from auditor.errors import ModelError
 from auditor.images import Notify
 from auditor.purifiers import Purifier
 from auditor.purifiers.base import Known, Purified
-from auditor.purifiers.informed import ACC_AIM, ASR_AIM
+from auditor.purifiers.informed import ASR_AIM
+from auditor.purifiers.strongest import ACC_SHARE
 from auditor.results import Check, Contender, MethodFacts, NotCompared
 
 SMALLEST_GOAL = 0.01
 """Goals count as at least this where the distance to them is measured in goals."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Made:
     """What a method made of the suspect."""
 
     purified: Purified
     facts: MethodFacts
     known: tuple[Known, ...]
-    """What it was told in the end: what the scan found, and what searches of its results found."""
+    """What the scan found, and what searches of its results found; the last ones it was not told."""
+    seconds: float
+    """From the beginning to the end, searches included."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +46,19 @@ class Compared:
     not_compared: tuple[NotCompared, ...]
 
 
-class _Over(Exception):
+class OverBudget(Exception):
     """The time budget is spent."""
+
+
+Failure = (RuntimeError, ValueError, ArithmeticError, MemoryError)
+"""What a method may raise that no other should suffer from: a matrix without decomposition, memory."""
 
 
 def compare(
     methods: Sequence[Purifier],
     attempt: Callable[[Purifier, tuple[Known, ...] | None, Notify], Made],
     weigh: Callable[[Made], Contender],
-    rank: Callable[[Contender], tuple[float, ...]],
+    rank: Callable[[Made, Contender], tuple[float, ...]],
     *,
     budget: float,
     notify: Notify,
@@ -61,7 +69,7 @@ def compare(
     and all methods are then held against those as well.
 
     Args:
-        methods: In the order that decides between equals.
+        methods: In the order that decides between equals, after the rule above.
         attempt: Runs a method; told what is known by now, None at first.
         weigh: Measures what it made.
         rank: The lowest is the best.
@@ -72,32 +80,52 @@ def compare(
         ModelError: No method got to its end.
     """
     deadline = time.monotonic() + budget
-    best: Made | None = None
-    ranked: list[tuple[tuple[float, ...], Contender]] = []
     missing: list[NotCompared] = []
     known: tuple[Known, ...] | None = None
+    number = 0
 
-    def watching(what: str, done: int, total: int) -> None:
-        if time.monotonic() > deadline:
-            raise _Over
-        notify(what, done, total)
+    def run(method: Purifier) -> Made | None:
+        nonlocal known, number
+        number += 1
+        place = f"method {number} of {len(methods)}"
 
-    for method in sorted(methods, key=lambda method: not method.informed):
+        def watching(what: str, done: int, total: int) -> None:
+            if time.monotonic() > deadline:
+                raise OverBudget
+            notify(f"{place}: {what}", done, total)
+
         try:
-            watching(f"comparing: {method.title}", 0, 1)
+            watching(method.title, 0, 1)
             made = attempt(method, known, watching)
-        except _Over:
+        except OverBudget:
             missing.append(_missing(method, f"the budget of {budget:g} s was spent"))
-            continue
+            return None
         except ModelError as error:
             missing.append(_missing(method, str(error)))
-            continue
+            return None
+        except Failure as error:
+            missing.append(_missing(method, f"it failed: {type(error).__name__}: {error}"))
+            return None
         known = made.known
+        return made
+
+    best: Made | None = None
+    ranked: list[tuple[tuple[float, ...], Contender]] = []
+
+    def enter(made: Made) -> None:
+        nonlocal best
         contender = weigh(made)
-        order = rank(contender)
-        if not ranked or order < min(known_rank for known_rank, _ in ranked):
+        order = rank(made, contender)
+        if not ranked or order < min(before for before, _ in ranked):
             best = made
         ranked.append((order, contender))
+
+    told = [method for method in methods if method.informed]
+    for made in [made for method in told if (made := run(method)) is not None]:
+        enter(made)
+    for method in methods:
+        if not method.informed and (made := run(method)) is not None:
+            enter(made)
     if best is None:
         raise ModelError(
             "No method got to its end. "
@@ -112,24 +140,30 @@ def compare(
 
 
 def ranked_by_goals(
-    contender: Contender, before: Check, *, max_asr: float, max_acc_drop: float
+    check: Check, before: Check, *, met: bool, known: bool, max_asr: float, max_acc_drop: float
 ) -> tuple[float, ...]:
     """First those that meet the goals on the judge images, then by the images for choosing.
 
     There, by how far a method is beyond what is aimed at (a share of each goal, since other images
     judge), each in units of its goal; among those that are not beyond it, by ACC, then by ASR.
+    Without a known trigger, a method that does nothing would win: then the order of the methods is
+    kept among those that meet the goals.
 
     Args:
-        contender: The method.
-        before: The suspect on the images for choosing.
+        check: The method on the images for choosing.
+        before: The suspect there.
+        met: It meets the goals on the judge images, by ACC and by the triggers that it could know:
+            judge triggers do not choose.
+        known: There are such triggers.
         max_asr: Goal.
         max_acc_drop: Goal.
     """
-    check = contender.choosing
+    if not known:
+        return (not met,)
     lost = before.acc - check.acc
     beyond = max(0.0, check.asr - ASR_AIM * max_asr) / max(max_asr, SMALLEST_GOAL)
-    beyond += max(0.0, lost - ACC_AIM * max_acc_drop) / max(max_acc_drop, SMALLEST_GOAL)
-    return (bool(contender.missed), beyond, -check.acc, check.asr)
+    beyond += max(0.0, lost - ACC_SHARE * max_acc_drop) / max(max_acc_drop, SMALLEST_GOAL)
+    return (not met, beyond, -check.acc, check.asr)
 
 
 def _missing(method: Purifier, why: str) -> NotCompared:

@@ -15,7 +15,7 @@ from torch import Tensor
 from auditor import changing, measure, verdict
 from auditor import images as image_sets
 from auditor.classifier import Classifier, as_float
-from auditor.comparison import Compared, Made, compare, ranked_by_goals
+from auditor.comparison import Compared, Made, OverBudget, compare, ranked_by_goals
 from auditor.embedding import embed
 from auditor.errors import ImageError
 from auditor.images import ImageSource, Notify, silent
@@ -31,6 +31,7 @@ from auditor.purifiers.base import (
     changed_classifier,
     measured,
     parted,
+    seeded,
 )
 from auditor.purifiers.finetune import FineTuning
 from auditor.purifiers.informed import Informed
@@ -47,6 +48,7 @@ from auditor.results import (
     Confusion,
     Contender,
     Counts,
+    Goals,
     MaskLayer,
     MethodFacts,
     Outcome,
@@ -162,6 +164,8 @@ class _Purification:
         self.started = datetime.now(UTC)
         self.caveats: list[Caveat] = []
         self.resolution: Resolution | None = None
+        self.kept_back = 0
+        """Fit images that several methods are ordered by, and that none is fitted on."""
         self.said: dict[str, Tensor] = {}
         """Trigger -> the suspect's predictions on the judge images."""
 
@@ -281,6 +285,7 @@ class _Purification:
     ) -> Compared:
         """Run the method that was asked for, or all of them."""
         methods = self._methods(known)
+        self._say_without_train_mode(methods)
         if len(methods) == 1:
             made = self._made(methods[0], self.fit, source, known)
             return Compared(best=made, contenders=(), not_compared=())
@@ -304,20 +309,14 @@ class _Purification:
             after = changed_classifier(self.classifier, made.purified.tensors)
             outcomes = self._outcomes(made.known, named, [self.classifier, after])
             accuracy = _counts([self._correct(self.classifier), self._correct(after)])
-            goals = verdict.judge_purification(
-                accuracy=accuracy,
-                images=len(self.judge.images),
-                outcomes=outcomes,
-                after=None,
-                max_asr=self.options.max_asr,
-                max_acc_drop=self.options.max_acc_drop,
-            )
+            goals = self._goals(accuracy, outcomes)
+            found[made] = self._goals(accuracy, [o for o in outcomes if o.origin == "found"]).met
             tested = self._stressed(made.known, [("purified", after)])
             return Contender(
                 name=made.facts.name,
                 title=made.facts.title,
                 trained=made.facts.trained,
-                seconds=made.facts.seconds,
+                seconds=made.seconds,
                 choosing=check(after, made.known),
                 hits=tuple(outcome.hits.after for outcome in outcomes),
                 correct=accuracy.after,
@@ -325,19 +324,45 @@ class _Purification:
                 missed=goals.missed,
             )
 
-        before = check(self.classifier, ())
-        return compare(
-            methods,
-            attempt,
-            weigh,
-            lambda contender: ranked_by_goals(
-                contender,
+        def rank(made: Made, contender: Contender) -> tuple[float, ...]:
+            return ranked_by_goals(
+                contender.choosing,
                 before,
+                met=found[made],
+                known=bool(made.known),
                 max_asr=self.options.max_asr,
                 max_acc_drop=self.options.max_acc_drop,
-            ),
-            budget=self.options.time_budget,
-            notify=self.notify,
+            )
+
+        before = check(self.classifier, ())
+        found: dict[Made, bool] = {}
+        self.kept_back = len(parts.choose) if parts.apart else 0
+        budget = self.options.time_budget
+        return compare(methods, attempt, weigh, rank, budget=budget, notify=self.notify)
+
+    def _say_without_train_mode(self, methods: Sequence[Purifier]) -> None:
+        model = self.classifier.model
+        norms = any(layer.kind == "BatchNorm" for layer in model.anatomy())
+        if not norms or model.trainable_statistics or all(m.informed for m in methods):
+            return
+        self.caveats.append(
+            Caveat(
+                id="no-train-mode",
+                text=f"{model.file.kind} files have no train mode, so that BatchNorm keeps its running "
+                "statistics in methods that were published with train mode.",
+            )
+        )
+
+    def _goals(
+        self, accuracy: Counts, outcomes: Sequence[Outcome], after: ScanResult | None = None
+    ) -> Goals:
+        return verdict.judge_purification(
+            accuracy=accuracy,
+            images=len(self.judge.images),
+            outcomes=outcomes,
+            after=after,
+            max_asr=self.options.max_asr,
+            max_acc_drop=self.options.max_acc_drop,
         )
 
     def _made(
@@ -355,21 +380,32 @@ class _Purification:
         methods that do not use what is found.
         """
         notify = notify or self.notify
-        seconds = 0.0
+        seconds, start = 0.0, time.monotonic()
         rounds: list[Round] = []
         found_searches = not INVERSIONS.isdisjoint(self.options.scan.searches)
         searching = method.informed and bool(known) and found_searches
         while True:
             begin = time.monotonic()
-            purified = method.purify(replace(task, known=tuple(known)), notify)
+            with seeded(self.options.seed):
+                purified = method.purify(replace(task, known=tuple(known)), notify)
             seconds += time.monotonic() - begin
             if not searching:
                 break
             seed = self.options.seed + len(rounds) + 1
             after = changed_classifier(self.classifier, purified.tensors)
-            again = self._scanned(
-                after.model, source, "searching again", probes=(), seed=seed, notify=notify
-            )
+            try:
+                again = self._scanned(
+                    after.model, source, "searching again", probes=(), seed=seed, notify=notify
+                )
+            except OverBudget:
+                self.caveats.append(
+                    Caveat(
+                        id="not-searched-again",
+                        text=f"{method.name}: no time was left to search the result of round "
+                        f"{len(rounds) + 1} again.",
+                    )
+                )
+                break
             fresh = self._triggers_of(again)
             rounds.append(
                 Round(
@@ -378,9 +414,9 @@ class _Purification:
                     found=tuple(entry.stamped.title for entry in fresh),
                 )
             )
+            known = [*fresh, *known]  # of the last round, they are judged by
             if not fresh or len(rounds) == ROUNDS:
                 break
-            known = [*fresh, *known]
         facts = MethodFacts(
             name=method.name,
             title=method.title,
@@ -391,7 +427,22 @@ class _Purification:
             trained=purified.trained,
             rounds=tuple(rounds),
         )
-        return Made(purified=purified, facts=facts, known=tuple(known))
+        own = self.classifier.model.tensors()
+        changed = {n: t for n, t in purified.tensors.items() if not torch.equal(t, own[n])}
+        if not changed:
+            self.caveats.append(
+                Caveat(
+                    id=f"unchanged-{method.name}",
+                    text=f"{method.name} changed nothing: no strength of it that was tried can be borne by "
+                    "clean accuracy.",
+                )
+            )
+        return Made(
+            purified=replace(purified, tensors=changed),
+            facts=facts,
+            known=tuple(known),
+            seconds=time.monotonic() - start,
+        )
 
     # ---- what is known
 
@@ -526,18 +577,21 @@ class _Purification:
     def _methods(self, known: Sequence[Known]) -> list[Purifier]:
         """The methods that were asked for; without evidence, ours has nothing to work with."""
         methods = list(self.options.methods)
-        if known or not any(isinstance(method, Informed) for method in methods):
+        if known:
             return methods
+        informed = any(isinstance(method, Informed) for method in methods)
+        published = "so NFT runs as published, as a precaution" if informed else "as a precaution"
         self.caveats.append(
             Caveat(
                 id="uninformed",
-                text="No trigger is known, so NFT ran as published, as a precaution. Nothing shows "
-                "that it removed anything.",
+                text=f"No trigger is known, {published}. Nothing shows that anything was removed.",
             )
         )
+        if not informed:
+            return methods
         others = [method for method in methods if not isinstance(method, Informed)]
-        published = any(isinstance(method, NeuralMaskFineTuning) for method in others)
-        return others if published else [NeuralMaskFineTuning(), *others]
+        known_already = any(isinstance(method, NeuralMaskFineTuning) for method in others)
+        return others if known_already else [NeuralMaskFineTuning(), *others]
 
     # ---- the record
 
@@ -557,14 +611,7 @@ class _Purification:
         accuracy = _counts([self._correct(rival) for rival in rivals])
         outcomes = self._outcomes(known, named, rivals)
         after_scan = self.after if after is not None else None
-        goals = verdict.judge_purification(
-            accuracy=accuracy,
-            images=len(self.judge.images),
-            outcomes=outcomes,
-            after=after_scan,
-            max_asr=options.max_asr,
-            max_acc_drop=options.max_acc_drop,
-        )
+        goals = self._goals(accuracy, outcomes, after_scan)
         shown = [*known, *named]
         masks, channels, tensors = _changes(
             None if best is None else best.purified, self.classifier.model.tensors()
@@ -591,8 +638,9 @@ class _Purification:
             before=self.before,
             after=after_scan,
             method=None if best is None else best.facts,
-            contenders=() if compared is None else compared.contenders,
+            contenders=() if compared is None else _with_goals(compared.contenders, goals),
             not_compared=() if compared is None else compared.not_compared,
+            kept_back=self.kept_back,
             accuracy=accuracy,
             outcomes=outcomes,
             masks=masks,
@@ -612,7 +660,8 @@ class _Purification:
         several = len(self.options.methods) > 1
         if not self.options.baseline or several or isinstance(self.options.methods[0], FineTuning):
             return None
-        tuned = FineTuning().purify(self.fit, self.notify)
+        with seeded(self.options.seed):
+            tuned = FineTuning().purify(self.fit, self.notify)
         return changed_classifier(self.classifier, tuned.tensors)
 
     def _correct(self, classifier: Classifier) -> int:
@@ -731,6 +780,12 @@ class _Purification:
                 "max_acc_drop": f"{options.max_acc_drop:g}",
             },
         )
+
+
+def _with_goals(contenders: Sequence[Contender], goals: Goals) -> tuple[Contender, ...]:
+    """The best one was scanned again, so that it may have missed more than was known of it."""
+    best, *others = contenders or (None,)
+    return () if best is None else (replace(best, missed=goals.missed), *others)
 
 
 def _mapping(entry: Confirmation, classes: int) -> tuple[int, ...]:

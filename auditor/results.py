@@ -428,8 +428,8 @@ class Outcome:
     """One trigger on the judge images, a model at a time."""
 
     origin: Literal["found", "judge"]
-    """"found": the scan found it and the purifier knew it; "judge": `--judge-trigger`, which the
-    purifier never saw."""
+    """"found": a scan found it, of the suspect (the purifier was told) or of a result; "judge":
+    `--judge-trigger`, which the purifier never saw."""
     probe: str
     title: str
     trigger: str
@@ -515,6 +515,7 @@ class Contender:
     trained: int
     """As of `MethodFacts`."""
     seconds: float
+    """From its beginning to its end, searches of its results included."""
     choosing: Check
     """What it does on the fit images that were kept back for choosing."""
     hits: tuple[int, ...]
@@ -524,7 +525,8 @@ class Contender:
     retuned: int | None
     """Judge images that the stress test's trigger moves after the re-tuning; None: not run."""
     missed: tuple[str, ...]
-    """Goals missed on the judge images, without a scan of the result; a sentence each."""
+    """Goals missed on the judge images, a sentence each. Of the best one the scan of the result counts
+    as well; the others were not scanned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -733,6 +735,9 @@ class PurifyResult:
     contenders: tuple[Contender, ...]
     """Methods that were compared, best first; empty where one was asked for."""
     not_compared: tuple[NotCompared, ...]
+    kept_back: int
+    """Fit images that the methods were ordered by and that none was fitted on; 0: there are too few, so
+    that those which are fitted on order them, or one method was asked for."""
     accuracy: Counts
     """Rightly classified unstamped judge images."""
     outcomes: tuple[Outcome, ...]

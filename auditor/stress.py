@@ -24,6 +24,7 @@ from auditor.purifiers.base import (
     copied_buffers,
     detached,
     loop,
+    seeded,
     trainable,
 )
 from auditor.results import Stress, StressRow
@@ -69,7 +70,9 @@ def stress(
     rows = []
     for name, classifier in rivals:
         before = counted(classifier, judge, known)
-        after = counted(_retuned(classifier, fit, known, notify), judge, known)
+        with seeded(fit.seed):
+            retuned = _retuned(classifier, fit, known, notify)
+        after = counted(retuned, judge, known)
         rows.append(
             StressRow(
                 model=name,

@@ -78,6 +78,7 @@ def sample_purify(*, class_names: tuple[str, ...] = CLASSES) -> PurifyResult:
         ),
         contenders=(),
         not_compared=(),
+        kept_back=0,
         accuracy=Counts(before=RIGHT, after=RIGHT_AFTER, baseline=RIGHT_TUNED),
         outcomes=(found_outcome(), judge_outcome()),
         masks=mask_layers(19),
@@ -444,6 +445,7 @@ def compared() -> PurifyResult:
     missed = (f"{found.probe} still redirects 40 of {ELIGIBLE} judge images.",)
     return replace(
         result,
+        kept_back=75,
         contenders=(
             contender("nft", (found.hits.after, judged.hits.after), RIGHT_AFTER),
             contender("fst", (2, 3), RIGHT_AFTER - 2, trained=11_173_962, seconds=30.2, retuned=44),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,20 @@ import torch
 
 from auditor import purify as purification
 from auditor.cli.requests import METHODS, Purification, method_names
-from auditor.comparison import ranked_by_goals
+from auditor.comparison import OverBudget, ranked_by_goals
 from auditor.errors import ModelError, UnsuitableModel, UsageError
 from auditor.images import Notify, open_images
 from auditor.inputs import GivenInput
 from auditor.models.load import load_model
 from auditor.probes import choose
 from auditor.purifiers import PURIFIERS, Purifier
-from auditor.purifiers.base import Purified, Task, parted
+from auditor.purifiers.base import Purified, Task, parted, seeded
 from auditor.purify import Options, purify
-from auditor.results import Check, Contender, PurifyResult
+from auditor.results import Check, PurifyResult
 from auditor.scan import Options as ScanOptions
-from tests.changeable import PROBE, classifier, samples, saved
+from auditor.triggers.patch import Square
+from tests.changeable import CHANNELS, CLASSES, PROBE, TARGET, classifier, samples, saved
+from tests.planted import SIZE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,23 @@ class Informed(Fake):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Broken(Fake):
+    def purify(self, task: Task, notify: Notify) -> Purified:
+        raise RuntimeError("no decomposition")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropping(Fake):
+    into: list[torch.Tensor] | None = None
+
+    def purify(self, task: Task, notify: Notify) -> Purified:
+        drawn = torch.nn.functional.dropout(torch.ones(50))
+        if self.into is not None:
+            self.into.append(drawn)
+        return super().purify(task, notify)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Greedy(Fake):
     chooses = False
 
@@ -82,10 +101,16 @@ def _plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(purification, "embed", lambda *arguments, **options: None)
 
 
-def run(folder: Path, *methods: Purifier, **fields: Any) -> PurifyResult:
-    scan = ScanOptions(given=GivenInput(normalize="none"), searches=(), batch_size=64)
+ANOTHER = Square(colour="white", size=3, where="top-left", gap=5)
+
+
+def run(
+    folder: Path, *methods: Purifier, network: torch.nn.Module | None = None, **fields: Any
+) -> PurifyResult:
+    given = GivenInput(normalize="none")
+    scan = ScanOptions(given=given, searches=fields.pop("searches", ()), batch_size=64)
     options = Options(methods=methods, scan=scan, **fields)
-    model = load_model(saved(folder, classifier()))
+    model = load_model(saved(folder, network or classifier()))
     source = open_images(samples(folder, 160))
     return purify(model, choose(PROBE).probes, source, folder / "out.pt", options)
 
@@ -153,11 +178,97 @@ def test_what_has_no_result_is_listed(tmp_path: Path) -> None:
     }
 
 
+def test_a_search_that_the_budget_ends_costs_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = purification._Purification._scanned
+
+    def scanned(self: Any, model: Any, source: Any, what: str, **given: Any) -> Any:
+        if what == "searching again":
+            raise OverBudget
+        options = self.options
+        self.options = replace(options, scan=replace(options.scan, searches=()))
+        try:
+            return original(self, model, source, what, **given)
+        finally:
+            self.options = options
+
+    monkeypatch.setattr(purification._Purification, "_scanned", scanned)
+    methods = Informed(label="told", network=benign()), Fake(label="idle")
+    result = run(tmp_path, *methods, searches=("search.patch",))
+    assert result.contenders[0].name == "told"
+    assert result.method is not None
+    assert result.method.rounds == ()
+    assert "not-searched-again" in {caveat.id for caveat in result.caveats}
+
+
 def test_with_no_result_at_all_the_reasons_are_told(tmp_path: Path) -> None:
     methods = Fake(label="one", refuses=True), Fake(label="two", refuses=True)
     with pytest.raises(ModelError, match=r"one: nothing here can be masked\. two: nothing"):
         run(tmp_path, *methods)
     assert not (tmp_path / "out.pt").exists()
+
+
+def test_a_method_that_fails_takes_none_with_it(tmp_path: Path) -> None:
+    result = run(tmp_path, Fake(label="cured", network=benign()), Broken(label="broken"))
+    assert [entry.name for entry in result.contenders] == ["cured"]
+    (missing,) = result.not_compared
+    assert missing.why == "it failed: RuntimeError: no decomposition"
+
+
+def with_another(network: torch.nn.Sequential) -> torch.nn.Sequential:
+    """It obeys `ANOTHER`, too."""
+    linear = network[-1]
+    assert isinstance(linear, torch.nn.Linear)
+    with torch.no_grad():
+        linear.weight.view(CLASSES, CHANNELS, SIZE // 8, SIZE // 8)[TARGET, 1, 0, 0] = 24.0
+    return network
+
+
+def test_judge_triggers_have_no_say(tmp_path: Path) -> None:
+    """Of two that are equal by all that could be known, the first is taken, and misses the goals."""
+    judge = replace(choose(PROBE).probes[0], id="judge", triggers=(ANOTHER,))
+    half = Fake(label="half", network=with_another(classifier(strength=0)))
+    whole = Fake(label="whole", network=benign())
+    result = run(tmp_path, half, whole, judge_probes=(judge,), network=with_another(classifier()))
+    assert [outcome.origin for outcome in result.outcomes] == ["found", "judge"]
+    assert [entry.name for entry in result.contenders] == ["half", "whole"]
+    assert not result.goals.met
+    assert result.contenders[0].missed == result.goals.missed
+    assert result.contenders[1].missed == ()
+    assert result.written is None
+
+
+def test_without_evidence_the_order_of_the_user_counts(tmp_path: Path) -> None:
+    seen: list[Task] = []
+    model = load_model(saved(tmp_path, classifier(strength=0)))
+    scan = ScanOptions(given=GivenInput(normalize="none"), searches=(), batch_size=64)
+    methods = (
+        Fake(label="ruin", network=ruined()), Fake(label="first", network=benign(), seen=seen),
+        Fake(label="idle"),
+    )  # fmt: skip
+    options = Options(methods=methods, scan=scan, anyway=True)
+    source = open_images(samples(tmp_path, 160))
+    result = purify(model, choose(PROBE).probes, source, None, options)
+    assert [entry.name for entry in result.contenders] == ["first", "idle", "ruin"]
+    assert [c.text for c in result.caveats if c.id == "uninformed"] == [
+        "No trigger is known, as a precaution. Nothing shows that anything was removed."
+    ]
+    assert "unchanged-idle" in {caveat.id for caveat in result.caveats}
+
+
+def test_dropout_begins_with_the_seed(tmp_path: Path) -> None:
+    made = []
+    for state in (1, 2):
+        torch.manual_seed(state)
+        for _ in range(state):
+            run(tmp_path, Dropping(label="a"), Dropping(label="b", into=made))
+    assert all(torch.equal(drawn, made[0]) for drawn in made)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    with seeded(0):
+        torch.rand(4)
+    assert torch.equal(torch.get_rng_state(), before), "the user's own draws go on"
 
 
 def test_the_stress_test_is_run_on_each(tmp_path: Path) -> None:
@@ -168,30 +279,30 @@ def test_the_stress_test_is_run_on_each(tmp_path: Path) -> None:
     assert by_name["idle"].retuned is not None
 
 
-def contender(asr: float, acc: float, *missed: str) -> Contender:
-    return Contender(
-        name="n", title="N", trained=1, seconds=1.0, hits=(), correct=0, retuned=None, missed=missed,
-        choosing=Check(step=0, asr=asr, acc=acc, loss=0.0),
-    )  # fmt: skip
-
-
 def test_the_order_of_methods() -> None:
     before = Check(step=0, asr=1.0, acc=0.90, loss=0.0)
     best_first = [
-        contender(0.00, 0.90),
-        contender(0.02, 0.90),  # within half of the goal: counts for less than accuracy…
-        contender(0.00, 0.895),
-        contender(0.04, 0.90),  # …beyond it, the distance in goals counts
-        contender(0.00, 0.86),
-        contender(0.50, 0.90),
-        contender(0.00, 0.10),  # a ruin has no backdoor either
-        contender(0.00, 0.90, "a goal"),
+        (0.00, 0.90, True),
+        (0.02, 0.90, True),  # within half of the goal: counts for less than accuracy…
+        (0.00, 0.885, True),
+        (0.04, 0.90, True),  # …beyond it, the distance in goals counts
+        (0.00, 0.86, True),
+        (0.50, 0.90, True),
+        (0.00, 0.10, True),  # a ruin has no backdoor either
+        (0.00, 0.90, False),
     ]
-    ranks = [
-        ranked_by_goals(entry, before, max_asr=0.05, max_acc_drop=0.03) for entry in best_first
-    ]
+
+    def rank(asr: float, acc: float, met: bool, known: bool = True) -> tuple[float, ...]:
+        check = Check(step=0, asr=asr, acc=acc, loss=0.0)
+        goals = {"max_asr": 0.05, "max_acc_drop": 0.03}
+        return ranked_by_goals(check, before, met=met, known=known, **goals)
+
+    ranks = [rank(*entry) for entry in best_first]
     assert ranks == sorted(ranks)
     assert len(set(ranks)) == len(ranks)
+    blind = {rank(asr, acc, met, known=False) for asr, acc, met in best_first if met}
+    assert len(blind) == 1, "nothing is known that could tell them apart"
+    assert max(blind) < rank(0.0, 0.9, met=False, known=False)
 
 
 def test_names_of_methods() -> None:

@@ -15,6 +15,7 @@ from auditor.errors import UnsuitableModel
 from auditor.images import silent
 from auditor.purifiers import base, fst
 from auditor.purifiers.base import Task, last_layer, parted
+from auditor.purifiers.fine_pruning import FinePruning
 from auditor.purifiers.fst import FeatureShiftTuning, bring_to_norm, is_matrix
 from tests.changeable import CLASSES, classifier
 from tests.test_purifiers import IMAGES, LABELS, noisy, same, task
@@ -157,14 +158,13 @@ def test_training_ends_where_numbers_do() -> None:
 
 
 def test_heads_are_linear_layers_or_convolutions_of_one_pixel() -> None:
-    model = task(classifier()).classifier.model
-    assert last_layer(model, is_matrix, "no").name == "7"
+    assert last_layer(task(classifier()), is_matrix, "no").name == "7"
     pixel = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, CLASSES, 1, bias=False),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(),
     ).eval()  # fmt: skip
     told = task(pixel, images=IMAGES[:16], labels=LABELS[:16])
-    assert last_layer(told.classifier.model, is_matrix, "no").name == "2"
+    assert last_layer(told, is_matrix, "no").name == "2"
     found = tuned(told, 2, 0.1)
     original = told.classifier.model.weights()["2.weight"]
     assert float(found["2.weight"].norm()) == pytest.approx(float(original.norm()))
@@ -189,3 +189,19 @@ def test_published_settings() -> None:
     assert method.alphas[-1] == 0
     assert list(method.alphas) == sorted(method.alphas, reverse=True)
     assert (method.epochs, method.batch, method.lr, method.momentum) == (10, 128, 0.01, 0.9)
+
+
+def test_a_layer_that_does_not_give_the_classes_is_no_head() -> None:
+    class Odd(nn.Module):
+        """It defines its head first."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.body = nn.Linear(6, CLASSES), nn.Conv2d(3, 6, 1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.head(self.body(images).mean((2, 3)))
+
+    for method in (FeatureShiftTuning(), FinePruning()):
+        with pytest.raises(UnsuitableModel, match="does not end in a linear layer"):
+            method.purify(task(Odd().eval()), silent)

@@ -407,7 +407,7 @@ def asked(head: str, **fields: Any) -> tuple[Task, Tensor]:
 def test_activations_are_those_of_the_last_layers_inputs(head: str) -> None:
     told, mean = asked(head)
     method = FinePruning(batch=20)  # 72 images: three batches and a rest
-    layer = last_layer(told.classifier.model, has_inputs, "no")
+    layer = last_layer(told, has_inputs, "no")
     found = method._activations(told, layer, parted(96, 0).fit, silent)
     assert torch.allclose(found / found.sum(), mean.abs() / mean.abs().sum(), rtol=1e-3, atol=1e-7)
 
@@ -416,7 +416,7 @@ def test_activations_are_those_of_the_last_layers_inputs(head: str) -> None:
 def test_the_least_active_inputs_are_pruned(head: str) -> None:
     told, mean = asked(head)
     method = FinePruning(fractions=(0.3,), epochs=0)
-    name = last_layer(told.classifier.model, has_inputs, "no").weight[0]
+    name = last_layer(told, has_inputs, "no").weight[0]
     purified = method.purify(told, silent)
     own = told.classifier.model.tensors()[name]
     out = mean.abs().argsort()[: int(0.3 * len(mean))]

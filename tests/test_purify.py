@@ -155,7 +155,7 @@ def test_few_fit_images_are_helped_by_made_ones(
     judge = open_images(samples(tmp_path, 64, seed=4))
     recorder = Recorder()
     result = run(suspect, few, judge=judge, methods=(recorder,))
-    assert {caveat.id for caveat in result.caveats} == {"made-evidence"}
+    assert {caveat.id for caveat in result.caveats} == {"made-evidence", "unchanged-recorder"}
     assert "clean" not in {facts.family for facts in result.evidence.images}
     assert [entry.stamped.probe for entry in recorder.tasks[0].known] == [PROBE]
     assert (result.fit.images, result.judge.images) == (6, 64)

@@ -255,6 +255,11 @@ def test_a_contradiction_is_refused(change: Callable[[Any], object], says: str) 
         (lambda c: c[0].update(retuned=181), "stress test of a method"),
         (lambda c: c[0].update(trained=-1), "numbers that cannot be"),
         (lambda c: c[0]["choosing"].update(asr=1.5), "numbers that cannot be"),
+        (lambda c: c[0].update(trained=10**400), "numbers that cannot be"),
+        (lambda c: c[1].update(hits=[170, 3]), "said to meet goals"),
+        (lambda c: c[2].update(missed=[]), "said to meet goals"),
+        (lambda c: c[1].update(missed=["A goal."]), "said to meet goals"),
+        (lambda c: c[2].update(hits=[1, 2], correct=187), "said to meet goals"),
         (lambda c: c.extend(c * 30), "more methods"),
     ],
 )
@@ -280,6 +285,12 @@ def test_methods_are_shown_side_by_side() -> None:
     assert "fine-&lt;b&gt;pruning" in page
     assert "the budget of &lt;600&gt; s was spent" in page
     assert page.count("CHOSEN") == 1
+    assert "75 fit images which no method was fitted on" in page
+    few = page_of(replace(result, kept_back=0))
+    assert "too few to keep some back" in few
+    assert "no method was fitted on" not in few
+    blind = replace(result, outcomes=tuple(replace(o, origin="judge") for o in result.outcomes))
+    assert "No trigger is known, so those that do stay in the order" in page_of(blind)
     section = page[page.index('id="methods"') : page.index('id="purifier"')]
     (judged,) = (o.hits.after for o in result.outcomes if o.origin == "judge")
     for hits in (*result.contenders[1].hits, 40, 90, judged):  # counts, and shares of the 180

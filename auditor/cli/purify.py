@@ -104,7 +104,10 @@ StressTest = Annotated[
     typer.Option("--stress", help="Does it come back? Re-tune the result on 5 stamped images."),
 ]
 Baseline = Annotated[
-    bool, typer.Option("--baseline/--no-baseline", help="Run plain fine-tuning beside it.")
+    bool,
+    typer.Option(
+        "--baseline/--no-baseline", help="Run plain fine-tuning beside it (beside one method)."
+    ),
 ]
 Anyway = Annotated[
     bool, typer.Option("--anyway", help="Purify although the scan showed no trigger.")

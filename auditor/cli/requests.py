@@ -24,7 +24,7 @@ METHODS = (
     "nft", "fst", "fip", "fast-fip", PAPER, "finetune", "fine-pruning", "anp", "rnp", "clp", "awm",
     "i-bau", "ft-sam",
 )  # fmt: skip
-"""Names of `--method`; of methods that do equally well, the earlier one is recommended."""
+"""Names of `--method`, and the order in which `all` runs them: it decides between equals."""
 EVERY_METHOD = "all"
 
 
@@ -67,8 +67,14 @@ class PaperSettings:
     regulariser: bool = True
 
     def changed(self) -> list[str]:
-        """Names of those that are not as published."""
-        return [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+        """Those that are not as published, as the command line has them."""
+        options = {"bound": "--mask-bound", "statistics": "--keep-statistics", "mixup": "--no-mixup",
+                   "regulariser": "--no-regulariser"}  # fmt: skip
+        return [
+            options.get(field.name, f"--{field.name.replace('_', '-')}")
+            for field in fields(self)
+            if getattr(self, field.name) != field.default
+        ]
 
     def purifier(self) -> dict[str, object]:
         """As the method's fields spell them; there, the regulariser is a weight."""

@@ -122,6 +122,14 @@ class Purifier(ABC):
 PURIFIERS: Registry[type[Purifier]] = Registry("method")
 
 
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Let torch's own generators, which dropout draws from, begin with a seed; restore them after."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
 class Batches:
     """Random batches of fit images, shifted and mirrored, with their labels."""
 
@@ -246,21 +254,23 @@ def trainable(model: ModelHandle) -> dict[str, Tensor]:
     return {name: w.detach().clone().requires_grad_() for name, w in model.weights().items()}
 
 
-def last_layer(model: ModelHandle, suits: Callable[[Layer, Tensor], bool], otherwise: str) -> Layer:
+def last_layer(task: Task, suits: Callable[[Layer, Tensor], bool], otherwise: str) -> Layer:
     """The layer that gives the classes.
 
     Args:
-        model: The suspect.
+        task: What the purifier was given.
         suits: Says of a layer and its weight whether it will do.
         otherwise: What to say where it will not, after the name of the file.
 
     Raises:
         UnsuitableModel: It will not, or it cannot be trained.
     """
+    model = task.classifier.model
     weights = model.weights()
     for layer in model.anatomy():
         weight = weights.get(layer.weight[0])
-        if layer.is_last and weight is not None and suits(layer, weight):
+        gives = layer.is_last and layer.channels == task.classes
+        if gives and weight is not None and suits(layer, weight):
             return layer
     raise UnsuitableModel(f"{clean_text(model.file.path.name)} {otherwise} Use --method nft.")
 

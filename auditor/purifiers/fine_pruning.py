@@ -69,7 +69,7 @@ class FinePruning(Purifier):
         """Rank, prune, fine-tune."""
         classifier = task.classifier
         head = last_layer(
-            classifier.model,
+            task,
             has_inputs,
             "does not end in a linear layer or a convolution that could be trained, and fine-pruning "
             "prunes that layer's inputs.",

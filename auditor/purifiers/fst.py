@@ -65,7 +65,7 @@ class FeatureShiftTuning(Purifier):
     def purify(self, task: Task, notify: Notify) -> Purified:
         """Tune at the strongest alpha that clean accuracy can bear."""
         head = last_layer(
-            task.classifier.model,
+            task,
             is_matrix,
             "does not end in a linear layer (nor in a 1x1 convolution) that could be trained, and FST "
             "replaces that.",

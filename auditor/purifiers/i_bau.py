@@ -180,7 +180,8 @@ def hypergradient(
         weights: theta, with gradients.
         change: delta*.
         iterations: K; 0 leaves the adversary's answer out.
-        rate: Converges where it is below 2 over the largest curvature of L_in, which is convex.
+        rate: Converges where L_in is convex and it is below 2 over its largest curvature; K terms are
+            what is used anyway.
 
     Returns:
         One a weight, of its shape.

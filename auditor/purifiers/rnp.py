@@ -123,6 +123,8 @@ class ReconstructiveNeuronPruning(Purifier):
             notify=notify,
             device=classifier.device,
         )
+        if not all_finite(tuple(trained.values())):
+            put(before, trained)
         return detached(trained), run
 
     def _recovered(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from auditor.purifiers.base import Task, changed_classifier, measured, parted
+from auditor.purifiers.base import Task, changed_classifier, measured, parted, seeded
 from auditor.results import Check, Stage, What
 
 ACC_SHARE = 2 / 3
@@ -59,6 +59,8 @@ class Chosen:
     """It costs no more accuracy than is allowed; False: it is the one that costs least."""
     accuracy: float
     """Of the suspect, on the images for choosing."""
+    least: float
+    """The accuracy that is allowed there."""
     where: str
     """Which images these are, in words."""
 
@@ -85,7 +87,7 @@ class Chosen:
         self, what: What, trial: Trial, checks: tuple[Check, ...], run: Run, *, kept: bool
     ) -> Stage:
         strength = ", ".join(f"{name} {value}" for name, value in trial.settings.items())
-        within = trial.check.acc >= self.trials[self.place].check.acc and self.holds
+        within = trial.check.acc >= self.least
         return Stage(
             what=what,
             settings=trial.settings,
@@ -128,7 +130,9 @@ def bisected(task: Task, candidates: Sequence[Callable[[], Candidate]]) -> Chose
     first, last = 0, len(candidates)
     while first < last:
         middle = (first + last) // 2
-        if trials.holds(candidates[middle]()):
+        with seeded(task.seed):
+            candidate = candidates[middle]()
+        if trials.holds(candidate):
             last = middle
         else:
             first = middle + 1
@@ -181,5 +185,6 @@ class _Trials:
             trials=tuple(self._trials),
             holds=self._trials[self._place].check.acc >= self._least,
             accuracy=self._accuracy,
+            least=self._least,
             where=f"{len(self._parts.choose)} {kept}",
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import chain
 
 from auditor.inspection import MOST_NUMBERS, Inspection
@@ -14,6 +15,7 @@ from auditor.results import (
     CaseExhibit,
     Confirmation,
     Confusion,
+    Contender,
     ControlCount,
     Counts,
     Embedding,
@@ -25,12 +27,14 @@ from auditor.results import (
     SplitFacts,
     Stress,
 )
+from auditor.verdict import judge_purification
 
 MOST_IMAGES = 1_000_000
 """In one family; a result that claims more was not made by a scan."""
 MOST_POINTS = 20_000
 MOST_BINS = 200
 MOST_METHODS = 64
+MOST_TRAINED = 10**15
 MOST_ROUNDS = 100
 MOST_NESTED = 8
 """Lists in lists of a found trigger's fields; writing the result again needs a stack as deep."""
@@ -270,14 +274,37 @@ def _of_contenders(result: PurifyResult) -> Iterator[str]:
             yield "a method that was not measured on every trigger"
         elif any(not 0 <= hits <= most for hits, most in zip(contender.hits, wanted, strict=True)):
             yield "a method with more hits than images"
+        else:
+            yield from _of_its_goals(contender, result)
         if not 0 <= contender.correct <= result.judge.images:
             yield "a method with more rightly classified images than images"
         tested = 0 if result.stress is None else result.stress.eligible
         if contender.retuned is not None and not 0 <= contender.retuned <= tested:
             yield "a stress test of a method with more hits than images"
         check = contender.choosing
-        if not (_is_share(check.asr) and _is_share(check.acc)) or contender.trained < 0:
+        if not (_is_share(check.asr) and _is_share(check.acc)) or not (
+            0 <= contender.trained <= MOST_TRAINED and 0 <= contender.seconds < math.inf
+        ):
             yield "a method with numbers that cannot be"
+
+
+def _of_its_goals(contender: Contender, result: PurifyResult) -> Iterator[str]:
+    """Its counts must miss a goal where they are said to, and only there; the best one's scan may."""
+    outcomes = [
+        replace(outcome, hits=replace(outcome.hits, after=hits))
+        for outcome, hits in zip(result.outcomes, contender.hits, strict=True)
+    ]
+    goals = judge_purification(
+        accuracy=replace(result.accuracy, after=contender.correct),
+        images=result.judge.images,
+        outcomes=outcomes,
+        after=None,
+        max_asr=result.goals.max_asr,
+        max_acc_drop=result.goals.max_acc_drop,
+    )
+    scanned = contender is result.contenders[0]
+    if bool(goals.missed) != bool(contender.missed) and not (scanned and contender.missed):
+        yield "a method that is said to meet goals and does not, or the other way round"
 
 
 def _of_masks(layer: MaskLayer) -> Iterator[str]:

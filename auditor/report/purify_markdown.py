@@ -148,7 +148,7 @@ def _compared(result: PurifyResult) -> list[str]:
     lines = [
         view.comparison_sentence(result),
         "",
-        "| method | goals | accuracy | highest ASR | re-tuned | trained | time |",
+        f"| method | goals | {view.accuracy_word(result)} | highest ASR | re-tuned | trained | time |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
     for row in rows[:MARKDOWN_ROWS]:

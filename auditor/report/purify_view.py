@@ -378,7 +378,7 @@ def compared_methods(result: PurifyResult) -> list[ComparedMethod]:
     """The methods that were compared, best first; empty where one was asked for."""
     numbers = result.model.parameters
     rows = []
-    for contender in result.contenders:
+    for place, contender in enumerate(result.contenders):
         rates = tuple(
             Rate(hits, outcome.eligible)
             for hits, outcome in zip(contender.hits, result.outcomes, strict=True)
@@ -389,7 +389,7 @@ def compared_methods(result: PurifyResult) -> list[ComparedMethod]:
         rows.append(
             ComparedMethod(
                 contender=contender,
-                chosen=result.method is not None and contender.name == result.method.name,
+                chosen=place == 0,
                 accuracy=Rate(contender.correct, result.judge.images),
                 rates=rates,
                 highest=max(rates, key=lambda rate: rate.share, default=None),
@@ -403,9 +403,23 @@ def compared_methods(result: PurifyResult) -> list[ComparedMethod]:
 def comparison_sentence(result: PurifyResult) -> str:
     """How the best of several methods was found; plain text."""
     met = sum(not contender.missed for contender in result.contenders)
+    if not any(outcome.origin == "found" for outcome in result.outcomes):
+        order = (
+            "No trigger is known, so those that do stay in the order in which they were asked for."
+        )
+    elif result.kept_back:
+        order = (
+            f"Among those that do, the order is that of {result.kept_back} fit images which no method "
+            "was fitted on."
+        )
+    else:
+        order = (
+            "Among those that do, the order is that of the fit images, too few to keep some back, so "
+            "that it favours what fits them closely."
+        )
     return (
         f"{len(result.contenders)} methods were compared, and {met} of them "
-        f"{'meets' if met == 1 else 'meet'} the goals on the judge images. Among those that do, the "
-        "order is that of fit images which no method was fitted on. With many methods, one that meets "
-        "a goal by a narrow margin may do so by chance."
+        f"{'meets' if met == 1 else 'meet'} the goals on the judge images. {order} Judge triggers do "
+        "not choose, and only the best one was scanned again. With many methods, one that meets a "
+        "goal by a narrow margin may do so by chance."
     )
