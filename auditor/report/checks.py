@@ -27,7 +27,6 @@ from auditor.results import (
     SplitFacts,
     Stress,
 )
-from auditor.verdict import judge_purification
 
 MOST_IMAGES = 1_000_000
 """In one family; a result that claims more was not made by a scan."""
@@ -290,6 +289,8 @@ def _of_contenders(result: PurifyResult) -> Iterator[str]:
 
 def _of_its_goals(contender: Contender, result: PurifyResult) -> Iterator[str]:
     """Its counts must miss a goal where they are said to, and only there; the best one's scan may."""
+    from auditor.verdict import judge_purification  # here, as it brings the statistics' libraries
+
     outcomes = [
         replace(outcome, hits=replace(outcome.hits, after=hits))
         for outcome, hits in zip(result.outcomes, contender.hits, strict=True)
