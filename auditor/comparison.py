@@ -24,7 +24,7 @@ SMALLEST_GOAL = 0.01
 """Goals count as at least this where the distance to them is measured in goals."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
 class Made:
     """What a method made of the suspect."""
 
@@ -57,8 +57,7 @@ Failure = (RuntimeError, ValueError, ArithmeticError, MemoryError)
 def compare(
     methods: Sequence[Purifier],
     attempt: Callable[[Purifier, tuple[Known, ...] | None, Notify], Made],
-    weigh: Callable[[Made], Contender],
-    rank: Callable[[Made, Contender], tuple[float, ...]],
+    weigh: Callable[[Made], tuple[tuple[float, ...], Contender]],
     *,
     budget: float,
     notify: Notify,
@@ -71,8 +70,7 @@ def compare(
     Args:
         methods: In the order that decides between equals, after the rule above.
         attempt: Runs a method; told what is known by now, None at first.
-        weigh: Measures what it made.
-        rank: The lowest is the best.
+        weigh: Measures what it made; the method of the lowest rank is the best.
         budget: Seconds for all methods together. Those that are not done by then are not compared.
         notify: Progress.
 
@@ -114,11 +112,10 @@ def compare(
 
     def enter(made: Made) -> None:
         nonlocal best
-        contender = weigh(made)
-        order = rank(made, contender)
-        if not ranked or order < min(before for before, _ in ranked):
+        rank, contender = weigh(made)
+        if all(rank < other for other, _ in ranked):
             best = made
-        ranked.append((order, contender))
+        ranked.append((rank, contender))
 
     told = [method for method in methods if method.informed]
     for made in [made for method in told if (made := run(method)) is not None]:

@@ -29,7 +29,7 @@ from auditor.purifiers.base import (
     Purified,
     Task,
     changed_classifier,
-    measured,
+    checked,
     parted,
     seeded,
 )
@@ -43,7 +43,6 @@ from auditor.results import (
     Caveat,
     ChangedChannel,
     ChangedTensor,
-    Check,
     Confirmation,
     Confusion,
     Contender,
@@ -164,8 +163,6 @@ class _Purification:
         self.started = datetime.now(UTC)
         self.caveats: list[Caveat] = []
         self.resolution: Resolution | None = None
-        self.kept_back = 0
-        """Fit images that several methods are ordered by, and that none is fitted on."""
         self.said: dict[str, Tensor] = {}
         """Trigger -> the suspect's predictions on the judge images."""
 
@@ -290,55 +287,44 @@ class _Purification:
             made = self._made(methods[0], self.fit, source, known)
             return Compared(best=made, contenders=(), not_compared=())
         parts = parted(len(self.fit.images), self.options.seed)
-        chosen = parts.choose.to(self.fit.images.device)
-        by, labels = self.fit.images[chosen], self.fit.labels[parts.choose]
         fitted = parts.fit.to(self.fit.images.device)
         without = replace(
             self.fit, images=self.fit.images[fitted], labels=self.fit.labels[parts.fit]
         )
-
-        def check(classifier: Classifier, told: Sequence[Known]) -> Check:
-            accuracy, rates = measured(classifier, by, labels, told)
-            return Check(step=0, asr=max(rates, default=0.0), acc=accuracy, loss=0.0)
+        before = checked(replace(self.fit, known=()), {})
+        options = self.options
 
         def attempt(method: Purifier, told: tuple[Known, ...] | None, notify: Notify) -> Made:
             task = self.fit if method.chooses else without
             return self._made(method, task, source, known if told is None else told, notify)
 
-        def weigh(made: Made) -> Contender:
+        def weigh(made: Made) -> tuple[tuple[float, ...], Contender]:
             after = changed_classifier(self.classifier, made.purified.tensors)
             outcomes = self._outcomes(made.known, named, [self.classifier, after])
             accuracy = _counts([self._correct(self.classifier), self._correct(after)])
-            goals = self._goals(accuracy, outcomes)
-            found[made] = self._goals(accuracy, [o for o in outcomes if o.origin == "found"]).met
             tested = self._stressed(made.known, [("purified", after)])
-            return Contender(
+            contender = Contender(
                 name=made.facts.name,
                 title=made.facts.title,
                 trained=made.facts.trained,
                 seconds=made.seconds,
-                choosing=check(after, made.known),
+                choosing=checked(replace(self.fit, known=made.known), made.purified.tensors),
                 hits=tuple(outcome.hits.after for outcome in outcomes),
                 correct=accuracy.after,
                 retuned=None if tested is None else tested.rows[0].hits_after,
-                missed=goals.missed,
+                missed=self._goals(accuracy, outcomes).missed,
             )
-
-        def rank(made: Made, contender: Contender) -> tuple[float, ...]:
-            return ranked_by_goals(
+            rank = ranked_by_goals(
                 contender.choosing,
                 before,
-                met=found[made],
+                met=self._goals(accuracy, [o for o in outcomes if o.origin == "found"]).met,
                 known=bool(made.known),
-                max_asr=self.options.max_asr,
-                max_acc_drop=self.options.max_acc_drop,
+                max_asr=options.max_asr,
+                max_acc_drop=options.max_acc_drop,
             )
+            return rank, contender
 
-        before = check(self.classifier, ())
-        found: dict[Made, bool] = {}
-        self.kept_back = len(parts.choose) if parts.apart else 0
-        budget = self.options.time_budget
-        return compare(methods, attempt, weigh, rank, budget=budget, notify=self.notify)
+        return compare(methods, attempt, weigh, budget=options.time_budget, notify=self.notify)
 
     def _say_without_train_mode(self, methods: Sequence[Purifier]) -> None:
         model = self.classifier.model
@@ -352,6 +338,11 @@ class _Purification:
                 "statistics in methods that were published with train mode.",
             )
         )
+
+    def _kept_back(self) -> int:
+        """Fit images that several methods are ordered by, and that none is fitted on."""
+        parts = parted(len(self.fit.images), self.options.seed)
+        return len(parts.choose) if parts.apart else 0
 
     def _goals(
         self, accuracy: Counts, outcomes: Sequence[Outcome], after: ScanResult | None = None
@@ -640,7 +631,7 @@ class _Purification:
             method=None if best is None else best.facts,
             contenders=() if compared is None else _with_goals(compared.contenders, goals),
             not_compared=() if compared is None else compared.not_compared,
-            kept_back=self.kept_back,
+            kept_back=self._kept_back() if compared is not None and compared.contenders else 0,
             accuracy=accuracy,
             outcomes=outcomes,
             masks=masks,
@@ -784,8 +775,9 @@ class _Purification:
 
 def _with_goals(contenders: Sequence[Contender], goals: Goals) -> tuple[Contender, ...]:
     """The best one was scanned again, so that it may have missed more than was known of it."""
-    best, *others = contenders or (None,)
-    return () if best is None else (replace(best, missed=goals.missed), *others)
+    return tuple(replace(best, missed=goals.missed) for best in contenders[:1]) + tuple(
+        contenders[1:]
+    )
 
 
 def _mapping(entry: Confirmation, classes: int) -> tuple[int, ...]:

@@ -45,7 +45,7 @@ from bench.zoo.rows import AllToOne, Row, read_rows
 from bench.zoo.train import read_made
 
 MOST_JUDGES = 1000
-SUSPECTS = {"badnets": 8, "l2inv": 0}
+SUSPECTS = ("badnets", "l2inv")
 PAPER = {
     "none": "100/92.96", "anp": "4.87/85.92", "i-bau": "2.84/85.96", "awm": "5.72/87.85",
     "ft-sam": "4.34/86.17", "rnp": "2.75/88.46", "nft-paper": "1.74/90.82",

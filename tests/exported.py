@@ -1,13 +1,18 @@
-"""ONNX files for tests."""
+"""Networks as files of other formats, for tests."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
 import torch
 from torch import nn
+
+from auditor.classifier import Classifier
+from auditor.inputs import blank_spec
+from auditor.models.load import load_model
 
 
 def exported(
@@ -53,3 +58,40 @@ def exported(
             model, str(path), save_as_external_data=True, location="weights.bin", size_threshold=0
         )
     return path
+
+
+def traced(network: nn.Module, path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(network, torch.rand(2, 3, 32, 32), check_trace=False).save(str(path))
+
+
+def scripted(network: nn.Module, path: Path) -> None:
+    torch.jit.script(network).save(str(path))
+
+
+def frozen(network: nn.Module, path: Path) -> None:
+    torch.jit.freeze(torch.jit.script(network)).save(str(path))
+
+
+def program(network: nn.Module, path: Path) -> None:
+    shapes = ({0: torch.export.Dim("n")},)
+    torch.export.save(
+        torch.export.export(network, (torch.rand(2, 3, 32, 32),), dynamic_shapes=shapes), path
+    )
+
+
+FORMATS: dict[str, tuple[str, Callable[[nn.Module, Path], object]]] = {
+    "onnx": ("m.onnx", exported),
+    "traced": ("m.pt", traced),
+    "scripted": ("m.pt", scripted),
+    "frozen": ("m.pt", frozen),
+    "pt2": ("m.pt2", program),
+}
+
+
+def reopened(kind: str, network: nn.Module, folder: Path) -> Classifier:
+    """A network that takes ``(N, 3, 32, 32)``, saved in one of `FORMATS` and opened again."""
+    name, save = FORMATS[kind]
+    save(network.eval(), folder / name)
+    return Classifier(load_model(folder / name), blank_spec((3, 32, 32)), batch_size=64)

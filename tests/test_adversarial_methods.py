@@ -25,8 +25,9 @@ from auditor.purifiers.ft_sam import SharpnessAware, perturbed
 from auditor.purifiers.i_bau import ImplicitUnlearning, hypergradient
 from auditor.purifiers.strongest import Candidate, Chosen, strongest
 from auditor.purifiers.universal import l1_radius, l2_radius, within_l1, within_l2
-from tests.changeable import CLASSES, classifier, opened
+from tests.changeable import CLASSES, opened
 from tests.planted import drawings
+from tests.test_purifiers import noisy
 
 DRAWN, LABELS = drawings(80, CLASSES)
 CROPS = DRAWN[:, :, 10:18, 10:18].contiguous()
@@ -38,17 +39,6 @@ Tensors = dict[str, Tensor]
 def unmoved(monkeypatch: pytest.MonkeyPatch) -> None:
     """No crops and no mirrors, so that a reference sees the same images."""
     monkeypatch.setattr(base, "shifted", lambda images, generator, **options: images)
-
-
-def noisy() -> nn.Sequential:
-    """Every channel counts, and there is a loss."""
-    network = classifier()
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for layer in network:
-            if isinstance(layer, nn.Conv2d | nn.Linear):
-                layer.weight.add_(torch.randn(layer.weight.shape, generator=generator) * 0.1)
-    return network
 
 
 def smooth() -> nn.Sequential:

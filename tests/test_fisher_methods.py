@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,11 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from auditor.classifier import Classifier
 from auditor.errors import UnsuitableModel
 from auditor.images import silent
-from auditor.inputs import blank_spec
-from auditor.models.load import load_model
 from auditor.purifiers import base, fisher
 from auditor.purifiers.base import Purifier, Task, parted
 from auditor.purifiers.fast_fip import FastFisherPurification, spectra, spectrum
@@ -26,7 +22,7 @@ from auditor.purifiers.fip import FisherPurification
 from auditor.purifiers.fisher import FlatMinimum, anchor, fisher_trace, sampled, shortened, slopes
 from auditor.purifiers.fst import FeatureShiftTuning
 from tests.changeable import CLASSES, classifier
-from tests.exported import exported
+from tests.exported import FORMATS, reopened
 from tests.test_purifiers import FIT, IMAGES, LABELS, noisy, task, transformer
 
 FISHER: dict[str, type[FlatMinimum]] = {
@@ -384,42 +380,9 @@ def test_published_settings() -> None:
 # ---- other formats
 
 
-def traced(network: nn.Module, path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.jit.trace(network, torch.rand(2, 3, 32, 32), check_trace=False).save(str(path))
-
-
-def scripted(network: nn.Module, path: Path) -> None:
-    torch.jit.script(network).save(str(path))
-
-
-def frozen(network: nn.Module, path: Path) -> None:
-    torch.jit.freeze(torch.jit.script(network)).save(str(path))
-
-
-def program(network: nn.Module, path: Path) -> None:
-    shapes = ({0: torch.export.Dim("n")},)
-    torch.export.save(
-        torch.export.export(network, (torch.rand(2, 3, 32, 32),), dynamic_shapes=shapes), path
-    )
-
-
-FORMATS: dict[str, tuple[str, Callable[[nn.Module, Path], object]]] = {
-    "onnx": ("m.onnx", exported),
-    "traced": ("m.pt", traced),
-    "scripted": ("m.pt", scripted),
-    "frozen": ("m.pt", frozen),
-    "pt2": ("m.pt2", program),
-}
-
-
 def reading(kind: str, network: nn.Module, folder: Path) -> Task:
-    name, save = FORMATS[kind]
-    save(network.eval(), folder / name)
-    model = Classifier(load_model(folder / name), blank_spec((3, 32, 32)), batch_size=64)
     return Task(
-        classifier=model, images=IMAGES[FIT], labels=LABELS[FIT], classes=CLASSES, known=(),
+        classifier=reopened(kind, network, folder), images=IMAGES[FIT], labels=LABELS[FIT], classes=CLASSES, known=(),
         max_asr=0.05, max_acc_drop=0.03, seed=0,
     )  # fmt: skip
 

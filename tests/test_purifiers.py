@@ -476,7 +476,7 @@ def test_images_that_are_kept_back_are_not_fitted_on(monkeypatch: pytest.MonkeyP
         return images
 
     monkeypatch.setattr(informed, "shifted", shifted)
-    monkeypatch.setattr(informed, "measured", recorded)
+    monkeypatch.setattr(base, "measured", recorded)
     monkeypatch.setattr(reestimate, "shifted", counted)
     told = task(classifier(), WHITE)
     Informed().purify(told, silent)

@@ -20,6 +20,7 @@ from auditor.purifiers.base import (
     Purified,
     Purifier,
     Task,
+    all_finite,
     detached,
     loop,
     mixed_precision,
@@ -27,7 +28,6 @@ from auditor.purifiers.base import (
 )
 from auditor.purifiers.prune import (
     THRESHOLDS,
-    all_finite,
     chosen_by_threshold,
     descend,
     sites_of,

@@ -26,6 +26,7 @@ from auditor.purifiers.base import (
     mixed_precision,
     parted,
 )
+from auditor.purifiers.prune import descend
 from auditor.purifiers.strongest import Candidate, Run, strongest
 from auditor.purifiers.universal import l1_radius, no_change, within_l1
 from auditor.text import clean_text
@@ -109,16 +110,7 @@ class AdversarialWeightMasking(Purifier):
                 change.copy_(after)
                 return bool(after.isfinite().all())
             loss = self.loss(classifier, own, masks, images, labels, change)
-            gradients = torch.autograd.grad(loss, tuple(masks.values()), allow_unused=True)
-            if not all(g.isfinite().all() for g in gradients if g is not None):
-                return False
-            for mask, gradient in zip(masks.values(), gradients, strict=True):
-                mask.grad = gradient
-            optimizer.step()
-            with torch.no_grad():
-                for mask in masks.values():
-                    mask.clamp_(0, 1)
-            return True
+            return descend(loss, masks, optimizer)
 
         run = loop(
             "adversarial weight masking",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -247,6 +247,26 @@ def parted(count: int, seed: int) -> Parts:
     if back < FEWEST_KEPT_BACK:
         return Parts(fit=order, choose=order[:MOST_KEPT_BACK], apart=False)
     return Parts(fit=order[back:], choose=order[:back], apart=True)
+
+
+def checked(task: Task, tensors: Mapping[str, Tensor], step: int = 0) -> Check:
+    """The suspect with other tensors in it, on the images to choose by, with what is known.
+
+    Args:
+        task: What the purifier was given.
+        tensors: Name -> what is changed.
+        step: After so many.
+    """
+    chosen = parted(len(task.images), task.seed).choose
+    images = task.images[chosen.to(task.images.device)]
+    after = changed_classifier(task.classifier, tensors)
+    accuracy, rates = measured(after, images, task.labels[chosen], task.known)
+    return Check(step=step, asr=max(rates, default=0.0), acc=accuracy, loss=0.0)
+
+
+def all_finite(tensors: Iterable[Tensor | None]) -> bool:
+    """True where no number of those tensors that are there is infinite or not a number."""
+    return all(bool(tensor.isfinite().all()) for tensor in tensors if tensor is not None)
 
 
 def trainable(model: ModelHandle) -> dict[str, Tensor]:

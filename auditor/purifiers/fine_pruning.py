@@ -19,15 +19,13 @@ from auditor.purifiers.base import (
     Purified,
     Purifier,
     Task,
-    changed_classifier,
+    checked,
     last_layer,
     loop,
-    measured,
     parted,
 )
 from auditor.purifiers.finetune import FineTuning
 from auditor.purifiers.strongest import Candidate, strongest
-from auditor.results import Check
 
 FRACTIONS = (0.99, 0.98, 0.97, 0.96, *(step / 20 for step in range(19, -1, -1)))
 """Of the inputs: 99 %, 98, 97, 96, 95, 90, 85 ... 5, 0."""
@@ -108,7 +106,7 @@ class FinePruning(Purifier):
         tensors = {**tuned.tensors, name: tuned.tensors[name] * keep}
 
         (after,) = tuned.stages
-        check = _check(task, tensors, len(chosen.trials) + 1)
+        check = checked(task, tensors, len(chosen.trials) + 1)
         stage = chosen.stage("pruning", (after.steps, after.images, after.seconds))
         stage = replace(
             stage,
@@ -164,12 +162,3 @@ class PrunedHandle(ChangedHandle):
 def has_inputs(layer: Layer, weight: Tensor) -> bool:
     """True where a layer multiplies its inputs by a weight of two axes or more."""
     return weight.ndim >= 2 and layer.weight[1] in (0, 1)
-
-
-def _check(task: Task, tensors: Mapping[str, Tensor], number: int) -> Check:
-    """As `strongest` checks, on the same images; `number` counts the checks."""
-    choose = parted(len(task.images), task.seed).choose
-    images = task.images[choose.to(task.images.device)]
-    after = changed_classifier(task.classifier, tensors)
-    accuracy, rates = measured(after, images, task.labels[choose], task.known)
-    return Check(step=number, asr=max(rates, default=0.0), acc=accuracy, loss=0.0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -25,12 +25,11 @@ from auditor.purifiers.base import (
     Purified,
     Purifier,
     Task,
-    changed_classifier,
+    checked,
     copied_buffers,
     count,
     detached,
     loop,
-    measured,
     mixed_precision,
     parted,
 )
@@ -247,11 +246,9 @@ def diagonal(task: Task, coordinates: Coordinates, notify: Notify) -> Tensors:
 @torch.no_grad()
 def hopeless(task: Task, tensors: Tensors) -> bool:
     """True where much more accuracy is gone, on the images for choosing, than may be lost."""
-    place = parted(len(task.images), task.seed).choose
-    images, labels = task.images[place.to(task.images.device)], task.labels[place]
-    before, _ = measured(task.classifier, images, labels, ())
-    after, _ = measured(changed_classifier(task.classifier, tensors), images, labels, ())
-    return before - after > max(HOPELESS * task.max_acc_drop, HOPELESS_AT_LEAST)
+    clean = replace(task, known=())
+    lost = checked(clean, {}).acc - checked(clean, tensors).acc
+    return lost > max(HOPELESS * task.max_acc_drop, HOPELESS_AT_LEAST)
 
 
 def fresh(start: Tensors) -> Tensors:

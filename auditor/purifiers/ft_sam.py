@@ -18,6 +18,7 @@ from auditor.purifiers.base import (
     Purified,
     Purifier,
     Task,
+    all_finite,
     copied_buffers,
     count,
     detached,
@@ -105,7 +106,7 @@ class SharpnessAware(Purifier):
             uphill = slope(trained, followed, images, labels)
             there = perturbed(trained, uphill, rho)
             gradients = slope(there, _copies(statistics), images, labels)
-            if not all(gradient.isfinite().all() for gradient in gradients.values()):
+            if not all_finite(gradients.values()):
                 return False
             for name, weight in trained.items():
                 weight.grad = gradients.get(name)

@@ -17,6 +17,7 @@ from auditor.purifiers.base import (
     Purified,
     Purifier,
     Task,
+    all_finite,
     count,
     loop,
     parted,
@@ -128,7 +129,7 @@ class ImplicitUnlearning(Purifier):
                     iterations=self.iterations,
                     rate=self.rate,
                 )
-            if not all(gradient.isfinite().all() for gradient in gradients):
+            if not all_finite(gradients):
                 return False
             for weight, gradient in zip(trained.values(), gradients, strict=True):
                 weight.grad = gradient

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -30,11 +30,12 @@ from auditor.purifiers.base import (
     Purified,
     Purifier,
     Task,
+    all_finite,
     changed_classifier,
+    checked,
     count,
     detached,
     loop,
-    measured,
     mixed_precision,
     parted,
     trainable,
@@ -187,11 +188,8 @@ class _Run:
 
     def _measured(self, tensors: Mapping[str, Tensor]) -> tuple[float, float]:
         """ACC and highest ASR on the images for choosing."""
-        images = self.task.images[self.kept_back.to(self.device)]
-        labels = self.task.labels[self.kept_back]
-        after = changed_classifier(self.classifier, tensors)
-        accuracy, rates = measured(after, images, labels, self.known)
-        return accuracy, max(rates, default=0.0)
+        found = checked(replace(self.task, known=self.known), tensors)
+        return found.acc, found.asr
 
     def _holds(
         self, accuracy: float, asr: float, asr_share: float = ASR_AIM, acc_share: float = ACC_AIM
@@ -313,7 +311,7 @@ class _Run:
 
     def _candidate(self, tensors: dict[str, Tensor]) -> _Candidate:
         accuracy, asr = self._measured(tensors)
-        finite = all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+        finite = all_finite(tensors.values())
         damage = self._damage(tensors) if finite else math.inf
         held = finite and self._holds(accuracy, asr)
         excess = max(0.0, asr - self.task.max_asr * ASR_AIM) if finite else math.inf

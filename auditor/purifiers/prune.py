@@ -10,7 +10,7 @@ from torch import Tensor
 from auditor.errors import UnsuitableModel
 from auditor.masks import MaskSite, folded
 from auditor.models.base import ModelHandle
-from auditor.purifiers.base import Purified, Task, count
+from auditor.purifiers.base import Purified, Task, all_finite, count
 from auditor.purifiers.strongest import Candidate, Run, strongest
 from auditor.text import clean_text
 
@@ -45,11 +45,6 @@ def descend(loss: Tensor, masks: Mapping[str, Tensor], optimizer: torch.optim.Op
         for mask in masks.values():
             mask.clamp_(0, 1)
     return True
-
-
-def all_finite(tensors: Sequence[Tensor | None]) -> bool:
-    """True where no number of those tensors that are there is infinite or not a number."""
-    return all(bool(tensor.isfinite().all()) for tensor in tensors if tensor is not None)
 
 
 def pruned(

@@ -18,13 +18,14 @@ from auditor.purifiers.base import (
     Purified,
     Purifier,
     Task,
+    all_finite,
     detached,
     loop,
     mixed_precision,
     parted,
     trainable,
 )
-from auditor.purifiers.prune import THRESHOLDS, all_finite, chosen_by_threshold, descend, sites_of
+from auditor.purifiers.prune import THRESHOLDS, chosen_by_threshold, descend, sites_of
 from auditor.purifiers.strongest import Run
 
 UNLEARNED = 0.2
@@ -123,7 +124,7 @@ class ReconstructiveNeuronPruning(Purifier):
             notify=notify,
             device=classifier.device,
         )
-        if not all_finite(tuple(trained.values())):
+        if not all_finite(trained.values()):
             put(before, trained)
         return detached(trained), run
 

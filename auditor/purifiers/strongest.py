@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from auditor.purifiers.base import Task, changed_classifier, measured, parted, seeded
+from auditor.purifiers.base import Task, all_finite, checked, parted, seeded
 from auditor.results import Check, Stage, What
 
 ACC_SHARE = 2 / 3
@@ -145,8 +145,6 @@ class _Trials:
     def __init__(self, task: Task) -> None:
         self._task = task
         self._parts = parted(len(task.images), task.seed)
-        self._images = task.images[self._parts.choose.to(task.images.device)]
-        self._labels = task.labels[self._parts.choose]
         self._accuracy = self._check(0, {}).acc
         self._least = self._accuracy - task.max_acc_drop * ACC_SHARE
         self._best: Candidate | None = None
@@ -154,11 +152,9 @@ class _Trials:
         self._trials: list[Trial] = []
 
     def _check(self, step: int, tensors: dict[str, Tensor]) -> Check:
-        if not all(tensor.isfinite().all() for tensor in tensors.values()):
+        if not all_finite(tensors.values()):
             return Check(step=step, asr=0.0, acc=0.0, loss=0.0)
-        after = changed_classifier(self._task.classifier, tensors)
-        accuracy, rates = measured(after, self._images, self._labels, self._task.known)
-        return Check(step=step, asr=max(rates, default=0.0), acc=accuracy, loss=0.0)
+        return checked(self._task, tensors, step)
 
     def holds(self, candidate: Candidate) -> bool:
         """Try a candidate; one that holds takes the place of those before, which are gentler."""
