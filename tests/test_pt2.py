@@ -251,7 +251,7 @@ def test_an_interrupted_call_leaves_the_tensors(files: Files, monkeypatch: Any) 
     assert isinstance(handle, Pt2Handle)
     before = handle.call(IMAGES)
 
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(type(handle.program), "run", interrupted)

@@ -177,6 +177,29 @@ class ModelHandle(ABC):
         return {}
 
 
+class GraphHandle(ModelHandle):
+    """A suspect whose values have names; it hands over any of them beside its outputs."""
+
+    def __init__(self, file: FileFacts, *, architecture: str, device: torch.device) -> None:
+        super().__init__(file, architecture=architecture, device=device)
+        self._taps: list[str] = []
+        """Names of the values that each call adds to `_kept`."""
+        self._kept: list[Tensor] = []
+
+    @contextmanager
+    def tapped(self, layers: Sequence[str]) -> Iterator[Taken]:
+        def taken() -> list[Tensor]:
+            features, self._kept = self._kept, []
+            return features
+
+        former = self._taps, self._kept
+        self._taps, self._kept = list(layers), []
+        try:
+            yield taken
+        finally:
+            self._taps, self._kept = former
+
+
 class ModuleHandle(ModelHandle):
     """An eager `nn.Module`, on its device and in eval mode."""
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from torch import Tensor
 from auditor.anatomy import Layer
 from auditor.models.graph_layers import Call, Value, graph_layers, layer_tensors
 from auditor.models.script_file import stored_constants
+from auditor.models.script_taps import Taps
 from auditor.models.stored import StoredTensor, overwrite
 
 
@@ -28,19 +28,27 @@ from auditor.models.stored import StoredTensor, overwrite
 class FrozenGraph:
     """A frozen network as a function of its constants."""
 
-    function: Any
-    """Called with the images, and then with the constants in the order of `names`."""
+    taps: Taps
+    """Its functions; called with the images, and then with the constants in the order of `names`."""
     names: tuple[str, ...]
     """Constants as the file's code names them: c0, c1 ..."""
     tensors: Mapping[str, Tensor]
     """The constants as the file stores them, on the network's device."""
     calls: tuple[Call, ...]
 
-    def call(self, images: Tensor, overrides: Mapping[str, Tensor]) -> Any:
-        """Run the network with other tensors in the places of some constants."""
+    def call(
+        self, images: Tensor, overrides: Mapping[str, Tensor], keep: Sequence[str] = ()
+    ) -> tuple[Any, ...]:
+        """Run the network with other tensors in the places of some constants.
+
+        Returns:
+            What it returns, and then the values that `keep` names.
+        """
         rounded = {name: t.to(self.tensors[name].dtype) for name, t in overrides.items()}
         tensors = {**self.tensors, **rounded}
-        return self.function(images, *(tensors[name] for name in self.names))
+        arguments = (images, *(tensors[name] for name in self.names))
+        found: tuple[Any, ...] = self.taps.function(keep)(*arguments)
+        return found
 
     def floats(self) -> dict[str, Tensor]:
         """The constants as float32."""
@@ -112,10 +120,8 @@ def read_frozen(path: Path, network: Any, device: torch.device) -> FrozenGraph |
     needed = bool(own.uses())
     if not needed:
         graph.eraseInput(0)
-    function: Any = torch._C._create_function_from_graph("forward", graph)
-    if needed:
-        function = partial(function, network._c)
-    return FrozenGraph(function=function, names=tuple(names), tensors=tensors, calls=calls)
+    taps = Taps(graph, network._c) if needed else Taps(graph)
+    return FrozenGraph(taps=taps, names=tuple(names), tensors=tensors, calls=calls)
 
 
 def write_frozen(path: Path, changed: Mapping[str, Tensor]) -> None:

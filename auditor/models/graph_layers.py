@@ -27,6 +27,8 @@ CONVOLUTIONS = {f"aten.conv{n}d" for n in (1, 2, 3)} | {"aten.convolution", "ate
 TRANSPOSED = {f"aten.conv_transpose{n}d" for n in (1, 2, 3)}
 MATRICES = {"aten.addmm": ("mat2", "self"), "aten.mm": ("mat2", ""), "aten.matmul": ("other", "")}
 """Products with a matrix whose columns are the output channels: its argument, and the bias's."""
+READS = {"aten.addmm": "mat1", "aten.mm": "self", "aten.matmul": "self"}
+"""The argument that a layer computes on, where it is not `input`."""
 SAME = {"aten.alias", "aten.detach", "aten.contiguous", "aten.lift_fresh_copy"}
 
 
@@ -73,6 +75,24 @@ def graph_layers(
             last = last if layer is None else len(found)
         found += [] if layer is None else [layer]
     return [replace(layer, is_last=place == last) for place, layer in enumerate(found)]
+
+
+def features(calls: Sequence[Call], stored: Mapping[str, str]) -> list[str]:
+    """The values that convolutions and linear layers read, in the order in which they do.
+
+    Args:
+        calls: What the graph does.
+        stored: Value -> name of the tensor of the file that it is.
+    """
+    origins = _origins(calls, stored)
+    names = []
+    for call in calls:
+        kind, weight, _ = _kind(call)
+        read = call.named.get(READS.get(call.operator, "input"))
+        weighted = kind is not None and _stored(call.named.get(weight), origins) is not None
+        if weighted and isinstance(read, Value):
+            names.append(read.name)
+    return list(dict.fromkeys(names))
 
 
 def layer_tensors(calls: Sequence[Call], stored: Mapping[str, str]) -> set[str]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor
 from auditor.anatomy import Layer
 from auditor.errors import ModelError, UnreadableModel, UnsuitableModel
 from auditor.memory import is_out_of_memory
-from auditor.models.base import ModelHandle, Taken
+from auditor.models.base import GraphHandle
 from auditor.models.onnx_gate import read_graph
 from auditor.onnx_graph.external import all_tensors, is_external
 from auditor.onnx_graph.graph import GraphError, UnsupportedOperators
@@ -44,7 +43,7 @@ ROUNDED_AGREEMENT = 0.1
 MAX_LISTED = 5
 
 
-class OnnxHandle(ModelHandle):
+class OnnxHandle(GraphHandle):
     """An ONNX graph: a session of onnxruntime, and the same graph as a torch computation.
 
     The session is faster, and the judge of what the file computes; plain forward passes go there.
@@ -70,8 +69,6 @@ class OnnxHandle(ModelHandle):
             self.notes.append(f"Exported by {producer}.")
         self._session = _session(file.path, device, half=_is_half(model))
         self._read_signature()
-        self._taps: list[str] = []
-        self._kept: list[Tensor] = []
         self._network: Network | None = None
         self._together: Together = _at_once
         try:
@@ -232,19 +229,6 @@ class OnnxHandle(ModelHandle):
 
     def layers(self, inputs: Tensor) -> list[str]:
         return [] if self._network is None else list(self._network.features)
-
-    @contextmanager
-    def tapped(self, layers: Sequence[str]) -> Iterator[Taken]:
-        def taken() -> list[Tensor]:
-            features, self._kept = self._kept, []
-            return features
-
-        former = self._taps, self._kept
-        self._taps, self._kept = list(layers), []
-        try:
-            yield taken
-        finally:
-            self._taps, self._kept = former
 
     def write(self, changed: Mapping[str, Tensor], path: Path) -> None:
         if self._network is None:

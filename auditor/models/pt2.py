@@ -13,8 +13,8 @@ from torch import Tensor
 from auditor.anatomy import Layer
 from auditor.errors import OutputError, UnreadableModel, UnsuitableModel
 from auditor.models.archive import copied, records_of, repair_checksums
-from auditor.models.base import ModelHandle
-from auditor.models.graph_layers import graph_layers
+from auditor.models.base import GraphHandle
+from auditor.models.graph_layers import features, graph_layers
 from auditor.models.pt2_graph import (
     DTYPES,
     STRIDED,
@@ -33,7 +33,7 @@ FORWARD_ONLY = {"aten._native_multi_head_attention", "aten._transformer_encoder_
 """Operators without derivative, which exporting under `torch.no_grad()` takes for attention."""
 
 
-class Pt2Handle(ModelHandle):
+class Pt2Handle(GraphHandle):
     """An exported program. Differentiable, in eval mode for ever.
 
     Its tensors may be stored in half precision; `tensors` are float32 all the same, and `call` and
@@ -108,11 +108,15 @@ class Pt2Handle(ModelHandle):
         if not self._program.dtype.is_floating_point:
             inputs = inputs.round().clamp(0, 255)
         try:
-            raw = self._program.run(
-                inputs.to(self._program.dtype), {**self._stored, **rounded}, self.device
+            raw, kept = self._program.run(
+                inputs.to(self._program.dtype),
+                {**self._stored, **rounded},
+                self.device,
+                keep=self._taps,
             )
         except TrainingProgram as error:
             raise _trains(clean_text(self.file.path.name), error) from None
+        self._kept += kept
         return raw.float() if isinstance(raw, Tensor) and raw.is_floating_point() else raw
 
     def tensors(self) -> dict[str, Tensor]:
@@ -131,6 +135,11 @@ class Pt2Handle(ModelHandle):
         if not self.differentiable:
             return []
         return graph_layers(self._program.nodes, self._program.stored, self._tensors)
+
+    def layers(self, inputs: Tensor) -> list[str]:
+        if not self.differentiable:
+            return []
+        return features(self._program.nodes, self._program.stored)
 
     def write(self, changed: Mapping[str, Tensor], path: Path) -> None:
         changes = {}

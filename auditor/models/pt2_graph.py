@@ -130,16 +130,23 @@ class Program:
     nodes: Sequence[Node]
     outputs: tuple[Any, ...]
 
-    def run(self, image: Tensor, stored: Mapping[str, Tensor], device: torch.device) -> Any:
+    def run(
+        self,
+        image: Tensor,
+        stored: Mapping[str, Tensor],
+        device: torch.device,
+        keep: Sequence[str] = (),
+    ) -> tuple[Any, list[Any]]:
         """Compute the outputs.
 
         Args:
             image: The batch.
             stored: Name -> tensor.
             device: Where all of them are.
+            keep: Names of values to hand over as well.
 
         Returns:
-            The only output, or a list of them.
+            The only output, or a list of them; and the values of `keep`, as they were made.
 
         Raises:
             UnsuitableProgram: It changes its own tensors.
@@ -148,6 +155,14 @@ class Program:
         own = {tensor.untyped_storage().data_ptr() for tensor in values.values()} - {0}
         in_place = any(node.written for node in self.nodes)
         values |= {**self.given, self.image: image.clone() if in_place else image}
+        kept: dict[str, Any] = {}
+
+        def look(*names: Any) -> None:
+            for name in names:
+                if name in keep:  # later calls may change what they read
+                    kept[name] = values[name].clone() if in_place else values[name]
+
+        look(self.image)
 
         def resolved(argument: Any) -> Any:
             match argument:
@@ -168,12 +183,14 @@ class Program:
             for name, entry in zip(node.outputs, results, strict=bool(node.outputs)):
                 if isinstance(name, list):
                     values |= zip(name, entry, strict=True)
+                    look(*name)
                 elif name is not None:
                     values[name] = entry
+                    look(name)
             for name in node.last:
                 del values[name]
         outputs = [resolved(output) for output in self.outputs]
-        return outputs[0] if len(outputs) == 1 else outputs
+        return outputs[0] if len(outputs) == 1 else outputs, [kept[name] for name in keep]
 
 
 def read_program(document: Mapping[str, Any]) -> Program:

@@ -15,9 +15,10 @@ from auditor.anatomy import Layer, find_layers
 from auditor.errors import OutputError, UnreadableModel, UnsuitableModel
 from auditor.masks import find_sites
 from auditor.models.archive import copied, repair_checksums
-from auditor.models.base import ModelHandle
+from auditor.models.base import GraphHandle
 from auditor.models.frozen import FrozenGraph, read_frozen, write_frozen
 from auditor.models.script_file import UNREADABLE, stored_tensors
+from auditor.models.script_taps import Taps
 from auditor.models.slots import Slot, Slots, training
 from auditor.models.stored import overwrite
 from auditor.safety.static import check_torchscript
@@ -28,8 +29,8 @@ FORWARD_ONLY = ("aten::_native_multi_head_attention", "aten::_transformer_encode
 """Operators without derivative, which tracing under `torch.no_grad()` takes for attention."""
 
 
-class TorchScriptHandle(ModelHandle):
-    """A TorchScript network. Differentiable, but without hooks.
+class TorchScriptHandle(GraphHandle):
+    """A TorchScript network, differentiable.
 
     Tracing bakes the mode in: `call(train=True)` then does what eval mode does. Frozen networks
     have no parameters but constants in their code, which then are its tensors: c0, c1 ...
@@ -54,6 +55,7 @@ class TorchScriptHandle(ModelHandle):
             parameter.requires_grad_(False)
         self._slots = Slots(_slots_of(self._network))
         self._frozen = None if find_sites(find_layers(self._network)) else self._read_frozen()
+        self._inner = None if self._frozen else Taps(self._graph, self._network._c)
         # recurse=False: scripted networks have it in one branch only, and take the other
         self._differentiable = not any(self._graph.findAllNodes(op, False) for op in FORWARD_ONLY)
         if not self._differentiable:
@@ -82,14 +84,23 @@ class TorchScriptHandle(ModelHandle):
         *,
         train: bool = False,
     ) -> Any:
-        if self._frozen is not None and overrides:
-            return self._frozen.call(inputs, overrides)
+        if self._frozen is not None and (overrides or self._taps):
+            raw, *kept = self._frozen.call(inputs, overrides or {}, keep=self._taps)
+            self._kept += kept
+            return raw
         tensors = self._slots.first_named(overrides or {})
         if not train:
             with self._slots.holding(tensors):
-                return self._network(inputs)
+                return self._run(inputs)
         with self._slots.holding(self._slots.copied_buffers() | tensors), training(self._network):
+            return self._run(inputs)
+
+    def _run(self, inputs: Tensor) -> Any:
+        if not self._taps or self._inner is None:
             return self._network(inputs)
+        raw, *kept = self._inner.function(self._taps)(inputs)
+        self._kept += kept
+        return raw
 
     def tensors(self) -> dict[str, Tensor]:
         return self._slots.tensors() if self._frozen is None else self._frozen.floats()
@@ -104,6 +115,11 @@ class TorchScriptHandle(ModelHandle):
         if not self._differentiable:
             return []
         return find_layers(self._network) if self._frozen is None else self._frozen.layers()
+
+    def layers(self, inputs: Tensor) -> list[str]:
+        taps = self._inner if self._frozen is None else self._frozen.taps
+        alone = len(list(self._graph.inputs())) == 2  # the network itself, and the images
+        return taps.names() if taps is not None and alone and self._differentiable else []
 
     def write(self, changed: Mapping[str, Tensor], path: Path) -> None:
         frozen = {} if self._frozen is None else self._frozen.checked(changed)

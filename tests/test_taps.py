@@ -1,0 +1,115 @@
+"""Graphs show the same features as the networks that they were made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from auditor.models.base import ModelHandle
+from auditor.models.load import load_model
+from tests.exported import FORMATS
+
+IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+class Residual(nn.Module):
+    """May change in place, after a layer has read it, what the layer has read."""
+
+    def __init__(self, in_place: bool = True) -> None:
+        super().__init__()
+        self.in_place = in_place
+        torch.manual_seed(2)
+        self.first, self.second = nn.Conv2d(3, 5, 4, stride=4), nn.Conv2d(5, 5, 3, padding=1)
+        self.last = nn.Linear(5, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = torch.relu_(self.first(images))
+        y = self.second(x)
+        if self.in_place:
+            x += y
+        else:
+            x = x + y
+        return self.last(x.mean((2, 3)))
+
+
+def made(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    if name == "residual":
+        return Residual().eval()
+    return torchvision.models.resnet18(num_classes=6).eval()
+
+
+def opened(kind: str, network: nn.Module, folder: Path) -> ModelHandle:
+    name, save = FORMATS[kind]
+    save(network, folder / name)
+    return load_model(folder / name)
+
+
+def inputs_of_layers(network: nn.Module, images: Tensor) -> list[Tensor]:
+    seen: list[Tensor] = []
+    layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    hooks = [
+        m.register_forward_pre_hook(lambda _, given: seen.append(given[0].clone())) for m in layers
+    ]
+    network(images)
+    for hook in hooks:
+        hook.remove()
+    unique: list[Tensor] = []
+    for features in seen:  # a value that two layers read is one feature
+        if not any(features.shape == u.shape and torch.equal(features, u) for u in unique):
+            unique.append(features)
+    return unique
+
+
+@pytest.mark.parametrize("name", ["residual", "resnet18"])
+@pytest.mark.parametrize("kind", FORMATS)
+def test_features_are_what_the_layers_read(kind: str, name: str, tmp_path: Path) -> None:
+    network = made(name)
+    handle = opened(kind, network, tmp_path)
+    names = handle.layers(IMAGES)
+    expected = inputs_of_layers(network, IMAGES)
+    assert len(names) == len(expected)
+    own = handle.call(IMAGES)
+    with handle.tapped(names) as taken:
+        answers = handle.call(IMAGES)
+        features = taken()
+        assert taken() == []
+    torch.testing.assert_close(answers, own, rtol=1e-4, atol=1e-4)
+    for have, want in zip(features, expected, strict=True):
+        torch.testing.assert_close(have, want, rtol=1e-3, atol=1e-4)
+    with handle.tapped(names) as taken:
+        handle.call(IMAGES)
+    handle.call(IMAGES)
+    with handle.tapped(names[-1:]) as taken:
+        assert taken() == []  # nothing is kept outside
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_features_follow_other_numbers_and_have_gradients(kind: str, tmp_path: Path) -> None:
+    handle = opened(kind, Residual(in_place=False).eval(), tmp_path)
+    weights = {n: (0.5 * t).requires_grad_() for n, t in handle.weights().items()}
+    assert len(weights) == 6
+    with handle.tapped(handle.layers(IMAGES)) as taken:
+        handle.call(IMAGES)
+        before = taken()
+        handle.call(IMAGES, weights)
+        after = taken()
+    assert torch.equal(before[0], after[0])  # the images
+    torch.testing.assert_close(after[1], 0.5 * before[1])
+    after[-1].sum().backward()
+    moved = [n for n, t in weights.items() if t.grad is not None and t.grad.any()]
+    assert len(moved) == 4  # of both convolutions
+
+
+def test_features_in_train_mode_are_those_of_train_mode(tmp_path: Path) -> None:
+    handle = opened("scripted", made("resnet18"), tmp_path)
+    (last,) = handle.layers(IMAGES)[-1:]
+    with handle.tapped([last]) as taken:
+        handle.call(IMAGES)
+        handle.call(IMAGES, train=True)
+        first, second = taken()
+    assert not torch.allclose(first, second)
