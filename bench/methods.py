@@ -1,7 +1,7 @@
 """All methods side by side: what is left of the true trigger, what accuracy costs, how long it takes.
 
     python -m bench.methods run --data ../shared/data --zoo ~/zoo --suspects DIR --out DIR
-        [--only 'signs-*'] [--sizes 500,100,class] [--seeds 0,1,2] [--methods all] [--stress]
+        [--only 'signs-*'] [--sizes 500,100,class] [--seeds 0,1,2] [--methods all] [--stress] [--searched]
     python -m bench.methods ablate ...        NFT as published, without its parts one by one
     python -m bench.methods table --out DIR   the tables of what was run
 
@@ -9,8 +9,9 @@ Networks: the published suspects (`--suspects`, CIFAR-10) and the backdoored net
 trigger is one fixed function, all-to-one. Fit images are drawn from images that no network was trained
 on (but the suspects' clean folder, which they were), the judges are others. Each run is `auditor.purify`
 with several methods: a scan of the fit images by the standard battery is all that "nft" is told; where it
-finds nothing, NFT runs as published instead, as with `--anyway`. The true trigger is a judge trigger,
-which no method sees. `class` means one image a class. What is there already is not run again.
+finds nothing, NFT runs as published instead, as with `--anyway`. With `--searched` no trigger is declared,
+and "nft" is told what the searches find (give it an `--out` of its own). The true trigger is a judge
+trigger, which no method sees. `class` means one image a class. What is there already is not run again.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ from auditor.outputs import write_text
 from auditor.probes import load_probe
 from auditor.purifiers import PURIFIERS, Purifier
 from auditor.purifiers.nft import NeuralMaskFineTuning
-from auditor.results import Contender, PurifyResult
+from auditor.results import Contender, MethodFacts, PurifyResult
 from auditor.triggers import Trigger
-from bench.purify_suspects import white_square
+from bench.purify_suspects import SEARCHED, white_square
 from bench.zoo.__main__ import ROWS, _loader
 from bench.zoo.attacks import ATTACKS
 from bench.zoo.rows import AllToOne, Row, read_rows
@@ -166,7 +167,13 @@ def parts(network: Network, size: int | None, seed: int, folder: Path) -> list[I
 
 
 def run(
-    network: Network, methods: Sequence[Purifier], size: int | None, seed: int, *, stress: bool
+    network: Network,
+    methods: Sequence[Purifier],
+    size: int | None,
+    seed: int,
+    *,
+    stress: bool = False,
+    searched: bool = False,
 ) -> PurifyResult:
     """One comparison, judged by the true trigger."""
     shown = load_probe(Path(__file__).parents[1] / "probes" / "patch.solid.yaml")
@@ -175,13 +182,14 @@ def run(
         fit, judge = parts(network, size, seed, Path(name))
         return api.purify(
             api.load_model(network.path, arch=network.arch),
-            api.choose_probes("standard").probes,
+            () if searched else api.choose_probes("standard").probes,
             fit,
             None,
             api.PurifyOptions(
                 methods=tuple(methods),
                 scan=api.ScanOptions(
-                    given=api.GivenInput(normalize=network.normalize), searches=()
+                    given=api.GivenInput(normalize=network.normalize),
+                    searches=SEARCHED if searched else (),
                 ),
                 judge_probes=(true,),
                 stress=stress,
@@ -206,7 +214,10 @@ def measure(networks: Iterable[Network], arguments: argparse.Namespace) -> None:
                 size = None if text == "class" else int(text)
                 methods = ABLATIONS if ablating else chosen
                 try:
-                    result = run(network, methods, size, seed, stress=arguments.stress)
+                    result = run(
+                        network, methods, size, seed,
+                        stress=arguments.stress, searched=arguments.searched,
+                    )  # fmt: skip
                     true_place(result)
                 except AuditorError as error:
                     print(f"{label}: {error}", flush=True)
@@ -236,6 +247,12 @@ def lines(result: PurifyResult) -> Iterator[str]:
         f"ACC {result.accuracy.before / total:.1%}; "
         f"{sum(entry.origin == 'found' for entry in result.outcomes)} triggers found"
     )
+    if result.method is not None and not result.contenders:
+        yield (
+            f"  {result.method.name:16} ASR {outcome.hits.after / outcome.eligible:6.1%}  "
+            f"ACC {result.accuracy.after / total:6.1%}  {result.method.seconds:6.1f} s; rounds: "
+            + "; ".join(f"told {r.known}, then found {len(r.found)}" for r in result.method.rounds)
+        )
     for entry in result.contenders:
         again = "" if entry.retuned is None else f", re-tuned {entry.retuned}"
         yield (
@@ -274,7 +291,7 @@ def cells(folder: Path, *, ablation: bool) -> list[Cell]:
         place, total = true_place(result), result.judge.images
         outcome, numbers = result.outcomes[place], result.model.parameters or 1
 
-        def cell(method: str, hits: int, right: int, entry: Contender | None) -> Cell:
+        def cell(method: str, hits: int, right: int, entry: Contender | MethodFacts | None) -> Cell:
             return Cell(
                 network=network, size=size, seed=int(seed), method=method,  # noqa: B023
                 asr=hits / outcome.eligible, acc=right / total,  # noqa: B023
@@ -283,6 +300,9 @@ def cells(folder: Path, *, ablation: bool) -> list[Cell]:
             )  # fmt: skip
 
         found.append(cell("none", outcome.hits.before, result.accuracy.before, None))
+        alone = result.method
+        if alone is not None and not result.contenders:
+            found.append(cell(alone.name, outcome.hits.after, result.accuracy.after, alone))
         entries = {entry.name: entry for entry in result.contenders}
         if not ablation and "nft-paper" in entries:  # what runs for it where nothing was found
             entries.setdefault("nft", entries["nft-paper"])
@@ -362,6 +382,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--methods", default="all")
     parser.add_argument("--stress", action="store_true")
+    parser.add_argument("--searched", action="store_true", help="declare no trigger")
     arguments = parser.parse_args()
     if arguments.do == "table":
         table(arguments.out, ablation=False)
