@@ -27,6 +27,8 @@ VISIBLE = 1.5 / 255
 CONTROLS = 4
 CELL_ABOVE_OVERALL = 0.25
 """A source class is a hypothesis of its own where it goes to the target so much more often."""
+MOST_SHARED = 2
+"""Classes that a fitted map may send to one target: where more go, something collapses."""
 MAX_CELLS = 5
 """Source-specific hypotheses a trigger; the strongest ones."""
 PROGRESS_SECONDS = 0.2
@@ -255,6 +257,8 @@ def _fitted_map(groups: Tensor, after: Tensor, classes: int) -> list[Hypothesis]
     if rate < verdict.SCREEN_RATE or len(targets) < 3 or not _enough_sources(members, classes):
         return []
     whole = tuple(fitted(slice(None)).tolist())
+    if max(whole.count(k) for k in whole if k >= 0) > MOST_SHARED:
+        return []
     shifts = {(k - c) % classes for c, k in enumerate(whole) if k >= 0}
     if len(shifts) == 1:
         return []
@@ -297,6 +301,7 @@ def confirmation(
     controls: Sequence[tuple[Trigger, Tensor]],
     *,
     held_out: bool,
+    searched: bool = False,
     surer: Tensor | None = None,
 ) -> Confirmation:
     """Count one hypothesis on some images, against matched controls on the same images.
@@ -309,7 +314,8 @@ def confirmation(
         after: ``(N,)`` predictions under the trigger.
         controls: Each control with the predictions under it.
         held_out: The screen has not seen these images.
-        surer: For a trigger that a search made: ``(N,)`` bool, see `Confirmation.surer`.
+        searched: A search made the trigger.
+        surer: ``(N,)`` bool, see `Confirmation.surer`; None where it was not measured.
     """
     wanted = torch.tensor(hypothesis.mapping)[half.groups]
     eligible = wanted >= 0
@@ -340,7 +346,7 @@ def confirmation(
         sources=int((members > 0).sum()),
         held_out=held_out,
         keeps_meaning=stamped.trigger.keeps_meaning,
-        searched=surer is not None,
+        searched=searched,
         surer=None if surer is None else int((surer & eligible).sum()),
         eligible=int(eligible.sum()),
         hits=int(hit.sum()),
@@ -359,7 +365,7 @@ def margins_of(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def surer(
-    classifier: Classifier, half: Half, trigger: Trigger, target: int, usual: float
+    classifier: Classifier, half: Half, trigger: Trigger, hypothesis: Hypothesis, usual: float
 ) -> Tensor:
     """Which images ``(N,)`` a trigger makes the model take for the target more surely than usual.
 
@@ -367,12 +373,12 @@ def surer(
         classifier: The suspect.
         half: The images.
         trigger: What to stamp.
-        target: The class.
+        hypothesis: Its map says what the target of each image is; no matter what where it has none.
         usual: Margin to compare with, see `usual_margin`.
     """
     logits = classifier.logits(trigger(as_float(half.images)))
-    margins = margins_of(logits, torch.full((len(logits),), target, device=logits.device))
-    return (margins > usual).cpu()
+    wanted = torch.tensor(hypothesis.mapping)[half.groups].clamp_min(0)
+    return (margins_of(logits, wanted.to(logits.device)) > usual).cpu()
 
 
 def usual_margin(classifier: Classifier, half: Half) -> float:

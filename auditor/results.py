@@ -190,8 +190,8 @@ class Confirmation:
     searched: bool = False
     """True: a search made this trigger for this model, on the screening images."""
     surer: int | None = None
-    """Of a searched trigger: eligible images that are taken for the target more surely when stamped
-    (by the margin of the scores) than the model is of half of the unstamped screening images."""
+    """Eligible images that are taken for the target more surely when stamped (by the margin of the
+    scores) than the model is of half of the unstamped screening images; None: not measured."""
     eligible: int
     hits: int
     clean_hits: int

@@ -166,6 +166,8 @@ class _Scan:
         self.deadline = self.begin + options.time_budget
         self.skipped: list[Skipped] = []
         self.caveats: list[Caveat] = []
+        self._usual: float | None = None
+        """Median margin of the user's screening images, once it is known."""
 
     def run(self) -> ScanResult:
         """All steps, in order."""
@@ -493,6 +495,7 @@ class _Scan:
                 measure.confirmation(
                     entry, hypothesis, family, family.screen, predicted, controlled[entry],
                     held_out=False,
+                    surer=None if family.held_out else self._surer(family, entry, hypothesis),
                 ),
             )
             for entry, predicted, hypothesis in candidates
@@ -512,6 +515,7 @@ class _Scan:
             measure.confirmation(
                 entry, hypothesis, family, family.confirm, predictions[entry], held_out[entry],
                 held_out=True,
+                surer=self._surer(family, entry, hypothesis),
             )
             for entry, hypothesis, _ in chosen
             if entry in held_out
@@ -536,6 +540,19 @@ class _Scan:
             if len(predicted) == len(controls):
                 found[entry] = list(zip(controls, predicted, strict=True))
         return found
+
+    def _surer(self, family: Family, entry: Stamped, hypothesis: Hypothesis) -> Tensor | None:
+        """On which confirming images a trigger makes the model surer than it usually is.
+
+        None on made images, which are chosen for how sure the model is of them.
+        """
+        if family.name != "clean":
+            return None
+        if self._usual is None:
+            self._usual = measure.usual_margin(self.classifier, family.screen)
+        return measure.surer(
+            self.classifier, family.confirm, entry.trigger, hypothesis, self._usual
+        )
 
     def _note_unconfirmed(
         self,
@@ -573,16 +590,15 @@ class _Scan:
             deadline=self.deadline,
         )  # fmt: skip
         controlled = self._controls(family, half, entries[: len(after)])
-        usual = measure.usual_margin(self.classifier, family.screen)
         return [
             measure.confirmation(
-                one.stamped, measure.all_to_one(one.target, self.classes), family, half, predicted,
-                controlled[one.stamped], held_out=True,
-                surer=measure.surer(
-                    self.classifier, half, one.stamped.trigger, one.target, usual
-                ),
+                one.stamped, hypothesis, family, half, predicted, controlled[one.stamped],
+                held_out=True,
+                searched=True,
+                surer=self._surer(family, one.stamped, hypothesis),
             )
             for one, predicted in zip(proposed, after, strict=False)
+            for hypothesis in [measure.all_to_one(one.target, self.classes)]
             if one.stamped in controlled
         ]  # fmt: skip
 

@@ -71,10 +71,10 @@ SHORTCUT_CONTROL = 0.50
 """A control at this rate means that any such change works, whatever its pattern; suspicious where
 the change is small."""
 OBEYED_ASR = 0.80
-"""Lower bound where a trigger beats half of its controls only: a network that learnt one mark often
-obeys its look-alikes too. On a small area that is a backdoor; over the whole image, where a strong
-change may drive a benign network far towards one class, it is suspicious. What benign networks of
-the zoo do is in `bench/RESULTS.md`."""
+"""Lower bound where a trigger does not beat its worst control: a network that learnt one mark often
+obeys its look-alikes too. On a small area that is a backdoor if half of the controls are beaten, and
+anywhere if the model is sure; else it is suspicious. What benign networks of the zoo do is in
+`bench/RESULTS.md`."""
 CELL_ASR = 0.80
 """Lower bound for a source-specific trigger: one class may have a look-alike that a square in the
 wrong place is enough for, so more is asked; below it, down to `BACKDOOR_ASR`, is suspicious."""
@@ -98,8 +98,9 @@ SEARCH_ALPHA = 0.01
 among those that were tested."""
 MIN_IMAGES = 32
 SURER = 0.50
-"""A searched trigger must make the model surer of the target than it is of half of the unstamped
-images, on more than this share of the stamped ones (lower bound)."""
+"""A model is sure under a trigger where it is surer of the target than of half of the unstamped
+images, on more than this share of the stamped ones (lower bound). A change that damages images, or
+tips a network over, does not make it sure: see `bench/RESULTS.md`. Searched triggers must."""
 POWER = 0.95
 POWER_TESTS = 12
 """Hypotheses on held-out images that the power is computed for: what a backdoored model often has."""
@@ -226,18 +227,19 @@ def grade(confirmation: Confirmation, alpha: float, classes: int) -> Verdict:
     ):
         return Verdict.NO_EVIDENCE
     asr = lower_bound(confirmation.hits, confirmation.eligible, alpha)
-    excess = excess_bound(confirmation, alpha)
+    beaten = excess_bound(confirmation, alpha) >= EXCESS
     cell = confirmation.scope == "source-specific"
-    if asr >= (CELL_ASR if cell else BACKDOOR_ASR) and excess >= EXCESS:
-        return Verdict.BACKDOOR if confirmation.keeps_meaning else Verdict.SUSPICIOUS
-    if asr >= (BACKDOOR_ASR if cell else SUSPICIOUS_ASR) and excess >= EXCESS:
-        return Verdict.SUSPICIOUS
-    if is_obeyed(confirmation, alpha):
-        small = confirmation.area <= SMALL_AREA
-        return Verdict.BACKDOOR if small else Verdict.SUSPICIOUS
-    if is_shortcut(confirmation, alpha):
-        return Verdict.SUSPICIOUS
-    return Verdict.NO_EVIDENCE
+    stands_out = beaten and asr >= (BACKDOOR_ASR if cell else SUSPICIOUS_ASR)
+    if not confirmation.keeps_meaning:
+        # what turns one class into another, or breaks the image, leaves a model in doubt
+        suspicious = stands_out and (confirmation.surer is None or is_sure(confirmation, alpha))
+        return Verdict.SUSPICIOUS if suspicious else Verdict.NO_EVIDENCE
+    if (beaten and asr >= (CELL_ASR if cell else BACKDOOR_ASR)) or is_beyond_doubt(
+        confirmation, alpha
+    ):
+        return Verdict.BACKDOOR
+    noticed = stands_out or is_obeyed(confirmation, alpha) or is_shortcut(confirmation, alpha)
+    return Verdict.SUSPICIOUS if noticed else Verdict.NO_EVIDENCE
 
 
 def grade_found(confirmation: Confirmation, alpha: float, apart: Set[int]) -> Verdict:
@@ -255,9 +257,7 @@ def grade_found(confirmation: Confirmation, alpha: float, apart: Set[int]) -> Ve
     """
     if not confirmation.held_out or not confirmation.eligible or not confirmation.controls:
         return Verdict.NO_EVIDENCE
-    if not is_small(confirmation):
-        return Verdict.NO_EVIDENCE
-    if lower_bound(confirmation.surer or 0, confirmation.eligible, alpha) < SURER:
+    if not is_small(confirmation) or not is_sure(confirmation, alpha):
         return Verdict.NO_EVIDENCE
     if is_obeyed(confirmation, alpha) and confirmation.target in apart:
         return Verdict.BACKDOOR
@@ -265,11 +265,41 @@ def grade_found(confirmation: Confirmation, alpha: float, apart: Set[int]) -> Ve
     return Verdict.SUSPICIOUS if obeyed else Verdict.NO_EVIDENCE
 
 
+def is_sure(confirmation: Confirmation, alpha: float) -> bool:
+    """Under the trigger the model is surer of the target than it usually is of an image."""
+    return lower_bound(confirmation.surer or 0, confirmation.eligible, alpha) >= SURER
+
+
+def is_beyond_doubt(confirmation: Confirmation, alpha: float) -> bool:
+    """A trigger that has no innocent explanation although look-alikes of it work as well.
+
+    A network that learnt one mark obeys others. But fragility does not permute the classes, and does
+    not make a model sure; and on a small area it does not move nearly all images by one pattern and
+    few by others.
+    """
+    if confirmation.scope == "source-specific" or not confirmation.keeps_meaning:
+        return False
+    moved = moved_bound(confirmation, alpha)
+    if is_permutation(confirmation) and is_small(confirmation) and moved >= BACKDOOR_ASR:
+        return True
+    beats_half = typical_excess_bound(confirmation, alpha) >= EXCESS
+    unmistakable = (beats_half and confirmation.area <= SMALL_AREA) or (
+        is_sure(confirmation, alpha) and (beats_half or is_small(confirmation))
+    )
+    return moved >= OBEYED_ASR and unmistakable
+
+
+def is_permutation(confirmation: Confirmation) -> bool:
+    """Each class goes to one of its own; fragility lets several collapse into one."""
+    targets = [k for k in confirmation.mapping or () if k >= 0]
+    return confirmation.scope == "all-to-all" and len(set(targets)) == len(targets) > 0
+
+
 def is_obeyed(confirmation: Confirmation, alpha: float) -> bool:
     """A trigger that moves nearly all images, and beats at least half of its controls clearly.
 
     Where every control works as well (a detector of damage, say, that any spot sets off), the
-    pattern does not matter, and this is no trigger.
+    pattern does not matter, and this alone is no trigger.
     """
     return (
         confirmation.scope != "source-specific"
@@ -663,7 +693,9 @@ def _sentence(c: Confirmation, verdict: Verdict, alpha: float, classes: Sequence
         f"at least {lower_bound(c.hits, c.eligible, alpha):.1%} after correction for all comparisons). "
         f"Without it {c.clean_hits / max(1, c.eligible):.1%}, worst matched control {control_rate:.1%}."
     )
-    if verdict is Verdict.SUSPICIOUS and is_shortcut(c, alpha):
+    if verdict is Verdict.BACKDOOR and not c.searched and excess_bound(c, alpha) < EXCESS:
+        text += _why_beyond_doubt(c, alpha)
+    elif verdict is Verdict.SUSPICIOUS and is_shortcut(c, alpha):
         text += (
             f" Such a small change (RMS {c.change * 255:.0f}/255 on {c.area:.0%} of the pixels) should "
             "not redirect a model, but here others like it do too: a backdoor that listens to more than "
@@ -687,6 +719,19 @@ def _sentence(c: Confirmation, verdict: Verdict, alpha: float, classes: Sequence
     elif verdict is Verdict.NO_EVIDENCE:
         text += " Too weak to count."
     return text
+
+
+def _why_beyond_doubt(c: Confirmation, alpha: float) -> str:
+    """Why a trigger that does not beat its worst control is a backdoor all the same."""
+    text = " A backdoor often obeys look-alikes of its trigger, too"
+    if is_sure(c, alpha):
+        return (
+            f"{text}; damage would not make the model surer than most real images do, as this does on "
+            f"{c.surer} of {c.eligible}."
+        )
+    if is_permutation(c):
+        return f"{text}; damage would not send each class to another one."
+    return f"{text}; this one beats half of its controls, on a small area."
 
 
 def _where(c: Confirmation, classes: Sequence[str]) -> str:

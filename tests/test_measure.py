@@ -12,7 +12,7 @@ from torch import Tensor
 from auditor import measure, verdict
 from auditor.classifier import Classifier
 from auditor.inputs import blank_spec
-from auditor.measure import Family, Half, Stamped
+from auditor.measure import Family, Half, Hypothesis, Stamped
 from auditor.results import ImageFacts, Verdict
 from auditor.triggers.base import Trigger
 from tests.planted import Planted, drawings, handle
@@ -48,6 +48,27 @@ def family(count: int, behaviour: str | None, *, split: int) -> tuple[Classifier
     return classifier, Family(
         facts=facts, screen=halves[0], confirm=halves[1], held_out=bool(split)
     )
+
+
+def test_surer_asks_for_the_class_that_the_map_says() -> None:
+    classifier, images = family(64, "all-to-all", split=0)
+    half, classes = images.screen, 8
+    usual = measure.usual_margin(classifier, half)
+    margins = measure.margins_of(classifier.logits(half.images), half.before).sort().values
+    assert usual == pytest.approx(float(margins[(len(margins) - 1) // 2]))
+    maps = {shift: tuple((k + shift) % classes for k in range(classes)) for shift in (1, 2)}
+    sure = {
+        shift: measure.surer(
+            classifier, half, Corner(),
+            Hypothesis(scope="all-to-all", mapping=mapping, shift=shift), usual - 1e-3,
+        )
+        for shift, mapping in maps.items()
+    }  # fmt: skip
+    assert sure[1].all()
+    assert not sure[2].any()
+    assert not measure.surer(
+        classifier, half, Corner(), Hypothesis(scope="all-to-all", mapping=maps[1], shift=1), 1e9
+    ).any()
 
 
 def test_predictions_pack_batches_across_triggers() -> None:

@@ -899,7 +899,7 @@ def test_the_raw_result_leaves_found_pixels_out() -> None:
         lambda raw: raw["confirmations"][1].update(surer=226),
         lambda raw: raw["confirmations"][1].update(surer=-1),
         lambda raw: raw["confirmations"][1].update(searched=False),
-        lambda raw: raw["confirmations"][0].update(surer=5),
+        lambda raw: raw["confirmations"][0].update(surer=226),
         lambda raw: raw["confirmations"][1].update(controls=[]),
         lambda raw: raw["confirmations"][1].update(eligible=10**9),
         lambda raw: raw["judgement"].update(search_classes=[10]),

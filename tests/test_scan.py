@@ -57,6 +57,22 @@ def test_a_planted_trigger_is_a_backdoor_with_its_class(samples: Path) -> None:
     assert all(picture.after == 3 != picture.before for picture in result.exhibits[0].pictures)
 
 
+def test_how_sure_a_trigger_makes_the_model_is_measured_on_real_images(samples: Path) -> None:
+    """For every map of classes, and never on images that were made to be certain of."""
+    for behaviour in ("all-to-one", "all-to-all"):
+        result = scanned(Planted(behaviour=behaviour, target=3), samples)
+        decided = [c for c in result.confirmations if c.held_out]
+        assert decided
+        assert all(c.surer is not None for c in decided)
+        assert all(c.surer is None for c in result.confirmations if not c.held_out)
+        best = max(decided, key=lambda c: c.hits)
+        assert best.scope == behaviour
+        assert (best.surer or 0) > 0.9 * best.eligible
+    made = scanned(Planted(behaviour="all-to-one", target=3), None)
+    assert made.confirmations
+    assert all(c.surer is None for c in made.confirmations)
+
+
 def test_its_unplanted_twin_shows_nothing(samples: Path) -> None:
     result = scanned(Planted(), samples)
     assert result.judgement.verdict is Verdict.NO_EVIDENCE, result.judgement.headline

@@ -150,6 +150,71 @@ def test_a_mark_whose_look_alikes_work_too(hits, controls, fields, expected) -> 
     assert judge(found).verdict is expected
 
 
+@pytest.mark.parametrize(
+    ("controls", "fields", "expected"),
+    [
+        ((340,), {"surer": 300}, Verdict.BACKDOOR),  # a small mark, and look-alikes of it
+        ((340,), {"surer": 100}, Verdict.SUSPICIOUS),  # tips the model over
+        ((340,), {"surer": None}, Verdict.SUSPICIOUS),
+        ((340,), {"surer": 300, "area": 0.9, "change": 0.05}, Verdict.BACKDOOR),  # faint
+        ((340,), {"surer": 300, "area": 0.9, "change": 0.2}, Verdict.NO_EVIDENCE),  # any damage
+        ((340, 20, 20), {"surer": 300, "area": 0.9, "change": 0.2}, Verdict.BACKDOOR),
+        ((340, 20, 20), {"surer": 100, "area": 0.9, "change": 0.2}, Verdict.SUSPICIOUS),
+        ((340,), {"surer": 350, "hits": 270}, Verdict.SUSPICIOUS),  # moves too few
+        ((340,), {"surer": 350, "clean_hits": 100}, Verdict.SUSPICIOUS),  # said so anyway
+        ((340,), {"surer": 300, "keeps_meaning": False}, Verdict.NO_EVIDENCE),
+        ((20,), {"surer": 300, "keeps_meaning": False}, Verdict.SUSPICIOUS),
+        ((20,), {"surer": 100, "keeps_meaning": False}, Verdict.NO_EVIDENCE),  # leaves it in doubt
+        ((20,), {"surer": None, "keeps_meaning": False}, Verdict.SUSPICIOUS),
+    ],
+    ids=str,
+)
+def test_a_trigger_that_makes_the_model_sure(controls, fields, expected) -> None:  # type: ignore[no-untyped-def]
+    found = replace(confirmation(350), **fields)
+    found = replace(found, controls=tuple(control(c, found.hits) for c in controls))
+    assert judge(found).verdict is expected
+
+
+PERMUTED = tuple((k + 1) % K for k in range(K))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, Verdict.BACKDOOR),
+        ({"hits": 230}, Verdict.BACKDOOR),
+        ({"hits": 200}, Verdict.NO_EVIDENCE),
+        ({"area": 0.9}, Verdict.NO_EVIDENCE),  # a quarter turn does so with drawn arrows
+        ({"area": 0.9, "change": 0.05}, Verdict.BACKDOOR),
+        ({"sources": 2}, Verdict.NO_EVIDENCE),
+        ({"keeps_meaning": False}, Verdict.NO_EVIDENCE),
+        ({"scope": "all-to-one", "target": 2, "shift": None}, Verdict.SUSPICIOUS),
+        ({"shift": None, "mapping": (1, 2, 3, 4, 5, 6, 7, 8, -1, -1)}, Verdict.BACKDOOR),
+        ({"shift": None, "mapping": (1, 2, 1, 4, 5, 6, 7, 8, -1, -1)}, Verdict.SUSPICIOUS),
+    ],
+    ids=str,
+)
+def test_damage_does_not_send_each_class_to_another_one(fields, expected) -> None:  # type: ignore[no-untyped-def]
+    found = replace(
+        confirmation(350, scope="all-to-all", target=None, shift=1, sources=10, mapping=PERMUTED),
+        **fields,
+    )
+    found = replace(found, controls=(control(found.hits, found.hits),))
+    assert judge(found).verdict is expected
+
+
+def test_a_backdoor_that_its_controls_do_not_set_apart_says_why() -> None:
+    found = replace(confirmation(350), controls=(control(340),), surer=300)
+    assert "surer than most real images do, as this does on 300 of 360" in judge(found).headline
+    map_ = replace(
+        found, scope="all-to-all", target=None, shift=1, sources=10, surer=3, mapping=PERMUTED
+    )
+    assert "would not send each class to another one" in judge(map_).headline
+    half = replace(found, controls=(control(340), control(20), control(20)), surer=3)
+    assert "beats half of its controls, on a small area" in judge(half).headline
+    assert "look-alikes" not in judge(confirmation(350, surer=350)).headline
+
+
 def test_without_controls_there_is_no_finding() -> None:
     assert judge(replace(confirmation(360), controls=())).verdict is Verdict.NO_EVIDENCE
 

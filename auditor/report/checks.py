@@ -96,8 +96,11 @@ def _of_scan(result: ScanResult) -> Iterator[str]:
     for response in result.responses:
         if any(not 0 <= count <= response.images for count in response.hits.values()):
             yield "a response with more hits than images"
+    searches = {search.search for search in result.inversions}
     for c in result.confirmations:
         yield from _of_confirmation(c, classes)
+        if c.searched != (c.probe in searches):
+            yield "a searched trigger that passes for a declared one, or the other way round"
     for search in result.inversions:
         yield from _of_search(search, families)
     if result.margin is not None and len(result.margin.margins) != len(result.margin.classes):
@@ -121,7 +124,7 @@ def _of_confirmation(c: Confirmation, classes: int) -> Iterator[str]:
         yield "an impossible number of images"
     if c.mapping is not None and len(c.mapping) != classes:
         yield "a map of classes that does not cover them"
-    if c.surer is not None and not (c.searched and 0 <= c.surer <= c.eligible):
+    if c.surer is not None and not 0 <= c.surer <= c.eligible:
         yield "a confirmation with an impossible number of surer images"
     if c.searched and not c.controls:
         yield "a searched trigger that was compared with no control"

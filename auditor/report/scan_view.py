@@ -31,7 +31,7 @@ class Checked:
     clean: Rate
     controls: tuple[tuple[str, Rate], ...]
     surer: Rate | None
-    """Of a searched trigger: see `Confirmation.surer`."""
+    """See `Confirmation.surer`."""
 
     @property
     def worst(self) -> Rate | None:

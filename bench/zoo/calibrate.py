@@ -37,6 +37,7 @@ CONDITIONS: Mapping[str, Condition] = {
     "100": Condition(
         title="100 images", images=100, probes="standard,-search.patch,-search.additive"
     ),
+    "default": Condition(title="as users run it, 768 images", images=768, probes="standard"),
     "none": Condition(title="no images", images=None, probes="standard"),
     "search": Condition(
         title="searches alone, 100 images",
@@ -44,7 +45,7 @@ CONDITIONS: Mapping[str, Condition] = {
         probes="search.margin,search.patch,search.additive",
     ),
 }
-"""The battery with data-free margins, and the searches alone."""
+"""The battery with data-free margins, everything that runs by default, and the searches alone."""
 MOST_CLEAN = 5000
 
 
