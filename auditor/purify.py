@@ -503,7 +503,9 @@ class _Purification:
         for entry in chosen:
             if entry.trigger in by_repr and entry.trigger not in known:
                 known[entry.trigger] = Known(
-                    stamped=by_repr[entry.trigger], mapping=_mapping(entry, self.classes)
+                    stamped=by_repr[entry.trigger],
+                    mapping=_mapping(entry, self.classes),
+                    searched=entry.searched,
                 )
         return list(known.values())
 
@@ -527,7 +529,11 @@ class _Purification:
                 )  # fmt: skip
                 mapping = all_to_one(target, self.classes).mapping
                 found += [
-                    Known(stamped=presented(search, candidate, f", seed {number}"), mapping=mapping)
+                    Known(
+                        stamped=presented(search, candidate, f", seed {number}"),
+                        mapping=mapping,
+                        searched=True,
+                    )
                     for candidate in inverted.candidates
                 ]
         return found

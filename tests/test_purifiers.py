@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,8 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     attempts = (Attempt(what="masks", lr=0.05, steps=6), Attempt(what="weights", lr=1e-3, steps=6))
     monkeypatch.setattr(informed, "ATTEMPTS", attempts)
     monkeypatch.setattr(informed, "GENTLER", Attempt(what="weights", lr=2.5e-4, steps=4))
+    thorough = Attempt(what="weights", lr=1e-3, steps=4, batch=32, stamped=2 / 3)
+    monkeypatch.setattr(informed, "THOROUGH", thorough)
 
 
 def test_every_purifier_is_tested() -> None:
@@ -441,6 +444,39 @@ def test_weights_are_changed_where_masks_do_not_reach(monkeypatch: pytest.Monkey
     accuracy, rates = judged(told, purified, WHITE)
     assert accuracy >= 0.98
     assert rates[0] <= 0.05
+
+
+@pytest.mark.parametrize("borne", [True, False])
+def test_relatives_are_unlearnt_thoroughly_where_the_network_bears_it(
+    borne: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which declared triggers, the attacker's own, need not be."""
+    rate = 1e-3 if borne else 0.5
+    thorough = Attempt(what="weights", lr=rate, steps=30, batch=48, stamped=0.5)
+    monkeypatch.setattr(informed, "THOROUGH", thorough)
+    declared = task(classifier(), GREY)
+    assert len(Informed().purify(declared, silent).stages) == 1
+    relatives = tuple(replace(known, searched=True) for known in declared.known)
+    purified = Informed().purify(replace(declared, known=relatives), silent)
+    gentle, last = purified.stages
+    assert (gentle.what, last.what) == ("masks", "weights")
+    assert (gentle.kept, last.kept) == (not borne, borne)
+    assert (last.settings["batch"], last.settings["stamped"]) == ("48", "0.50")
+    assert last.images == last.steps * 48
+    accuracy, rates = judged(declared, purified, WHITE)
+    assert accuracy >= 0.95
+    assert rates[0] <= 0.05
+
+
+def test_a_network_that_is_beyond_repair_is_not_unlearnt_thoroughly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where the user's goals are missed already, more of the same only costs time."""
+    monkeypatch.setattr(informed, "ATTEMPTS", (Attempt(what="weights", lr=1e-6, steps=1),))
+    monkeypatch.setattr(informed, "GENTLER", Attempt(what="weights", lr=1e-6, steps=1))
+    told = task(classifier(), WHITE)
+    told = replace(told, known=tuple(replace(known, searched=True) for known in told.known))
+    assert len(Informed(batch=16).purify(told, silent).stages) == 2
 
 
 def test_the_best_attempt_counts_where_none_reaches(monkeypatch: pytest.MonkeyPatch) -> None:

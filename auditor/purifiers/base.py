@@ -42,6 +42,8 @@ class Known:
     stamped: Stamped
     mapping: tuple[int, ...]
     """Source class -> target class, -1 where a class is left alone."""
+    searched: bool = False
+    """A search made it, so that it is a relative of the attacker's at best."""
 
     def wanted(self, labels: Tensor) -> Tensor:
         """Where the trigger sends images of classes ``(N,)``; -1 for those that it leaves alone."""
