@@ -337,6 +337,8 @@ def _read(path: Path) -> object:
     except (OSError, UnicodeDecodeError) as error:
         raise ProbeError(f"cannot read the probe {path}: {error}") from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
+        if "nesting depth" in str(error):  # newer libyaml counts, too, and looks further ahead
+            raise _too_deep(path) from error
         raise ProbeError(f"{path} is not YAML: {error}") from error
 
 
@@ -348,7 +350,11 @@ def _refuse_bombs(path: Path, text: str) -> None:
             raise ProbeError(f"{path}: YAML aliases (*name) are not allowed; write values out")
         depth += isinstance(token, OPENING) - isinstance(token, CLOSING)
         if depth > DEEPEST:
-            raise ProbeError(f"{path}: YAML nested deeper than {DEEPEST} levels; no probe is")
+            raise _too_deep(path)
+
+
+def _too_deep(path: Path) -> ProbeError:
+    return ProbeError(f"{path}: YAML nested deeper than {DEEPEST} levels; no probe is")
 
 
 def _triggers(content: Mapping[str, Any], folder: Path, problems: list[str]) -> tuple[Trigger, ...]:
