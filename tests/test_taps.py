@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from auditor.models.base import ModelHandle
 from auditor.models.load import load_model
+from auditor.models.script_taps import Taps
 from tests.exported import FORMATS
 
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -103,6 +104,21 @@ def test_features_follow_other_numbers_and_have_gradients(kind: str, tmp_path: P
     after[-1].sum().backward()
     moved = [n for n, t in weights.items() if t.grad is not None and t.grad.any()]
     assert len(moved) == 4  # of both convolutions
+
+
+@pytest.mark.parametrize("kind", ["traced", "frozen"])
+def test_a_graph_that_cannot_stand_alone_shows_nothing(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = opened(kind, made("residual"), tmp_path)
+    expected = handle.call(IMAGES)
+
+    def refused(*_: object) -> object:
+        raise RuntimeError("no such graph")
+
+    monkeypatch.setattr(Taps, "_with", refused)
+    assert handle.layers(IMAGES) == []
+    torch.testing.assert_close(handle.call(IMAGES), expected)
 
 
 def test_features_in_train_mode_are_those_of_train_mode(tmp_path: Path) -> None:

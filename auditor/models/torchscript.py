@@ -119,7 +119,15 @@ class TorchScriptHandle(GraphHandle):
     def layers(self, inputs: Tensor) -> list[str]:
         taps = self._inner if self._frozen is None else self._frozen.taps
         alone = len(list(self._graph.inputs())) == 2  # the network itself, and the images
-        return taps.names() if taps is not None and alone and self._differentiable else []
+        if taps is None or not alone or not self._differentiable:
+            return []
+        names = taps.names()
+        try:
+            with self.tapped(names), torch.no_grad():
+                self.call(inputs)
+        except RuntimeError:
+            return []  # a graph that cannot stand alone; its outputs can be had all the same
+        return names
 
     def write(self, changed: Mapping[str, Tensor], path: Path) -> None:
         frozen = {} if self._frozen is None else self._frozen.checked(changed)
