@@ -80,6 +80,8 @@ CELL_ASR = 0.80
 wrong place is enough for, so more is asked; below it, down to `BACKDOOR_ASR`, is suspicious."""
 MOST_SOURCES = 25
 """All-to-all needs a quarter of the classes as sources, at least 3 and no more than this."""
+FEWEST_PERMUTED = 8
+"""Fewest classes that each go to one of their own, for a map that its controls do not set apart."""
 CELL_IMAGES = 20
 """Fewest held-out images of a source class for a source-specific finding."""
 
@@ -290,9 +292,13 @@ def is_beyond_doubt(confirmation: Confirmation, alpha: float) -> bool:
 
 
 def is_permutation(confirmation: Confirmation) -> bool:
-    """Each class goes to one of its own; fragility lets several collapse into one."""
+    """Each class goes to one of its own; fragility lets several collapse into one.
+
+    Of few classes, two pairs that look alike make such a map.
+    """
     targets = [k for k in confirmation.mapping or () if k >= 0]
-    return confirmation.scope == "all-to-all" and len(set(targets)) == len(targets) > 0
+    one_to_one = len(set(targets)) == len(targets) >= FEWEST_PERMUTED
+    return confirmation.scope == "all-to-all" and one_to_one
 
 
 def is_obeyed(confirmation: Confirmation, alpha: float) -> bool:

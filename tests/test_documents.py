@@ -94,6 +94,8 @@ def test_the_thresholds_that_the_readme_names() -> None:
         f"ASR at least {verdict.BACKDOOR_ASR:.0%} *and* at least {verdict.EXCESS * 100:.0f} points",
         f"a trigger moves at least {verdict.OBEYED_ASR:.0%} and (a) is a mark on at most "
         f"{verdict.SMALL_AREA:.1%} of the pixels, {verdict.EXCESS * 100:.0f} points above half",
+        f"sends each of {verdict.FEWEST_PERMUTED} or more classes to one of its own "
+        f"(at least {verdict.BACKDOOR_ASR:.0%})",
         f"half of the real images, on more than {verdict.SURER:.0%} of them, and is small",
         f"at least {verdict.SUSPICIOUS_ASR:.0%} and {verdict.EXCESS * 100:.0f} points above the worst",
         f"For one source class: {verdict.CELL_ASR:.0%} and {verdict.BACKDOOR_ASR:.0%}, and small",

@@ -190,6 +190,7 @@ PERMUTED = tuple((k + 1) % K for k in range(K))
         ({"keeps_meaning": False}, Verdict.NO_EVIDENCE),
         ({"scope": "all-to-one", "target": 2, "shift": None}, Verdict.SUSPICIOUS),
         ({"shift": None, "mapping": (1, 2, 3, 4, 5, 6, 7, 8, -1, -1)}, Verdict.BACKDOOR),
+        ({"shift": None, "mapping": (1, 2, 3, 4, 5, 6, 0, -1, -1, -1)}, Verdict.SUSPICIOUS),
         ({"shift": None, "mapping": (1, 2, 1, 4, 5, 6, 7, 8, -1, -1)}, Verdict.SUSPICIOUS),
     ],
     ids=str,
