@@ -515,9 +515,7 @@ class _Purification:
         The trigger that a search finds is one relative of the attacker's. Unlearning it alone leaves
         others at work, so several are sought for its class, which costs little for one class alone.
         """
-        targets = dict.fromkeys(
-            max(entry.mapping) for entry in known if entry.stamped.probe in INVERSIONS
-        )
+        targets = dict.fromkeys(max(entry.mapping) for entry in known if entry.searched)
         chosen = [one for one in RELATIVES if one[0] in self.options.scan.searches]
         found = []
         for target in list(targets)[:RELATED]:

@@ -284,11 +284,11 @@ def is_beyond_doubt(confirmation: Confirmation, alpha: float) -> bool:
     moved = moved_bound(confirmation, alpha)
     if is_permutation(confirmation) and is_small(confirmation) and moved >= BACKDOOR_ASR:
         return True
-    beats_half = typical_excess_bound(confirmation, alpha) >= EXCESS
-    unmistakable = (beats_half and confirmation.area <= SMALL_AREA) or (
-        is_sure(confirmation, alpha) and (beats_half or is_small(confirmation))
-    )
-    return moved >= OBEYED_ASR and unmistakable
+    obeyed = is_obeyed(confirmation, alpha)
+    if obeyed and confirmation.area <= SMALL_AREA:
+        return True
+    unmistakable = obeyed or (is_small(confirmation) and moved >= OBEYED_ASR)
+    return unmistakable and is_sure(confirmation, alpha)
 
 
 def is_permutation(confirmation: Confirmation) -> bool:

@@ -55,7 +55,9 @@ class TorchScriptHandle(GraphHandle):
             parameter.requires_grad_(False)
         self._slots = Slots(_slots_of(self._network))
         self._frozen = None if find_sites(find_layers(self._network)) else self._read_frozen()
-        self._inner = None if self._frozen else Taps(self._graph, self._network._c)
+        self._inner = (
+            Taps(self._graph, self._network._c) if self._frozen is None else self._frozen.taps
+        )
         # recurse=False: scripted networks have it in one branch only, and take the other
         self._differentiable = not any(self._graph.findAllNodes(op, False) for op in FORWARD_ONLY)
         if not self._differentiable:
@@ -96,7 +98,7 @@ class TorchScriptHandle(GraphHandle):
             return self._run(inputs)
 
     def _run(self, inputs: Tensor) -> Any:
-        if not self._taps or self._inner is None:
+        if not self._taps:
             return self._network(inputs)
         raw, *kept = self._inner.function(self._taps)(inputs)
         self._kept += kept
@@ -117,11 +119,10 @@ class TorchScriptHandle(GraphHandle):
         return find_layers(self._network) if self._frozen is None else self._frozen.layers()
 
     def layers(self, inputs: Tensor) -> list[str]:
-        taps = self._inner if self._frozen is None else self._frozen.taps
         alone = len(list(self._graph.inputs())) == 2  # the network itself, and the images
-        if taps is None or not alone or not self._differentiable:
+        if not alone or not self._differentiable:
             return []
-        names = taps.names()
+        names = self._inner.names()
         try:
             with self.tapped(names), torch.no_grad():
                 self.call(inputs)

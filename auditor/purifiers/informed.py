@@ -270,6 +270,7 @@ class _Run:
             else entry.stamped.trigger
             for entry in self.known
         ]
+        share = self.method.stamped if attempt.stamped is None else attempt.stamped
         optimizer = torch.optim.Adam(trained.values(), lr=attempt.lr)
         checks: list[Check] = []
         end, holding = attempt.steps, 0
@@ -283,8 +284,7 @@ class _Run:
                 rate = attempt.lr * (1 + math.cos(math.pi * number / attempt.steps)) / 2
                 for group in optimizer.param_groups:
                     group["lr"] = rate * falling
-                stamped = self.method.stamped if attempt.stamped is None else attempt.stamped
-                loss = self._loss(current(), stamps, features, batch, stamped, generator)
+                loss = self._loss(current(), stamps, features, batch, share, generator)
                 optimizer.zero_grad()
                 torch.autograd.backward(loss)
                 optimizer.step()
