@@ -27,8 +27,8 @@ VISIBLE = 1.5 / 255
 CONTROLS = 4
 CELL_ABOVE_OVERALL = 0.25
 """A source class is a hypothesis of its own where it goes to the target so much more often."""
-MOST_SHARED = 2
-"""Classes that a fitted map may send to one target: where more go, something collapses."""
+MOST_TO_ONE = 0.5
+"""Where more of the images that follow a fitted map go to one target, it is all-to-one with strays."""
 MAX_CELLS = 5
 """Source-specific hypotheses a trigger; the strongest ones."""
 PROGRESS_SECONDS = 0.2
@@ -256,9 +256,11 @@ def _fitted_map(groups: Tensor, after: Tensor, classes: int) -> list[Hypothesis]
     targets = set(mapping.tolist()) - {-1}
     if rate < verdict.SCREEN_RATE or len(targets) < 3 or not _enough_sources(members, classes):
         return []
-    whole = tuple(fitted(slice(None)).tolist())
-    if max(whole.count(k) for k in whole if k >= 0) > MOST_SHARED:
+    best = fitted(slice(None))
+    reached = torch.bincount(after[after == best[groups]], minlength=classes)
+    if reached.max() > MOST_TO_ONE * reached.sum():
         return []
+    whole = tuple(best.tolist())
     shifts = {(k - c) % classes for c, k in enumerate(whole) if k >= 0}
     if len(shifts) == 1:
         return []
@@ -331,7 +333,7 @@ def confirmation(
                 lost=int((control_hit & ~hit).sum()),
             )
         )
-    members = torch.bincount(half.groups[eligible], minlength=len(hypothesis.mapping))
+    sources, permuted = _following(half.groups, hit, hypothesis.mapping)
     area, change = footprint(stamped.trigger, half.images)
     return Confirmation(
         probe=stamped.probe,
@@ -343,7 +345,8 @@ def confirmation(
         source=hypothesis.source,
         mapping=hypothesis.mapping if hypothesis.scope == "all-to-all" else None,
         shift=hypothesis.shift,
-        sources=int((members > 0).sum()),
+        sources=sources,
+        permuted=permuted,
         held_out=held_out,
         keeps_meaning=stamped.trigger.keeps_meaning,
         searched=searched,
@@ -355,6 +358,16 @@ def confirmation(
         area=area,
         change=change,
     )
+
+
+def _following(groups: Tensor, hit: Tensor, mapping: Sequence[int]) -> tuple[int, int]:
+    """Classes most of whose images are hits; and those with enough images and a target of their own."""
+    members = torch.bincount(groups, minlength=len(mapping))
+    follow = 2 * torch.bincount(groups[hit], minlength=len(mapping)) > members
+    targets = [
+        mapping[k] for k in (follow & (members >= verdict.PERMUTED_IMAGES)).nonzero().flatten()
+    ]
+    return int(follow.sum()), sum(targets.count(k) == 1 for k in targets)
 
 
 def margins_of(logits: Tensor, target: Tensor) -> Tensor:

@@ -182,7 +182,9 @@ class Confirmation:
     shift: int | None = None
     """For all-to-all: the mapping is `class + shift mod K`; None for a fitted map."""
     sources: int = 0
-    """For all-to-all: source classes with an eligible image."""
+    """Source classes of which most images go where the hypothesis says."""
+    permuted: int = 0
+    """Those of them with enough images, whose targets none of the others has."""
     held_out: bool
     """True: the screen has not seen these images."""
     keeps_meaning: bool = True

@@ -81,7 +81,9 @@ wrong place is enough for, so more is asked; below it, down to `BACKDOOR_ASR`, i
 MOST_SOURCES = 25
 """All-to-all needs a quarter of the classes as sources, at least 3 and no more than this."""
 FEWEST_PERMUTED = 8
-"""Fewest classes that each go to one of their own, for a map that its controls do not set apart."""
+"""Fewest classes that each go to one of their own, for a map that its controls do not set apart…"""
+PERMUTED_IMAGES = 4
+"""…by most of so many images or more."""
 CELL_IMAGES = 20
 """Fewest held-out images of a source class for a source-specific finding."""
 
@@ -273,32 +275,27 @@ def is_sure(confirmation: Confirmation, alpha: float) -> bool:
 
 
 def is_beyond_doubt(confirmation: Confirmation, alpha: float) -> bool:
-    """A trigger that has no innocent explanation although look-alikes of it work as well.
+    """A trigger that has no innocent explanation although its worst control works as well.
 
-    A network that learnt one mark obeys others. But fragility does not permute the classes, and does
-    not make a model sure; and on a small area it does not move nearly all images by one pattern and
-    few by others.
+    A network that learnt one mark obeys others. But fragility does not permute the classes; and one
+    that half of the controls do not have is not sure, and on a small area does not move nearly all
+    images. Where every control works, only a permutation is beyond doubt: a detector of damage, that
+    any spot sets off, is sure as well.
     """
     if confirmation.scope == "source-specific" or not confirmation.keeps_meaning:
         return False
-    moved = moved_bound(confirmation, alpha)
-    if is_permutation(confirmation) and is_small(confirmation) and moved >= BACKDOOR_ASR:
-        return True
-    obeyed = is_obeyed(confirmation, alpha)
-    if obeyed and confirmation.area <= SMALL_AREA:
-        return True
-    unmistakable = obeyed or (is_small(confirmation) and moved >= OBEYED_ASR)
-    return unmistakable and is_sure(confirmation, alpha)
+    if is_permutation(confirmation) and is_small(confirmation):
+        return moved_bound(confirmation, alpha) >= BACKDOOR_ASR
+    small = confirmation.area <= SMALL_AREA
+    return is_obeyed(confirmation, alpha) and (small or is_sure(confirmation, alpha))
 
 
 def is_permutation(confirmation: Confirmation) -> bool:
-    """Each class goes to one of its own; fragility lets several collapse into one.
+    """Many classes go to one of their own each; fragility lets several collapse into one.
 
     Of few classes, two pairs that look alike make such a map.
     """
-    targets = [k for k in confirmation.mapping or () if k >= 0]
-    one_to_one = len(set(targets)) == len(targets) >= FEWEST_PERMUTED
-    return confirmation.scope == "all-to-all" and one_to_one
+    return confirmation.scope == "all-to-all" and confirmation.permuted >= FEWEST_PERMUTED
 
 
 def is_obeyed(confirmation: Confirmation, alpha: float) -> bool:
@@ -701,43 +698,67 @@ def _sentence(c: Confirmation, verdict: Verdict, alpha: float, classes: Sequence
     )
     if verdict is Verdict.BACKDOOR and not c.searched and excess_bound(c, alpha) < EXCESS:
         text += _why_beyond_doubt(c, alpha)
-    elif verdict is Verdict.SUSPICIOUS and is_shortcut(c, alpha):
-        text += (
-            f" Such a small change (RMS {c.change * 255:.0f}/255 on {c.area:.0%} of the pixels) should "
-            "not redirect a model, but here others like it do too: a backdoor that listens to more than "
-            "its pattern, or unusual fragility."
-        )
-    elif verdict is Verdict.SUSPICIOUS and is_obeyed(c, alpha) and excess_bound(c, alpha) < EXCESS:
-        text += (
-            " It beats half of its controls only: a backdoor that obeys look-alikes of its trigger, or a "
-            "network that gives way to strong changes."
-        )
-    elif verdict is Verdict.SUSPICIOUS and not c.keeps_meaning:
-        text += " So strong a change may be a good reason for another answer; look at the pictures."
-    elif verdict is Verdict.NO_EVIDENCE and worst >= c.hits / 2:
-        text += " Its control does much the same, so this is fragility, not a trigger."
-    elif verdict is Verdict.NO_EVIDENCE and (
-        not c.keeps_meaning or (c.scope == "source-specific" and not is_small(c))
-    ):
-        text += (
-            " So strong a change may turn one class into another by itself, so it does not count."
-        )
+    elif verdict is Verdict.SUSPICIOUS:
+        text += _why_suspicious(c, alpha)
     elif verdict is Verdict.NO_EVIDENCE:
-        text += " Too weak to count."
+        text += _why_nothing(c, alpha, len(classes))
     return text
 
 
 def _why_beyond_doubt(c: Confirmation, alpha: float) -> str:
     """Why a trigger that does not beat its worst control is a backdoor all the same."""
-    text = " A backdoor often obeys look-alikes of its trigger, too"
-    if is_sure(c, alpha):
+    text = " A backdoor often obeys look-alikes of its trigger, too; this one beats half of its controls"
+    if is_obeyed(c, alpha) and is_sure(c, alpha):
         return (
-            f"{text}; damage would not make the model surer than most real images do, as this does on "
-            f"{c.surer} of {c.eligible}."
+            f"{text}, and damage would not make the model surer than most real images do, as this does "
+            f"on {c.surer} of {c.eligible}."
         )
-    if is_permutation(c):
-        return f"{text}; damage would not send each class to another one."
-    return f"{text}; this one beats half of its controls, on a small area."
+    if is_obeyed(c, alpha) and c.area <= SMALL_AREA:
+        return f"{text}, on a small area."
+    return (
+        f" Damage would not send each of {c.permuted} classes to another one of its own, whatever the "
+        "controls do."
+    )
+
+
+def _why_suspicious(c: Confirmation, alpha: float) -> str:
+    """What keeps a trigger from being called a backdoor; nothing where it is too weak only."""
+    if is_shortcut(c, alpha):
+        return (
+            f" Such a small change (RMS {c.change * 255:.0f}/255 on {c.area:.0%} of the pixels) should "
+            "not redirect a model, but here others like it do too: a backdoor that listens to more than "
+            "its pattern, unusual fragility, or a class that stands for such marks (damage, say)."
+        )
+    if is_obeyed(c, alpha) and excess_bound(c, alpha) < EXCESS:
+        return (
+            " It beats half of its controls only: a backdoor that obeys look-alikes of its trigger, or a "
+            "network that gives way to strong changes."
+        )
+    if not c.keeps_meaning:
+        return " So strong a change may be a good reason for another answer; look at the pictures."
+    return ""
+
+
+def _why_nothing(c: Confirmation, alpha: float, classes: int) -> str:
+    """Why a trigger does not count."""
+    broad = c.scope == "source-specific" and not is_small(c)
+    if max((control.hits for control in c.controls), default=0) >= c.hits / 2:
+        return " Its control does much the same, so this is fragility, not a trigger."
+    if broad or (c.scope != "all-to-one" and not c.keeps_meaning):
+        return (
+            " So strong a change may turn one class into another by itself, so it does not count."
+        )
+    if c.scope == "all-to-all" and c.sources < enough_sources(classes):
+        return (
+            f" All-to-all means {math.ceil(enough_sources(classes))} classes or more; most images follow "
+            f"in {c.sources}."
+        )
+    if not c.keeps_meaning and c.surer is not None and not is_sure(c, alpha):
+        return (
+            " So strong a change may be a good reason for another answer, and leaves the model in doubt: "
+            f"it is surer than of most real images on {c.surer} of {c.eligible}."
+        )
+    return " Too weak to count."
 
 
 def _where(c: Confirmation, classes: Sequence[str]) -> str:

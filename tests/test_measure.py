@@ -71,6 +71,21 @@ def test_surer_asks_for_the_class_that_the_map_says() -> None:
     ).any()
 
 
+def test_only_classes_that_go_to_a_target_of_their_own_count_as_permuted() -> None:
+    """One large class that moves makes no permutation, whatever map it is counted by."""
+    groups = torch.tensor([0] * 400 + [k for k in range(1, 10) for _ in range(10)])
+    mapping = tuple((k + 1) % 10 for k in range(10))
+    one = groups == 0
+    assert measure._following(groups, one, mapping) == (1, 1)
+    everything = torch.ones(len(groups), dtype=torch.bool)
+    assert measure._following(groups, everything, mapping) == (10, 10)
+    half = torch.arange(len(groups)) % 2 == 0
+    assert measure._following(groups, half, mapping) == (0, 0)
+    assert measure._following(groups, everything, (1, 2, 1, 4, 5, 6, 7, 8, 9, 3)) == (10, 8)
+    few = torch.arange(10).repeat_interleave(3)
+    assert measure._following(few, few >= 0, mapping) == (10, 0)
+
+
 def test_predictions_pack_batches_across_triggers() -> None:
     classifier, images = family(40, "all-to-one", split=0)
     triggers = [Corner(level=level) for level in (1.0, 0.0, 0.5, 1.0)]
@@ -168,6 +183,32 @@ def test_a_fitted_map_is_found_where_no_shift_fits() -> None:
     assert maps[0].rate == 1.0
     seen = measure.hypotheses(groups, mapping[groups], 6, held_out=False)
     assert not [h for h in seen if h.scope == "all-to-all" and h.shift is None]
+
+
+def random_map(classes: int, draw: torch.Generator) -> torch.Tensor:
+    mapping = torch.randint(classes - 1, (classes,), generator=draw)
+    return mapping + (mapping >= torch.arange(classes)).long()
+
+
+@pytest.mark.parametrize(("classes", "strays"), [(10, 0.0), (10, 0.08), (43, 0.08)])
+def test_maps_that_share_targets_are_proposed_and_collapses_are_not(
+    classes: int, strays: float
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+
+    def proposed(mapping: torch.Tensor) -> bool:
+        groups = torch.randint(classes, (128,), generator=draw)
+        obeyed = torch.rand(128, generator=draw) < 0.85
+        after = torch.where(obeyed, mapping[groups], groups)
+        stray = torch.rand(128, generator=draw) < strays
+        after = torch.where(stray, torch.randint(classes, (128,), generator=draw), after)
+        found = measure.hypotheses(groups, after, classes, held_out=True)
+        return any(h.scope == "all-to-all" and h.shift is None for h in found)
+
+    assert sum(proposed(random_map(classes, draw)) for _ in range(50)) >= 48
+    shuffled = torch.arange(classes).roll(1)[torch.randperm(classes, generator=draw)]
+    assert sum(proposed(torch.full((classes,), 4)) for _ in range(50)) == 0
+    assert sum(proposed(shuffled) for _ in range(50)) >= 48
 
 
 @pytest.mark.parametrize("classes", [100, 1000])

@@ -153,10 +153,11 @@ def test_a_mark_whose_look_alikes_work_too(hits, controls, fields, expected) -> 
 @pytest.mark.parametrize(
     ("controls", "fields", "expected"),
     [
-        ((340,), {"surer": 300}, Verdict.BACKDOOR),  # a small mark, and look-alikes of it
+        ((340,), {"surer": 350}, Verdict.SUSPICIOUS),  # a detector of damage is sure as well
+        ((340, 20), {"surer": 300}, Verdict.BACKDOOR),
         ((340,), {"surer": 100}, Verdict.SUSPICIOUS),  # tips the model over
-        ((340,), {"surer": None}, Verdict.SUSPICIOUS),
-        ((340,), {"surer": 300, "area": 0.9, "change": 0.05}, Verdict.BACKDOOR),  # faint
+        ((340,), {"surer": 300, "area": 0.9, "change": 0.05}, Verdict.SUSPICIOUS),  # faint
+        ((340, 20), {"surer": 300, "area": 0.9, "change": 0.05}, Verdict.BACKDOOR),
         ((340,), {"surer": 300, "area": 0.9, "change": 0.2}, Verdict.NO_EVIDENCE),  # any damage
         ((340, 20, 20), {"surer": 300, "area": 0.9, "change": 0.2}, Verdict.BACKDOOR),
         ((340, 20, 20), {"surer": 100, "area": 0.9, "change": 0.2}, Verdict.SUSPICIOUS),
@@ -175,9 +176,6 @@ def test_a_trigger_that_makes_the_model_sure(controls, fields, expected) -> None
     assert judge(found).verdict is expected
 
 
-PERMUTED = tuple((k + 1) % K for k in range(K))
-
-
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
@@ -189,15 +187,14 @@ PERMUTED = tuple((k + 1) % K for k in range(K))
         ({"sources": 2}, Verdict.NO_EVIDENCE),
         ({"keeps_meaning": False}, Verdict.NO_EVIDENCE),
         ({"scope": "all-to-one", "target": 2, "shift": None}, Verdict.SUSPICIOUS),
-        ({"shift": None, "mapping": (1, 2, 3, 4, 5, 6, 7, 8, -1, -1)}, Verdict.BACKDOOR),
-        ({"shift": None, "mapping": (1, 2, 3, 4, 5, 6, 0, -1, -1, -1)}, Verdict.SUSPICIOUS),
-        ({"shift": None, "mapping": (1, 2, 1, 4, 5, 6, 7, 8, -1, -1)}, Verdict.SUSPICIOUS),
+        ({"permuted": 8}, Verdict.BACKDOOR),
+        ({"permuted": 7}, Verdict.SUSPICIOUS),
     ],
     ids=str,
 )
 def test_damage_does_not_send_each_class_to_another_one(fields, expected) -> None:  # type: ignore[no-untyped-def]
     found = replace(
-        confirmation(350, scope="all-to-all", target=None, shift=1, sources=10, mapping=PERMUTED),
+        confirmation(350, scope="all-to-all", target=None, shift=1, sources=10, permuted=10),
         **fields,
     )
     found = replace(found, controls=(control(found.hits, found.hits),))
@@ -205,15 +202,43 @@ def test_damage_does_not_send_each_class_to_another_one(fields, expected) -> Non
 
 
 def test_a_backdoor_that_its_controls_do_not_set_apart_says_why() -> None:
-    found = replace(confirmation(350), controls=(control(340),), surer=300)
-    assert "surer than most real images do, as this does on 300 of 360" in judge(found).headline
-    map_ = replace(
-        found, scope="all-to-all", target=None, shift=1, sources=10, surer=3, mapping=PERMUTED
-    )
-    assert "would not send each class to another one" in judge(map_).headline
-    half = replace(found, controls=(control(340), control(20), control(20)), surer=3)
+    half = replace(confirmation(350), controls=(control(340), control(20), control(20)), surer=3)
     assert "beats half of its controls, on a small area" in judge(half).headline
+    sure = replace(half, surer=300)
+    assert "surer than most real images do, as this does on 300 of 360" in judge(sure).headline
+    map_ = replace(
+        sure, scope="all-to-all", target=None, shift=1, sources=10, permuted=9, area=0.9, change=0.02,
+        controls=(control(340),),
+    )  # fmt: skip
+    assert "would not send each of 9 classes to another one" in judge(map_).headline
+    assert "look-alikes" not in judge(map_).headline
+    unsure = replace(map_, controls=half.controls, surer=3)
+    assert "would not send each of 9 classes to another one" in judge(unsure).headline
     assert "look-alikes" not in judge(confirmation(350, surer=350)).headline
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"hits": 40}, "Too weak"),
+        ({"controls": (control(340),), "area": 0.9, "change": 0.2}, "much the same"),
+        ({"keeps_meaning": False, "surer": 100}, "surer than of most real images on 100 of 360"),
+        ({"keeps_meaning": False, "surer": 40, "hits": 40}, "on 40 of 360"),
+        ({"keeps_meaning": False, "surer": 300, "hits": 40}, "Too weak"),
+        ({"keeps_meaning": False, "surer": None, "hits": 40}, "Too weak"),
+        (
+            {"scope": "all-to-all", "shift": 1, "sources": 2},
+            "3 classes or more; most images follow in 2",
+        ),
+        ({"scope": "all-to-all", "shift": 1, "sources": 9, "keeps_meaning": False}, "by itself"),
+        ({"scope": "source-specific", "source": 1, "area": 0.9, "change": 0.2}, "by itself"),
+    ],
+    ids=str,
+)
+def test_what_does_not_count_says_why(fields, why) -> None:  # type: ignore[no-untyped-def]
+    judged = judge(replace(confirmation(350), **fields))
+    assert judged.verdict is Verdict.NO_EVIDENCE
+    assert why in judged.reasons[0].text
 
 
 def test_without_controls_there_is_no_finding() -> None:

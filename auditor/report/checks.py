@@ -124,6 +124,10 @@ def _of_confirmation(c: Confirmation, classes: int) -> Iterator[str]:
         yield "an impossible number of images"
     if c.mapping is not None and len(c.mapping) != classes:
         yield "a map of classes that does not cover them"
+    if not all(-1 <= k < classes for k in c.mapping or ()):
+        yield "a map to a class that there is not"
+    if not 0 <= c.permuted <= c.sources <= classes:
+        yield "an impossible number of source classes"
     if c.surer is not None and not 0 <= c.surer <= c.eligible:
         yield "a confirmation with an impossible number of surer images"
     if c.searched and not c.controls:
