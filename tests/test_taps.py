@@ -89,6 +89,82 @@ def test_features_are_what_the_layers_read(kind: str, name: str, tmp_path: Path)
         assert taken() == []  # nothing is kept outside
 
 
+class Scaled(nn.Module):
+    """Changes, through a view of it, what the last layer reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.first, self.last = nn.Conv2d(3, 8, 4, stride=4), nn.Linear(8, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = torch.relu(self.first(images)).mean((2, 3))
+        x[:, :4] *= 5
+        return self.last(x)
+
+
+class Positions(nn.Module):
+    """Adds what a layer makes of a stored table, and a product of two weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.first, self.last = nn.Conv2d(3, 8, 4, stride=4), nn.Linear(8, 4)
+        self.place = nn.Linear(2, 8)
+        self.left, self.right = nn.Parameter(torch.rand(8, 3)), nn.Parameter(torch.rand(3, 8))
+        self.register_buffer("table", torch.rand(1, 2))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = torch.relu(self.first(images)).mean((2, 3)) + self.place(self.table)
+        return self.last(x @ torch.mm(self.left, self.right))
+
+
+class Gate(nn.Module):
+    """Its scripted hooks change what goes in and what comes out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.last = nn.Linear(3, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.last(images.mean((2, 3)))
+
+
+def halve(self: nn.Module, input: tuple[Tensor]) -> tuple[Tensor]:
+    return (input[0] / 2,)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_features_are_what_is_read_and_not_what_was_made(kind: str, tmp_path: Path) -> None:
+    network = Scaled().eval()
+    handle = opened(kind, network, tmp_path)
+    with handle.tapped(handle.layers(IMAGES)) as taken:
+        handle.call(IMAGES)
+        features = taken()
+    torch.testing.assert_close(features[-1], inputs_of_layers(network, IMAGES)[-1])
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_what_does_not_depend_on_the_images_is_no_feature(kind: str, tmp_path: Path) -> None:
+    handle = opened(kind, Positions().eval(), tmp_path)
+    names = handle.layers(IMAGES)
+    with handle.tapped(names) as taken:
+        handle.call(IMAGES)
+        features = taken()
+    assert len(names) >= 2
+    assert [len(f) for f in features] == [len(IMAGES)] * len(names)
+    assert not any(torch.equal(f[0], f[1]) for f in features)
+
+
+def test_a_network_whose_hooks_would_be_left_out_shows_nothing(tmp_path: Path) -> None:
+    network = Gate()
+    network.register_forward_pre_hook(halve)
+    handle = opened("scripted", network.eval(), tmp_path)
+    assert handle.layers(IMAGES) == []
+    torch.testing.assert_close(handle.call(IMAGES), network(IMAGES))
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 def test_features_follow_other_numbers_and_have_gradients(kind: str, tmp_path: Path) -> None:
     handle = opened(kind, Residual(in_place=False).eval(), tmp_path)

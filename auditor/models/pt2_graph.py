@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from auditor.models.graph_layers import Call, Value
+from auditor.models.graph_layers import Call, Value, made_by, read_by, values_in
 
 DTYPES = {
     1: torch.uint8,
@@ -143,10 +143,10 @@ class Program:
             image: The batch.
             stored: Name -> tensor.
             device: Where all of them are.
-            keep: Names of values to hand over as well.
+            keep: Names of values that layers read, to hand over as well.
 
         Returns:
-            The only output, or a list of them; and the values of `keep`, as they were made.
+            The only output, or a list of them; and the values of `keep`, as the first layer reads them.
 
         Raises:
             UnsuitableProgram: It changes its own tensors.
@@ -156,13 +156,6 @@ class Program:
         in_place = any(node.written for node in self.nodes)
         values |= {**self.given, self.image: image.clone() if in_place else image}
         kept: dict[str, Any] = {}
-
-        def look(*names: Any) -> None:
-            for name in names:
-                if name in keep:  # later calls may change what they read
-                    kept[name] = values[name].clone() if in_place else values[name]
-
-        look(self.image)
 
         def resolved(argument: Any) -> Any:
             match argument:
@@ -175,6 +168,10 @@ class Program:
             return argument
 
         for node in self.nodes:
+            read = read_by(node)
+            if read is not None and read in keep and read not in kept:
+                # a copy, since later calls may change it
+                kept[read] = values[read].clone() if in_place else values[read]
             named = {key: resolved(argument) for key, argument in node.named.items()}
             if any(named[key].untyped_storage().data_ptr() in own for key in node.written):
                 raise TrainingProgram(f"{node.operator} changes its own tensors")
@@ -183,10 +180,8 @@ class Program:
             for name, entry in zip(node.outputs, results, strict=bool(node.outputs)):
                 if isinstance(name, list):
                     values |= zip(name, entry, strict=True)
-                    look(*name)
                 elif name is not None:
                     values[name] = entry
-                    look(name)
             for name in node.last:
                 del values[name]
         outputs = [resolved(output) for output in self.outputs]
@@ -343,22 +338,8 @@ def _output(document: Mapping[str, Any]) -> Any:
     return None if output is None else output.name
 
 
-def _values(argument: Any) -> Iterator[str]:
-    """Names of the values in an argument."""
-    if isinstance(argument, Value):
-        yield argument.name
-    elif isinstance(argument, list | tuple):
-        for entry in argument:
-            yield from _values(entry)
-
-
 def _needed(node: Node) -> set[str]:
-    return {*_values(node.arguments), *_values(list(node.named.values()))}
-
-
-def _made(node: Node) -> set[str]:
-    names = [name if isinstance(name, list) else [name] for name in node.outputs]
-    return {name for group in names for name in group if name is not None}
+    return {*values_in(node.arguments), *values_in(list(node.named.values()))}
 
 
 def _check_order(nodes: Sequence[Node], outputs: Sequence[Any], known: set[str]) -> None:
@@ -368,19 +349,19 @@ def _check_order(nodes: Sequence[Node], outputs: Sequence[Any], known: set[str])
         ValueError: There is one.
     """
     for node in nodes:
-        if not _needed(node) <= known or _made(node) & known:
+        if not _needed(node) <= known or made_by(node) & known:
             raise ValueError(f"{node.operator} uses or makes a value out of order")
-        known |= _made(node)
-    if not set(_values(list(outputs))) <= known:
+        known |= made_by(node)
+    if not set(values_in(list(outputs))) <= known:
         raise ValueError("an output is never computed")
 
 
 def _forgetting(nodes: Sequence[Node], outputs: Sequence[Any]) -> list[Node]:
     """The nodes, each with the values that can be forgotten after it, so that memory stays flat."""
-    later = set(_values(list(outputs)))
+    later = set(values_in(list(outputs)))
     backwards = []
     for node in reversed(nodes):
-        last = (_needed(node) | _made(node)) - later
+        last = (_needed(node) | made_by(node)) - later
         later |= last
         backwards.append(replace(node, last=tuple(sorted(last))))
     return backwards[::-1]
