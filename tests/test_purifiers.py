@@ -152,8 +152,8 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     attempts = (Attempt(what="masks", lr=0.05, steps=6), Attempt(what="weights", lr=1e-3, steps=6))
     monkeypatch.setattr(informed, "ATTEMPTS", attempts)
     monkeypatch.setattr(informed, "GENTLER", Attempt(what="weights", lr=2.5e-4, steps=4))
-    thorough = Attempt(what="weights", lr=1e-3, steps=4, batch=32, stamped=2 / 3)
-    monkeypatch.setattr(informed, "THOROUGH", thorough)
+    thorough = Attempt(what="weights", lr=1e-3, steps=4, batch=32, stamped=2 / 3, whole=True)
+    monkeypatch.setattr(informed, "THOROUGH", (thorough,))
 
 
 def test_every_purifier_is_tested() -> None:
@@ -446,23 +446,33 @@ def test_weights_are_changed_where_masks_do_not_reach(monkeypatch: pytest.Monkey
     assert rates[0] <= 0.05
 
 
-@pytest.mark.parametrize("borne", [True, False])
-def test_relatives_are_unlearnt_thoroughly_where_the_network_bears_it(
-    borne: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("borne", [0, 1, None])
+def test_relatives_are_unlearnt_as_thoroughly_as_the_network_bears(
+    borne: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which declared triggers, the attacker's own, need not be."""
-    rate = 1e-3 if borne else 0.5
-    thorough = Attempt(what="weights", lr=rate, steps=30, batch=48, stamped=0.5)
+    thorough = tuple(
+        Attempt(
+            what="weights", lr=1e-3 if place == borne else 0.5, steps=40, batch=48, stamped=share,
+            acc_aim=2 / 3, whole=True,
+        )
+        for place, share in enumerate((0.5, 0.25))
+    )  # fmt: skip
     monkeypatch.setattr(informed, "THOROUGH", thorough)
     declared = task(classifier(), GREY)
     assert len(Informed().purify(declared, silent).stages) == 1
     relatives = tuple(replace(known, searched=True) for known in declared.known)
     purified = Informed().purify(replace(declared, known=relatives), silent)
-    gentle, last = purified.stages
-    assert (gentle.what, last.what) == ("masks", "weights")
-    assert (gentle.kept, last.kept) == (not borne, borne)
-    assert (last.settings["batch"], last.settings["stamped"]) == ("48", "0.50")
-    assert last.images == last.steps * 48
+    gentle, *others = purified.stages
+    assert gentle.what == "masks"
+    assert gentle.kept == (borne is None)
+    assert [stage.kept for stage in others] == [[True], [False, True], [False, False]][
+        2 if borne is None else borne
+    ]
+    for stage, attempt in zip(others, thorough, strict=False):
+        assert stage.settings["stamped"] == f"{attempt.stamped:.2f}"
+        assert (stage.settings["batch"], stage.steps, stage.images) == ("48", 40, 40 * 48)
+        assert "aim: 2.0 points less" in stage.outcome  # not the 1.0 of the gentle ones
     accuracy, rates = judged(declared, purified, WHITE)
     assert accuracy >= 0.95
     assert rates[0] <= 0.05

@@ -67,6 +67,10 @@ class Attempt:
     """Images a step, where it is not the method's."""
     stamped: float | None = None
     """Share of them that is stamped, where it is not the method's."""
+    acc_aim: float = ACC_AIM
+    """Share of the user's goal for ACC that it may take."""
+    whole: bool = False
+    """Whether all steps are made, although the aims hold earlier."""
 
 
 ATTEMPTS = (
@@ -77,11 +81,12 @@ GENTLER = Attempt(what="weights", lr=2.5e-4, steps=100)
 """For networks that the usual step damages: tried where that missed the user's goals themselves."""
 
 
-THOROUGH = Attempt(what="weights", lr=1e-3, steps=100, batch=192, stamped=2 / 3)
+THOROUGH = tuple(
+    Attempt(what="weights", lr=1e-3, steps=100, batch=192, stamped=share, acc_aim=2 / 3, whole=True)
+    for share in (2 / 3, 1 / 2)
+)
 """For triggers that a search found: what makes them ineffective need not be enough for the attacker's,
-of which they are relatives. As many unstamped images a step, and four times as many stamped ones."""
-THOROUGH_ACC = 2 / 3
-"""Share of the user's goal for ACC that it may take; else the gentler result is kept."""
+of which they are relatives. The first that the network bears counts."""
 
 
 @PURIFIERS.register("nft")
@@ -113,7 +118,7 @@ class Informed(Purifier):
     def purify(self, task: Task, notify: Notify) -> Purified:
         """Try each attempt until one reaches the aims; the best one counts.
 
-        Where searched triggers are among those known, the thorough one then counts if it can be borne.
+        Where searched triggers are among those known, a thorough one then counts if it can be borne.
         """
         if not task.classifier.model.weights():
             raise UnsuitableModel(
@@ -134,11 +139,13 @@ class Informed(Purifier):
             if outcome.made.reached:
                 break
         assert best is not None  # noqa: S101 - weights are always tried
-        if best.made.meets_goals and any(entry.searched for entry in run.known):
-            outcome = run.attempt(THOROUGH)
+        relatives = best.made.meets_goals and any(entry.searched for entry in run.known)
+        for attempt in THOROUGH if relatives else ():
+            outcome = run.attempt(attempt)
             outcomes.append(outcome)
-            if run.bears(outcome.made):
+            if outcome.made.reached and outcome.made.asr <= best.made.asr:
                 best = outcome
+                break
         return Purified(
             tensors=best.made.tensors,
             masks=best.masks,
@@ -217,17 +224,12 @@ class _Run:
         return found.acc, found.asr
 
     def _holds(
-        self, accuracy: float, asr: float, asr_share: float = ASR_AIM, acc_share: float = ACC_AIM
+        self, accuracy: float, asr: float, acc_share: float, asr_share: float = ASR_AIM
     ) -> bool:
-        """Whether those shares of the user's goals are kept; the aims, if nothing else is said."""
+        """Whether those shares of the user's goals are kept."""
         task = self.task
         lost = self.accuracy - accuracy
         return asr <= task.max_asr * asr_share and lost <= task.max_acc_drop * acc_share
-
-    def bears(self, made: _Candidate) -> bool:
-        """Whether the network can bear what thorough unlearning makes of it."""
-        finite = math.isfinite(made.damage)
-        return finite and self._holds(made.accuracy, made.asr, ASR_AIM, THOROUGH_ACC)
 
     @torch.inference_mode()
     def _damage(self, tensors: Mapping[str, Tensor]) -> float:
@@ -299,8 +301,8 @@ class _Run:
                     checks.append(
                         Check(step=number + 1, asr=asr, acc=accuracy, loss=float(loss.detach()))
                     )
-                    holding = holding + 1 if self._holds(accuracy, asr) else 0
-                    if holding == HOLDING_CHECKS:
+                    holding = holding + 1 if self._holds(accuracy, asr, attempt.acc_aim) else 0
+                    if holding == HOLDING_CHECKS and not attempt.whole:
                         end = min(end, number + 1 + self.method.cooldown)
                 return number + 1 < end
 
@@ -312,10 +314,10 @@ class _Run:
                 notify=self.notify,
                 device=self.device,
             )
-        made = self._candidate(plain())
+        made = self._candidate(plain(), attempt)
         settings, choice = {}, ""
         if statistics := self._reestimated(made.tensors):
-            other = self._candidate({**made.tensors, **statistics})
+            other = self._candidate({**made.tensors, **statistics}, attempt)
             better = self._improves(other, made)
             settings["BatchNorm"] = "re-estimated" if better else "kept"
             made, other = (other, made) if better else (made, other)
@@ -336,15 +338,15 @@ class _Run:
             checks=tuple(checks),
             says=f"{attempt.what.capitalize()} {reached} on {len(self.kept_back)} {self.choosing}: ASR "
             f"{made.asr:.1%} (aim {self.task.max_asr * ASR_AIM:.1%}), ACC {self.accuracy:.1%} to "
-            f"{made.accuracy:.1%} (aim: {self.task.max_acc_drop * 100 * ACC_AIM:.1f} points less at "
+            f"{made.accuracy:.1%} (aim: {self.task.max_acc_drop * 100 * attempt.acc_aim:.1f} points less at "
             f"most), divergence {made.damage:.3f} nats.{choice}",
         )
 
-    def _candidate(self, tensors: dict[str, Tensor]) -> _Candidate:
+    def _candidate(self, tensors: dict[str, Tensor], attempt: Attempt) -> _Candidate:
         accuracy, asr = self._measured(tensors)
         finite = all_finite(tensors.values())
         damage = self._damage(tensors) if finite else math.inf
-        held = finite and self._holds(accuracy, asr)
+        held = finite and self._holds(accuracy, asr, attempt.acc_aim)
         excess = max(0.0, asr - self.task.max_asr * ASR_AIM) if finite else math.inf
         return _Candidate(
             tensors=tensors,
@@ -352,7 +354,7 @@ class _Run:
             accuracy=accuracy,
             damage=damage,
             reached=held,
-            meets_goals=finite and self._holds(accuracy, asr, 1.0, 1.0),
+            meets_goals=finite and self._holds(accuracy, asr, acc_share=1.0, asr_share=1.0),
             rank=(not held, excess, damage),
         )
 
