@@ -2,6 +2,7 @@
 
     python -m bench.methods run --data ../shared/data --zoo ~/zoo --suspects DIR --out DIR
         [--only 'signs-*'] [--sizes 500,100,class] [--seeds 0,1,2] [--methods all] [--stress] [--searched]
+        [--device auto]
     python -m bench.methods ablate ...        NFT as published, without its parts one by one
     python -m bench.methods table --out DIR   the tables of what was run
 
@@ -33,6 +34,7 @@ from auditor.cli.requests import METHODS, method_names
 from auditor.errors import AuditorError
 from auditor.images import ImageSource
 from auditor.inputs import blank_spec
+from auditor.models.load import resolve_device
 from auditor.outputs import write_text
 from auditor.probes import load_probe
 from auditor.purifiers import PURIFIERS, Purifier
@@ -174,6 +176,7 @@ def run(
     *,
     stress: bool = False,
     searched: bool = False,
+    device: str = "cpu",
 ) -> PurifyResult:
     """One comparison, judged by the true trigger."""
     shown = load_probe(Path(__file__).parents[1] / "probes" / "patch.solid.yaml")
@@ -181,7 +184,7 @@ def run(
     with tempfile.TemporaryDirectory() as name:
         fit, judge = parts(network, size, seed, Path(name))
         return api.purify(
-            api.load_model(network.path, arch=network.arch),
+            api.load_model(network.path, arch=network.arch, device=resolve_device(device)),
             () if searched else api.choose_probes("standard").probes,
             fit,
             None,
@@ -217,6 +220,7 @@ def measure(networks: Iterable[Network], arguments: argparse.Namespace) -> None:
                     result = run(
                         network, methods, size, seed,
                         stress=arguments.stress, searched=arguments.searched,
+                        device=arguments.device,
                     )  # fmt: skip
                     true_place(result)
                 except AuditorError as error:
@@ -383,6 +387,7 @@ def main() -> None:
     parser.add_argument("--methods", default="all")
     parser.add_argument("--stress", action="store_true")
     parser.add_argument("--searched", action="store_true", help="declare no trigger")
+    parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
     if arguments.do == "table":
         table(arguments.out, ablation=False)

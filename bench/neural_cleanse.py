@@ -134,7 +134,7 @@ def main() -> None:
             continue
         path = arguments.out / f"{row.id}.pt"
         begin = time.perf_counter()
-        result = scan(path, row, load, arguments.out, CONDITIONS["search"])
+        result = scan(api.load_model(path), row, load, arguments.out, CONDITIONS["search"])
         middle = time.perf_counter()
         source = api.open_images(clean_images(row.data, load, arguments.out))
         theirs = neural_cleanse(result, path, source, arguments.steps)

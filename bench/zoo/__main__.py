@@ -60,7 +60,8 @@ def main() -> int:
             return _train(rows, arguments)
         case "scan":
             conditions = arguments.images or list(CONDITIONS)
-            scan_all(rows, _loader(arguments.data), arguments.out, conditions)
+            device = resolve_device(arguments.device)
+            scan_all(rows, _loader(arguments.data), arguments.out, conditions, device)
             return 0
         case "report":
             from bench.zoo.report import report

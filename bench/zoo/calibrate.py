@@ -9,8 +9,10 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from auditor import api
+from auditor.models.base import ModelHandle
 from auditor.outputs import write_text
 from auditor.results import Confirmation, Judgement, ScanResult, Verdict
 from auditor.statistics import lower_bound
@@ -128,7 +130,11 @@ def planted(row: Row, found: Confirmation, result: ScanResult) -> bool:
 
 
 def scan_all(
-    rows: Sequence[Row], load: Callable[[str], Data], folder: Path, conditions: Sequence[str]
+    rows: Sequence[Row],
+    load: Callable[[str], Data],
+    folder: Path,
+    conditions: Sequence[str],
+    device: torch.device,
 ) -> None:
     """Scan every trained row under the conditions, unless the result is there already."""
     todo = [(row, made) for row in rows if (made := read_made(row, folder)) is not None]
@@ -138,7 +144,8 @@ def scan_all(
             if path.exists():
                 continue
             begin = time.perf_counter()
-            result = scan(folder / f"{row.id}.pt", row, load, folder, CONDITIONS[condition])
+            model = api.load_model(folder / f"{row.id}.pt", device=device)
+            result = scan(model, row, load, folder, CONDITIONS[condition])
             path.parent.mkdir(exist_ok=True)
             write_text(path, api.to_json(replace(result, exhibits=())))
             print(
@@ -150,7 +157,7 @@ def scan_all(
 
 
 def scan(
-    model: Path, row: Row, load: Callable[[str], Data], folder: Path, condition: Condition
+    model: ModelHandle, row: Row, load: Callable[[str], Data], folder: Path, condition: Condition
 ) -> ScanResult:
     """One scan, told how images are normalised: preprocessing is not what is calibrated here."""
     source, images = None, condition.images
@@ -166,7 +173,7 @@ def scan(
         searches=chosen.extras,
         seed=row.seed,
     )  # fmt: skip
-    return api.scan(api.load_model(model), chosen.probes, source, options)
+    return api.scan(model, chosen.probes, source, options)
 
 
 def _side(row: Row) -> int:
