@@ -14,6 +14,7 @@ CIFAR ResNet-18 of full width from 100 images (weights drawn, not trained: the s
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
@@ -80,23 +81,24 @@ def formats(device: torch.device) -> int:
 def cli(suspects: Path, clean: Path, device: str) -> None:
     """The command line in its sandbox, on both devices."""
     arch = ["--arch", f"{suspects / 'small_vgg.py'}:build"]
-    for path in sorted(suspects.glob("*.pth")):
-        for command in ("scan", "purify"):
-            for where in (device, "cpu"):
-                with tempfile.TemporaryDirectory() as name:
-                    record = Path(name) / "record.json"
-                    options = ["--clean", str(clean), "--device", where, "-o", str(record), "-q"]
-                    if command == "purify":
-                        options += ["--output", str(Path(name) / "purified.pth"), "--write-anyway"]
-                    begin = time.perf_counter()
-                    done = subprocess.run(
-                        [sys.executable, "-m", "auditor", command, str(path), *arch, *options],
-                        capture_output=True, text=True, check=False,
-                    )  # fmt: skip
-                    seconds = time.perf_counter() - begin
-                    said = _said(record) if record.is_file() else done.stderr.strip()[-500:]
-                print(f"{command} {path.name} on {where}: exit {done.returncode}, {seconds:.0f} s, "
-                      f"{said}", flush=True)  # fmt: skip
+    runs = itertools.product((device, "cpu"), ("scan", "purify"), sorted(suspects.glob("*.pth")))
+    for where, command, path in runs:
+        with tempfile.TemporaryDirectory() as name:
+            record = Path(name) / "record.json"
+            options = ["--clean", str(clean), "--device", where, "-o", f"json={record}", "-q"]
+            if command == "purify":
+                options += ["-o", f"model={name}/purified.pth", "-o", f"html={name}/report.html"]
+            begin = time.perf_counter()
+            done = subprocess.run(
+                [sys.executable, "-m", "auditor", command, str(path), *arch, *options],
+                capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            seconds = time.perf_counter() - begin
+            said = _said(record) if record.is_file() else done.stderr.strip()[-500:]
+        print(
+            f"{command} {path.name} on {where}: exit {done.returncode}, {seconds:.0f} s, {said}",
+            flush=True,
+        )
 
 
 def _said(record: Path) -> str:
