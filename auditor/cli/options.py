@@ -39,6 +39,7 @@ CleanPath = Annotated[
 Arch = Annotated[
     str | None,
     typer.Option(
+        "--arch",  # named, since typer 0.27 takes a metavar that equals the name for it
         metavar="ARCH",
         help="For weights without a network, if it is not found: a name (resnet18, "
         "cifar:preact_resnet18) or your own code (my_model.py:build), which is run.",
