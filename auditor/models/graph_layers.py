@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -77,25 +77,19 @@ def graph_layers(
     return [replace(layer, is_last=place == last) for place, layer in enumerate(found)]
 
 
-def features(calls: Sequence[Call], stored: Mapping[str, str], image: str) -> list[str]:
+def features(calls: Sequence[Call], stored: Mapping[str, str]) -> list[str]:
     """The values that convolutions and linear layers read, in the order in which they do.
-
-    Those that are computed from the file's tensors alone (tables of positions) are left out.
 
     Args:
         calls: What the graph does.
         stored: Value -> name of the tensor of the file that it is.
-        image: The value that is the batch of images.
     """
     origins = _origins(calls, stored)
-    follow = {image}
     names = []
     for call in calls:
-        if follow & set(values_in(list(call.named.values()))):
-            follow |= made_by(call)
         _, weight, _ = _kind(call)
         name = read_by(call)
-        if name in follow and _stored(call.named.get(weight), origins) is not None:
+        if name is not None and _stored(call.named.get(weight), origins) is not None:
             names.append(name)
     return list(dict.fromkeys(names))
 
@@ -104,21 +98,6 @@ def read_by(call: Call) -> str | None:
     """The value that a call computes on, if it computes what layers do."""
     argument = call.named.get(READS.get(call.operator, "input"))
     return argument.name if _kind(call)[0] is not None and isinstance(argument, Value) else None
-
-
-def values_in(argument: Any) -> Iterator[str]:
-    """Names of the values in an argument."""
-    if isinstance(argument, Value):
-        yield argument.name
-    elif isinstance(argument, list | tuple):
-        for entry in argument:
-            yield from values_in(entry)
-
-
-def made_by(call: Call) -> set[str]:
-    """Names of a call's results."""
-    names = [name if isinstance(name, list) else [name] for name in call.outputs]
-    return {name for group in names for name in group if name is not None}
 
 
 def layer_tensors(calls: Sequence[Call], stored: Mapping[str, str]) -> set[str]:

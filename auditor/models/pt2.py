@@ -139,7 +139,7 @@ class Pt2Handle(GraphHandle):
     def layers(self, inputs: Tensor) -> list[str]:
         if not self.differentiable:
             return []
-        return features(self._program.nodes, self._program.stored, self._program.image)
+        return features(self._program.nodes, self._program.stored)
 
     def write(self, changed: Mapping[str, Tensor], path: Path) -> None:
         changes = {}

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from auditor.models.graph_layers import Call, Value, made_by, read_by, values_in
+from auditor.models.graph_layers import Call, Value, read_by
 
 DTYPES = {
     1: torch.uint8,
@@ -338,8 +338,22 @@ def _output(document: Mapping[str, Any]) -> Any:
     return None if output is None else output.name
 
 
+def _values(argument: Any) -> Iterator[str]:
+    """Names of the values in an argument."""
+    if isinstance(argument, Value):
+        yield argument.name
+    elif isinstance(argument, list | tuple):
+        for entry in argument:
+            yield from _values(entry)
+
+
 def _needed(node: Node) -> set[str]:
-    return {*values_in(node.arguments), *values_in(list(node.named.values()))}
+    return {*_values(node.arguments), *_values(list(node.named.values()))}
+
+
+def _made(node: Node) -> set[str]:
+    names = [name if isinstance(name, list) else [name] for name in node.outputs]
+    return {name for group in names for name in group if name is not None}
 
 
 def _check_order(nodes: Sequence[Node], outputs: Sequence[Any], known: set[str]) -> None:
@@ -349,19 +363,19 @@ def _check_order(nodes: Sequence[Node], outputs: Sequence[Any], known: set[str])
         ValueError: There is one.
     """
     for node in nodes:
-        if not _needed(node) <= known or made_by(node) & known:
+        if not _needed(node) <= known or _made(node) & known:
             raise ValueError(f"{node.operator} uses or makes a value out of order")
-        known |= made_by(node)
-    if not set(values_in(list(outputs))) <= known:
+        known |= _made(node)
+    if not set(_values(list(outputs))) <= known:
         raise ValueError("an output is never computed")
 
 
 def _forgetting(nodes: Sequence[Node], outputs: Sequence[Any]) -> list[Node]:
     """The nodes, each with the values that can be forgotten after it, so that memory stays flat."""
-    later = set(values_in(list(outputs)))
+    later = set(_values(list(outputs)))
     backwards = []
     for node in reversed(nodes):
-        last = (_needed(node) | made_by(node)) - later
+        last = (_needed(node) | _made(node)) - later
         later |= last
         backwards.append(replace(node, last=tuple(sorted(last))))
     return backwards[::-1]

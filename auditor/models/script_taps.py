@@ -21,8 +21,6 @@ READS = {
 }
 """Operators of layers -> the position of the argument that they compute on."""
 
-SIZES = ("aten::size", "aten::len", "aten::dim", "prim::dtype", "prim::device")
-
 
 class Taps:
     """The functions of a graph that return some of its values beside its output."""
@@ -35,12 +33,9 @@ class Taps:
     def names(self) -> list[str]:
         """The values that convolutions and linear layers read, in the order in which they do.
 
-        Those inside branches and loops are left out: they need not be computed; and those that do
-        not depend on the images.
+        Those inside branches and loops are left out: they need not be computed.
         """
-        follow = _following(self._graph, list(self._graph.inputs())[len(self._bound)])
-        read = (_read(node).debugName() for node in _readers(self._graph))
-        return list(dict.fromkeys(name for name in read if name in follow))
+        return list(dict.fromkeys(_read(node).debugName() for node in _readers(self._graph)))
 
     def function(self, names: Sequence[str]) -> Callable[..., Any]:
         """A function of the remaining arguments; it returns ``(output, *values)``."""
@@ -73,24 +68,6 @@ class Taps:
         graph.eraseOutput(0)
         graph.registerOutput(together.output())
         return graph
-
-
-def _following(graph: Any, image: Any) -> set[str]:
-    """The values that are computed from the image, and not only from its size."""
-    follow = {image.debugName()}
-    for node in graph.nodes():
-        if node.kind() not in SIZES and any(name in follow for name in _used(node)):
-            follow |= {output.debugName() for output in node.outputs()}
-    return follow
-
-
-def _used(node: Any) -> Iterator[str]:
-    """The values that a node uses, in its branches too."""
-    yield from (value.debugName() for value in node.inputs())
-    for block in node.blocks():
-        for inner in block.nodes():
-            yield from _used(inner)
-        yield from (value.debugName() for value in block.outputs())
 
 
 def _readers(graph: Any) -> Iterator[Any]:

@@ -59,12 +59,12 @@ def read_network(model: onnx.ModelProto, device: torch.device) -> Network:
     found = layers(wiring)
     trained = {parameter.tensor for layer in found for parameter in (*layer.masked, *layer.others)}
     trained |= {layer.weight for layer in found}
-    read = [wiring.nodes[layer.node].input[0] for layer in found if not layer.is_norm]
+    computing = [wiring.nodes[layer.node] for layer in found if not layer.is_norm]
     return Network(
         graph=graph,
         weights=frozenset((trained & graph.tensors.keys()) - statistics(wiring, found)),
         layers=tuple(layer for layer in find_layers(working) if _is_held(layer, graph)),
-        features=tuple(dict.fromkeys(name for name in read if name not in wiring.stored)),
+        features=tuple(dict.fromkeys(node.input[0] for node in computing)),
         copies=copies,
         halves={
             name: HALVES[entry.data_type]

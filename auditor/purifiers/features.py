@@ -15,18 +15,43 @@ def anchor_layers(classifier: Classifier, images: Tensor) -> list[str]:
     """Layers whose inputs stand for what a network has understood, in the order of computation.
 
     Inputs of convolutions and linear layers: the last one's are the penultimate features, the
-    first one's (the image) are left out. Empty where the format does not let one look inside.
+    first one's (the image) are left out. So are those that are the same for every image, or have not
+    one row an image: tables of positions, windows. Empty where the format does not let one look inside.
 
     Args:
         classifier: The suspect.
         images: ``(N, C, H, W)`` uint8; one of them is looked at.
     """
     one = as_float(images[:1].to(classifier.device))
-    inner = classifier.model.layers(classifier.prepared(one))[1:]
+    inner = _telling(classifier, one, classifier.model.layers(classifier.prepared(one)))[1:]
     if len(inner) <= LAYERS:
         return inner
     places = [round((len(inner) - 1) * (i + 1) / LAYERS) for i in range(LAYERS)]
     return [inner[place] for place in places]
+
+
+@torch.no_grad()
+def _telling(classifier: Classifier, image: Tensor, layers: list[str]) -> list[str]:
+    """The layers whose inputs differ between an image and noise, with a row for each of a batch."""
+    rows = classifier.model.batch or 2
+    noise = torch.rand(image.shape, generator=torch.Generator().manual_seed(0)).to(image.device)
+
+    def seen(layers: list[str]) -> list[tuple[Tensor, Tensor]]:
+        with classifier.model.tapped(layers) as taken:
+            inputs = []
+            for picture in (image, noise):
+                classifier(picture.expand(rows, -1, -1, -1))
+                inputs.append(taken())
+        return list(zip(*inputs, strict=True))
+
+    def tells(pair: tuple[Tensor, Tensor]) -> bool:
+        return len(pair[0]) == rows and not torch.equal(*pair)
+
+    pairs = seen(layers)
+    if len(pairs) == len(layers):
+        return [layer for layer, pair in zip(layers, pairs, strict=True) if tells(pair)]
+    # a layer that is used several times has several inputs
+    return [layer for layer in layers if all(map(tells, seen([layer])))]
 
 
 def distance(features: list[Tensor], wanted: list[Tensor]) -> Tensor | None:

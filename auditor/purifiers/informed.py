@@ -98,7 +98,7 @@ class Informed(Purifier):
     where x' is x, stamped for a share of the batch. Adam, with the suspect's running statistics in
     BatchNorm; afterwards these are re-estimated where that is measurably better. The learning rate
     falls along a cosine; a stage ends early when the aims hold on the kept-back images at three
-    checks in a row.
+    checks in a row, but for triggers that a search found, which are unlearnt to the last step.
     """
 
     title: ClassVar[str] = "NFT informed by the scan"
@@ -408,10 +408,5 @@ class _Run:
             log_target=True,
             reduction="batchmean",
         )
-        far = distance(features(), [anchor[order] for anchor in _batched(anchors, batch)])
+        far = distance(features(), [anchor[order] for anchor in anchors])
         return loss if far is None else loss + self.method.features * far
-
-
-def _batched(anchors: list[Tensor], batch: int) -> list[Tensor]:
-    """The features that have one row an image; others cannot be told apart by image."""
-    return anchors if all(len(anchor) == batch for anchor in anchors) else []
