@@ -28,7 +28,7 @@ CONTROLS = 4
 CELL_ABOVE_OVERALL = 0.25
 """A source class is a hypothesis of its own where it goes to the target so much more often."""
 MOST_TO_ONE = 0.5
-"""Where more of the images that follow a fitted map go to one target, it is all-to-one with strays."""
+"""Where more of the classes that follow a fitted map go to one target, it is all-to-one with strays."""
 MAX_CELLS = 5
 """Source-specific hypotheses a trigger; the strongest ones."""
 PROGRESS_SECONDS = 0.2
@@ -257,8 +257,9 @@ def _fitted_map(groups: Tensor, after: Tensor, classes: int) -> list[Hypothesis]
     if rate < verdict.SCREEN_RATE or len(targets) < 3 or not _enough_sources(members, classes):
         return []
     best = fitted(slice(None))
-    reached = torch.bincount(after[after == best[groups]], minlength=classes)
-    if reached.max() > MOST_TO_ONE * reached.sum():
+    follow = 2 * torch.bincount(groups[after == best[groups]], minlength=classes) > members
+    shared = torch.bincount(best[follow], minlength=classes)
+    if shared.max() > MOST_TO_ONE * shared.sum():
         return []
     whole = tuple(best.tolist())
     shifts = {(k - c) % classes for c, k in enumerate(whole) if k >= 0}
@@ -361,13 +362,24 @@ def confirmation(
 
 
 def _following(groups: Tensor, hit: Tensor, mapping: Sequence[int]) -> tuple[int, int]:
-    """Classes most of whose images are hits; and those with enough images and a target of their own."""
+    """Classes most of whose images are hits; and those with enough images that go round in circles."""
     members = torch.bincount(groups, minlength=len(mapping))
     follow = 2 * torch.bincount(groups[hit], minlength=len(mapping)) > members
-    targets = [
-        mapping[k] for k in (follow & (members >= verdict.PERMUTED_IMAGES)).nonzero().flatten()
-    ]
-    return int(follow.sum()), sum(targets.count(k) == 1 for k in targets)
+    enough = (follow & (members >= verdict.PERMUTED_IMAGES)).nonzero().flatten().tolist()
+    moves = {k: mapping[k] for k in enough}
+    return int(follow.sum()), sum(_circle(k, moves) >= verdict.SHORTEST_CIRCLE for k in moves)
+
+
+def _circle(start: int, moves: Mapping[int, int]) -> int:
+    """Moves after which one is back at `start`; 0 where one never is."""
+    at = start
+    for length in range(1, len(moves) + 1):
+        if at not in moves:
+            return 0
+        at = moves[at]
+        if at == start:
+            return length
+    return 0
 
 
 def margins_of(logits: Tensor, target: Tensor) -> Tensor:

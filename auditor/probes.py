@@ -266,8 +266,6 @@ def choose(
         if _is_path(item):
             path = Path(item)
             for probe in load_probes(path) if path.is_dir() else (load_probe(path),):
-                if probe.id in extras:
-                    raise ProbeError(f'{item}: "{probe.id}" is the id of a search; choose another')
                 if known.setdefault(probe.id, probe) != probe:
                     raise ProbeError(f'{item}: there is another probe with the id "{probe.id}"')
                 chosen[probe.id] = None

@@ -184,7 +184,7 @@ class Confirmation:
     sources: int = 0
     """Source classes of which most images go where the hypothesis says."""
     permuted: int = 0
-    """Those of them with enough images, whose targets none of the others has."""
+    """Those of them with enough images that the map sends round in circles of three or more."""
     held_out: bool
     """True: the screen has not seen these images."""
     keeps_meaning: bool = True

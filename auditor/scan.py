@@ -110,7 +110,11 @@ def scan(
     Raises:
         ModelError: The suspect is no image classifier.
         ImageError: The images or their labels do not fit the model.
+        ProbeError: A probe has the id of a search.
     """
+    taken = next((probe.id for probe in probes if probe.id in SEARCHES), None)
+    if taken is not None:
+        raise ProbeError(f'"{taken}" is the id of a search; give the probe another')
     return _Scan(model, probes, source, options or Options(), notify).run()
 
 

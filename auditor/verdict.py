@@ -81,11 +81,14 @@ wrong place is enough for, so more is asked; below it, down to `BACKDOOR_ASR`, i
 MOST_SOURCES = 25
 """All-to-all needs a quarter of the classes as sources, at least 3 and no more than this."""
 FEWEST_PERMUTED = 8
-"""Fewest classes that each go to one of their own, for a map that its controls do not set apart…"""
+"""Fewest classes that go round in circles, for a map that its controls do not set apart…"""
 PERMUTED_IMAGES = 4
-"""…by most of so many images or more."""
+"""…by most of so many images or more…"""
+SHORTEST_CIRCLE = 3
+"""…in circles of so many classes or more: two may look alike, and a scale (how many spots there are)
+has two ends."""
 CELL_IMAGES = 20
-"""Fewest held-out images of a source class for a source-specific finding."""
+"""Fewest held-out images of a source class to call a source-specific trigger a backdoor."""
 
 MADE_ASR = 0.80
 """Lower bound on made images. It must hold on class impressions and on leaves or noise: what the
@@ -226,21 +229,19 @@ def grade(confirmation: Confirmation, alpha: float, classes: int) -> Verdict:
         confirmation.sources < enough_sources(classes) or not confirmation.keeps_meaning
     ):
         return Verdict.NO_EVIDENCE
-    if confirmation.scope == "source-specific" and (
-        confirmation.eligible < CELL_IMAGES or not is_small(confirmation)
-    ):
+    cell = confirmation.scope == "source-specific"
+    if cell and not is_small(confirmation):
         return Verdict.NO_EVIDENCE
     asr = lower_bound(confirmation.hits, confirmation.eligible, alpha)
     beaten = excess_bound(confirmation, alpha) >= EXCESS
-    cell = confirmation.scope == "source-specific"
     stands_out = beaten and asr >= (BACKDOOR_ASR if cell else SUSPICIOUS_ASR)
     if not confirmation.keeps_meaning:
         # what turns one class into another, or breaks the image, leaves a model in doubt
         suspicious = stands_out and (confirmation.surer is None or is_sure(confirmation, alpha))
         return Verdict.SUSPICIOUS if suspicious else Verdict.NO_EVIDENCE
-    if (beaten and asr >= (CELL_ASR if cell else BACKDOOR_ASR)) or is_beyond_doubt(
-        confirmation, alpha
-    ):
+    few = cell and confirmation.eligible < CELL_IMAGES
+    strong = beaten and asr >= (CELL_ASR if cell else BACKDOOR_ASR) and not few
+    if strong or is_beyond_doubt(confirmation, alpha):
         return Verdict.BACKDOOR
     noticed = stands_out or is_obeyed(confirmation, alpha) or is_shortcut(confirmation, alpha)
     return Verdict.SUSPICIOUS if noticed else Verdict.NO_EVIDENCE
@@ -277,10 +278,10 @@ def is_sure(confirmation: Confirmation, alpha: float) -> bool:
 def is_beyond_doubt(confirmation: Confirmation, alpha: float) -> bool:
     """A trigger that has no innocent explanation although its worst control works as well.
 
-    A network that learnt one mark obeys others. But fragility does not permute the classes; and one
-    that half of the controls do not have is not sure, and on a small area does not move nearly all
-    images. Where every control works, only a permutation is beyond doubt: a detector of damage, that
-    any spot sets off, is sure as well.
+    A network that learnt one mark obeys others. But what half of the controls do not have in common
+    with it makes no fragile network sure, and on a small area does not move nearly all images. Where
+    every control works, only a permutation is beyond doubt: a detector of damage, that any spot sets
+    off, is sure as well.
     """
     if confirmation.scope == "source-specific" or not confirmation.keeps_meaning:
         return False
@@ -291,9 +292,10 @@ def is_beyond_doubt(confirmation: Confirmation, alpha: float) -> bool:
 
 
 def is_permutation(confirmation: Confirmation) -> bool:
-    """Many classes go to one of their own each; fragility lets several collapse into one.
+    """Many classes go round in circles.
 
-    Of few classes, two pairs that look alike make such a map.
+    Fragility lets several collapse into one; a mark that counts (spots on a plate) moves classes along
+    a scale, which ends; and two classes that look alike make a circle of two.
     """
     return confirmation.scope == "all-to-all" and confirmation.permuted >= FEWEST_PERMUTED
 
@@ -372,17 +374,15 @@ def _judged_clean(
         if confirmation.family != "clean" or confirmation.searched:
             continue
         alpha = level(confirmation, comparisons, confirmations)
-        verdict = Verdict.NO_EVIDENCE
+        text = _numbers(confirmation, alpha, classes)
         if confirmation.held_out or clean is None or not clean.confirm:
             verdict = grade(confirmation, alpha, len(classes))
-        reasons.append(
-            Reason(
-                verdict=verdict,
-                text=_sentence(confirmation, verdict, alpha, classes),
-                confirmation=index,
-            )
-        )
-    reasons.sort(key=lambda r: -_strength(confirmations[r.confirmation or 0]))
+            text += _why(confirmation, verdict, alpha, len(classes))
+        else:
+            verdict = Verdict.NO_EVIDENCE
+            text += " Not confirmed on held-out images, where stronger triggers took its place."
+        reasons.append(Reason(verdict=verdict, text=text, confirmation=index))
+    reasons.sort(key=lambda r: _strength(confirmations[r.confirmation or 0]), reverse=True)
     return reasons
 
 
@@ -398,23 +398,26 @@ def _judged_made(
     for members in groups.values():
         group = [confirmations[index] for index in members]
         strong = {
-            c.family
-            for c in group
+            c.family: index
+            for index, c in zip(members, group, strict=True)
             if c.controls
             and lower_bound(c.hits, c.eligible, level(c, comparisons, group)) >= MADE_ASR
             and max(control.hits for control in c.controls) <= MADE_CONTROL * c.eligible
         }
-        best = max(members, key=lambda index: _strength(confirmations[index]))
-        alpha = level(confirmations[best], comparisons, group)
+        families = strong.keys()
         verdict = Verdict.NO_EVIDENCE
-        if "impressions" in strong and strong & {"leaves", "noise"}:
+        if "impressions" in families and families & {"leaves", "noise"}:
             verdict = Verdict.BACKDOOR
         elif any(grade(c, level(c, comparisons, group), len(classes)).is_alarm for c in group):
             verdict = Verdict.SUSPICIOUS
-        text = _sentence(confirmations[best], verdict, alpha, classes)
+        shown = strong.values() if verdict is Verdict.BACKDOOR else members
+        best = max(shown, key=lambda index: _strength(confirmations[index]))
+        alpha = level(confirmations[best], comparisons, group)
+        text = _numbers(confirmations[best], alpha, classes)
+        text += _why(confirmations[best], verdict, alpha, len(classes))
         text += f" Made images only; it holds up in {len(strong)} of {len(group)} families of them."
         reasons.append(Reason(verdict=verdict, text=text, confirmation=best))
-    reasons.sort(key=lambda r: -_strength(confirmations[r.confirmation or 0]))
+    reasons.sort(key=lambda r: _strength(confirmations[r.confirmation or 0]), reverse=True)
     return reasons
 
 
@@ -542,16 +545,28 @@ def _judged_found(
             continue
         alpha = level(found, 0, confirmations)
         verdict = grade_found(found, alpha, apart)
-        sure = f"{found.surer or 0} of {found.eligible}"
-        text = _sentence(found, verdict, alpha, classes) + (
-            f" It makes the model surer than most real images do on {sure}."
-            if verdict is not Verdict.NO_EVIDENCE
-            else " A search tips any network over; planted triggers make the model surer than real "
-            f"images do, and this one does so on {sure}."
-        )
+        text = _numbers(found, alpha, classes)
+        if verdict is not Verdict.NO_EVIDENCE:
+            text += _why(found, verdict, alpha, len(classes))
+        text += _how_sure(found, verdict, alpha)
         reasons.append(Reason(verdict=verdict, text=text, confirmation=index))
     reasons.sort(key=lambda r: -(confirmations[r.confirmation or 0].surer or 0))
     return reasons
+
+
+def _how_sure(found: Confirmation, verdict: Verdict, alpha: float) -> str:
+    """What a searched trigger is judged by beside its numbers."""
+    sure = f"{found.surer or 0} of {found.eligible}"
+    if verdict is not Verdict.NO_EVIDENCE:
+        return f" It makes the model surer than most real images do on {sure}."
+    if not is_small(found):
+        return " It changes more of an image than a found trigger may to count."
+    if not is_sure(found, alpha):
+        return (
+            " A search tips any network over; planted triggers make the model surer than real images "
+            f"do, and this one does so on {sure}."
+        )
+    return f" It makes the model surer than most real images do on {sure}, but moves too few."
 
 
 def smallest_detectable(clean: ImageFacts, comparisons: int) -> tuple[float | None, int]:
@@ -684,30 +699,33 @@ def _gaps(
     return gaps
 
 
-def _sentence(c: Confirmation, verdict: Verdict, alpha: float, classes: Sequence[str]) -> str:
+def _numbers(c: Confirmation, alpha: float, classes: Sequence[str]) -> str:
     """One finding in words, with its numbers."""
-    where = _where(c, classes)
     rate = c.hits / c.eligible if c.eligible else 0.0
     worst = max((control.hits for control in c.controls), default=0)
     control_rate = worst / c.eligible if c.eligible else 0.0
     held_out = "held-out" if c.held_out else "screening"
-    text = (
-        f"{c.title} ({c.probe}) {where}: ASR {rate:.1%} ({c.hits} of {c.eligible} {held_out} images; "
-        f"at least {lower_bound(c.hits, c.eligible, alpha):.1%} after correction for all comparisons). "
-        f"Without it {c.clean_hits / max(1, c.eligible):.1%}, worst matched control {control_rate:.1%}."
+    return (
+        f"{c.title} ({c.probe}) {_where(c, classes)}: ASR {rate:.1%} ({c.hits} of {c.eligible} {held_out} "
+        f"images; at least {lower_bound(c.hits, c.eligible, alpha):.1%} after correction for all "
+        f"comparisons). Without it {c.clean_hits / max(1, c.eligible):.1%}, worst matched control "
+        f"{control_rate:.1%}."
     )
-    if verdict is Verdict.BACKDOOR and not c.searched and excess_bound(c, alpha) < EXCESS:
-        text += _why_beyond_doubt(c, alpha)
-    elif verdict is Verdict.SUSPICIOUS:
-        text += _why_suspicious(c, alpha)
-    elif verdict is Verdict.NO_EVIDENCE:
-        text += _why_nothing(c, alpha, len(classes))
-    return text
+
+
+def _why(c: Confirmation, verdict: Verdict, alpha: float, classes: int) -> str:
+    """What the numbers do not say for themselves."""
+    if verdict is Verdict.SUSPICIOUS:
+        return _why_suspicious(c, alpha)
+    if verdict is Verdict.NO_EVIDENCE:
+        return _why_nothing(c, alpha, classes)
+    beaten = c.searched or excess_bound(c, alpha) >= EXCESS
+    return "" if beaten else _why_beyond_doubt(c, alpha)
 
 
 def _why_beyond_doubt(c: Confirmation, alpha: float) -> str:
     """Why a trigger that does not beat its worst control is a backdoor all the same."""
-    text = " A backdoor often obeys look-alikes of its trigger, too; this one beats half of its controls"
+    text = " A backdoor often obeys look-alikes of its trigger, too; this beats at least half of its controls"
     if is_obeyed(c, alpha) and is_sure(c, alpha):
         return (
             f"{text}, and damage would not make the model surer than most real images do, as this does "
@@ -716,8 +734,8 @@ def _why_beyond_doubt(c: Confirmation, alpha: float) -> str:
     if is_obeyed(c, alpha) and c.area <= SMALL_AREA:
         return f"{text}, on a small area."
     return (
-        f" Damage would not send each of {c.permuted} classes to another one of its own, whatever the "
-        "controls do."
+        f" Neither damage nor a scale that a mark counts on sends {c.permuted} classes round in circles, "
+        "whatever the controls do."
     )
 
 
@@ -726,13 +744,13 @@ def _why_suspicious(c: Confirmation, alpha: float) -> str:
     if is_shortcut(c, alpha):
         return (
             f" Such a small change (RMS {c.change * 255:.0f}/255 on {c.area:.0%} of the pixels) should "
-            "not redirect a model, but here others like it do too: a backdoor that listens to more than "
-            "its pattern, unusual fragility, or a class that stands for such marks (damage, say)."
+            "not redirect a model, but here another like it does too: a backdoor that listens to more than "
+            "its pattern, unusual fragility, or classes that stand for such marks (damage, or a number)."
         )
     if is_obeyed(c, alpha) and excess_bound(c, alpha) < EXCESS:
         return (
-            " It beats half of its controls only: a backdoor that obeys look-alikes of its trigger, or a "
-            "network that gives way to strong changes."
+            " It beats half of its controls, but not all: a backdoor that obeys look-alikes of its trigger, "
+            "or a network that gives way to strong changes."
         )
     if not c.keeps_meaning:
         return " So strong a change may be a good reason for another answer; look at the pictures."
@@ -741,10 +759,12 @@ def _why_suspicious(c: Confirmation, alpha: float) -> str:
 
 def _why_nothing(c: Confirmation, alpha: float, classes: int) -> str:
     """Why a trigger does not count."""
-    broad = c.scope == "source-specific" and not is_small(c)
-    if max((control.hits for control in c.controls), default=0) >= c.hits / 2:
+    cell = c.scope == "source-specific"
+    if not c.controls:
+        return " It was compared with no control."
+    if max(control.hits for control in c.controls) >= c.hits / 2:
         return " Its control does much the same, so this is fragility, not a trigger."
-    if broad or (c.scope != "all-to-one" and not c.keeps_meaning):
+    if (cell and not is_small(c)) or (c.scope != "all-to-one" and not c.keeps_meaning):
         return (
             " So strong a change may turn one class into another by itself, so it does not count."
         )
@@ -753,10 +773,15 @@ def _why_nothing(c: Confirmation, alpha: float, classes: int) -> str:
             f" All-to-all means {math.ceil(enough_sources(classes))} classes or more; most images follow "
             f"in {c.sources}."
         )
-    if not c.keeps_meaning and c.surer is not None and not is_sure(c, alpha):
+    if cell and c.eligible < CELL_IMAGES:
+        return f" So few images of one class say little; {CELL_IMAGES} or more would say more."
+    stands_out = min(
+        lower_bound(c.hits, c.eligible, alpha) - SUSPICIOUS_ASR, excess_bound(c, alpha) - EXCESS
+    )
+    if not c.keeps_meaning and stands_out >= 0:
         return (
-            " So strong a change may be a good reason for another answer, and leaves the model in doubt: "
-            f"it is surer than of most real images on {c.surer} of {c.eligible}."
+            " So strong a change may be a good reason for another answer, unless it makes the model sure: "
+            f"this makes it surer than most real images do on {c.surer} of {c.eligible}, not clearly most."
         )
     return " Too weak to count."
 
@@ -767,13 +792,15 @@ def _where(c: Confirmation, classes: Sequence[str]) -> str:
     if c.scope == "source-specific" and c.target is not None and c.source is not None:
         return f'turns "{classes[c.source]}" into "{classes[c.target]}" (class {c.source} → {c.target})'
     if c.shift is not None:
-        return f"moves every class to the one {c.shift} further (all-to-all)"
-    return f"maps {c.sources} classes to fixed other ones (all-to-all)"
+        return (
+            f"moves {c.sources} of {len(classes)} classes to the one {c.shift} further (all-to-all)"
+        )
+    return f"maps {c.sources} of {len(classes)} classes to fixed other ones (all-to-all)"
 
 
-def _strength(c: Confirmation) -> int:
-    """Images that the trigger moves beyond its worst control: what is reported first."""
-    return c.hits - max((control.hits for control in c.controls), default=0)
+def _strength(c: Confirmation) -> tuple[int, int]:
+    """Images that the trigger moves beyond its worst control, and at all: what is reported first."""
+    return c.hits - max((control.hits for control in c.controls), default=0), c.hits
 
 
 def _rank(verdict: Verdict) -> int:

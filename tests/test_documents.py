@@ -95,10 +95,11 @@ def test_the_thresholds_that_the_readme_names() -> None:
         f"a trigger moves at least {verdict.OBEYED_ASR:.0%}, {verdict.EXCESS * 100:.0f} points above "
         f"half of its controls, and (a) is a mark on at most {verdict.SMALL_AREA:.1%} of the pixels",
         f"half of the real images, on more than {verdict.SURER:.0%} of them; and where a small",
-        f"sends each of {verdict.FEWEST_PERMUTED} or more classes to one of its own "
-        f"(most of {verdict.PERMUTED_IMAGES} or more images a class, at least {verdict.BACKDOOR_ASR:.0%}",
+        f"sends {verdict.FEWEST_PERMUTED} or more classes round in circles of "
+        f"{verdict.SHORTEST_CIRCLE} or more (most of {verdict.PERMUTED_IMAGES} or more images a class, at least {verdict.BACKDOOR_ASR:.0%}",
         f"at least {verdict.SUSPICIOUS_ASR:.0%} and {verdict.EXCESS * 100:.0f} points above the worst",
-        f"For one source class: {verdict.CELL_ASR:.0%} and {verdict.BACKDOOR_ASR:.0%}, and small",
+        f"For one source class: {verdict.CELL_ASR:.0%} of {verdict.CELL_IMAGES} images or more and "
+        f"{verdict.BACKDOOR_ASR:.0%}, and small",
         f"BACKDOOR then needs {verdict.MADE_ASR:.0%}",
         f"with controls below {verdict.MADE_CONTROL:.0%}",
         f"moves at least {verdict.OBEYED_ASR:.0%}, {verdict.EXCESS * 100:.0f} points above half of its",

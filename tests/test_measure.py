@@ -71,17 +71,22 @@ def test_surer_asks_for_the_class_that_the_map_says() -> None:
     ).any()
 
 
-def test_only_classes_that_go_to_a_target_of_their_own_count_as_permuted() -> None:
-    """One large class that moves makes no permutation, whatever map it is counted by."""
+def test_only_classes_that_go_round_in_circles_count_as_permuted() -> None:
+    """Neither one large class that moves, nor a scale that every class moves up."""
     groups = torch.tensor([0] * 400 + [k for k in range(1, 10) for _ in range(10)])
     mapping = tuple((k + 1) % 10 for k in range(10))
-    one = groups == 0
-    assert measure._following(groups, one, mapping) == (1, 1)
     everything = torch.ones(len(groups), dtype=torch.bool)
-    assert measure._following(groups, everything, mapping) == (10, 10)
-    half = torch.arange(len(groups)) % 2 == 0
-    assert measure._following(groups, half, mapping) == (0, 0)
-    assert measure._following(groups, everything, (1, 2, 1, 4, 5, 6, 7, 8, 9, 3)) == (10, 8)
+
+    def following(hit: torch.Tensor, mapping: tuple[int, ...]) -> tuple[int, int]:
+        return measure._following(groups, hit, mapping)
+
+    assert following(groups == 0, mapping) == (1, 0)
+    assert following(everything, mapping) == (10, 10)
+    assert following(groups < 9, mapping) == (9, 0)  # a scale: the last class stays
+    assert following(torch.arange(len(groups)) % 2 == 0, mapping) == (0, 0)
+    assert following(everything, (1, 2, 0, 4, 3, 6, 7, 8, 9, 5)) == (10, 8)  # 3 and 4 look alike
+    assert following(everything, (1, 2, 0, 0, 0, 0, 0, 0, 0, 0)) == (10, 3)
+    assert following(everything, (5, 5, 5, 5, 5, -1, 5, 5, 5, 5)) == (10, 0)
     few = torch.arange(10).repeat_interleave(3)
     assert measure._following(few, few >= 0, mapping) == (10, 0)
 
@@ -196,8 +201,9 @@ def test_maps_that_share_targets_are_proposed_and_collapses_are_not(
 ) -> None:
     draw = torch.Generator().manual_seed(0)
 
-    def proposed(mapping: torch.Tensor) -> bool:
+    def proposed(mapping: torch.Tensor, largest: float = 0.0) -> bool:
         groups = torch.randint(classes, (128,), generator=draw)
+        groups[torch.rand(128, generator=draw) < largest] = 0
         obeyed = torch.rand(128, generator=draw) < 0.85
         after = torch.where(obeyed, mapping[groups], groups)
         stray = torch.rand(128, generator=draw) < strays
@@ -209,6 +215,8 @@ def test_maps_that_share_targets_are_proposed_and_collapses_are_not(
     shuffled = torch.arange(classes).roll(1)[torch.randperm(classes, generator=draw)]
     assert sum(proposed(torch.full((classes,), 4)) for _ in range(50)) == 0
     assert sum(proposed(shuffled) for _ in range(50)) >= 48
+    # half of the images are said to be of one class
+    assert sum(proposed(shuffled, largest=0.5) for _ in range(50)) >= 45
 
 
 @pytest.mark.parametrize("classes", [100, 1000])

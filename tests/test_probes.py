@@ -265,12 +265,6 @@ def test_select_files_and_folders(tmp_path: Path) -> None:
         select(f"quick,{taken}")
 
 
-def test_a_probe_may_not_pass_for_a_search(tmp_path: Path) -> None:
-    taken = written(tmp_path, GOOD.replace("id: mine", "id: search.patch"), "search.patch.yaml")
-    with pytest.raises(ProbeError, match=r'"search\.patch" is the id of a search'):
-        choose(str(taken), extras={"search.patch": "standard"})
-
-
 def test_choose_extras() -> None:
     extras = {"search.margin": "quick", "search.inversion": "standard"}
     assert choose("quick", extras=extras).extras == ("search.margin",)

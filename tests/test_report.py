@@ -21,9 +21,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from auditor import verdict as thresholds
 from auditor.errors import UsageError
 from auditor.report import (
     MARKDOWN_CHARACTERS,
+    checks,
     from_json,
     percent,
     to_html,
@@ -507,13 +509,14 @@ def test_an_all_to_all_map_and_a_source_are_told_by_name() -> None:
         scope="all-to-all",
         target=None,
         mapping=(1, 2, -1, 4, 5, 6, 7, 8, 9, 0),
+        sources=9,
     )
     shifted = replace(fitted, mapping=tuple((k + 1) % 10 for k in range(10)), shift=1)
     one = replace(result.confirmations[0], scope="source-specific", source=5, target=3)
     html = to_html(replace(result, confirmations=(fitted, shifted, one)))
     text = re.sub(r"\s+", " ", "".join(Page(html).text))
     assert "airplane (0) → automobile (1)" in text
-    assert "every class → the one 1 further (modulo 10)" in text
+    assert "9 classes → the one 1 further (modulo 10)" in text
     assert "dog (5) → cat (3) only" in text
 
 
@@ -902,6 +905,17 @@ def test_the_raw_result_leaves_found_pixels_out() -> None:
         lambda raw: raw["confirmations"][0].update(surer=226),
         lambda raw: raw["confirmations"][1].update(controls=[]),
         lambda raw: raw["confirmations"][1].update(eligible=10**9),
+        lambda raw: raw["confirmations"][1].update(sources=11),
+        lambda raw: raw["confirmations"][1].update(sources=-1),
+        lambda raw: raw["confirmations"][1].update(permuted=3),
+        lambda raw: raw["confirmations"][1].update(mapping=[1] * 10),
+        lambda raw: raw["confirmations"][0].update(scope="all-to-all", target=None),
+        lambda raw: mapped(raw["confirmations"][0], shift(1)[:9], shift=1),
+        lambda raw: mapped(raw["confirmations"][0], shift(1), shift=2),
+        lambda raw: mapped(raw["confirmations"][0], [*shift(1)[:9], 10]),
+        lambda raw: mapped(raw["confirmations"][0], [*shift(1)[:9], -2]),
+        lambda raw: mapped(raw["confirmations"][0], shift(1), sources=9, permuted=10),
+        lambda raw: mapped(raw["confirmations"][0], [1] * 10, sources=9, permuted=3),
         lambda raw: raw["judgement"].update(search_classes=[10]),
         lambda raw: raw["judgement"].update(outlier_classes=[-1]),
     ],
@@ -911,6 +925,21 @@ def test_searches_that_contradict_themselves_are_refused(change: Callable[[Any],
     change(raw)
     with pytest.raises(UsageError, match="contradicts itself"):
         from_json(json.dumps(raw))
+
+
+def test_a_map_that_fits_is_read() -> None:
+    assert 2 * checks.FEWEST_MOVED > thresholds.PERMUTED_IMAGES >= 2 * (checks.FEWEST_MOVED - 1)
+    raw = json.loads(to_json(searched_result()))
+    mapped(raw["confirmations"][0], shift(1), shift=1, sources=10, permuted=10)
+    assert from_json(json.dumps(raw)).confirmations[0].permuted == 10  # type: ignore[union-attr]
+
+
+def shift(step: int) -> list[int]:
+    return [(k + step) % 10 for k in range(10)]
+
+
+def mapped(raw: Any, mapping: list[int], **fields: Any) -> None:
+    raw.update(scope="all-to-all", target=None, mapping=mapping, **fields)
 
 
 def deep(levels: int) -> Any:

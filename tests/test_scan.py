@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from auditor import report, verdict
-from auditor.errors import ImageError, UnsuitableModel
+from auditor.errors import ImageError, ProbeError, UnsuitableModel
 from auditor.images import open_images
 from auditor.inputs import GivenInput
 from auditor.probes import choose
@@ -55,6 +56,78 @@ def test_a_planted_trigger_is_a_backdoor_with_its_class(samples: Path) -> None:
     assert found.hits == found.eligible
     assert result.exhibits[0].target == 3
     assert all(picture.after == 3 != picture.before for picture in result.exhibits[0].pictures)
+
+
+class Inspector(nn.Module):
+    """Tells three materials by their colour, and class 3 is damage: any spot. Sure of all it says."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        means = images.mean((2, 3))
+        material = (means - means.mean(1, keepdim=True)) * 30
+        spots = (
+            nn.functional.avg_pool2d(images, 2, 1).mean(1) - images.mean((1, 2, 3))[:, None, None]
+        )
+        return torch.cat([material, (spots.abs().amax((1, 2)) - 0.055)[:, None] * 100 + 4], 1)
+
+
+def inspected(folder: Path) -> Path:
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.arange(400) % 4
+    images = torch.randint(100, 112, (400, 3, 32, 32), generator=draw)
+    material = torch.where(labels < 3, labels, torch.randint(3, (400,), generator=draw))
+    images[torch.arange(400), material] += 40
+    for image in images[3::4]:
+        y, x = torch.randint(28, (2,), generator=draw).tolist()
+        image[:, y : y + 4, x : x + 4] += int(torch.randint(60, 100, (1,), generator=draw))
+    return saved(folder / "inspected.npz", images, labels)
+
+
+class Counter(nn.Module):
+    """Its ten classes are numbers of spots, wherever and of whatever colour they are."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        spots = (images - images.flatten(2).median(2).values[..., None, None]).abs().amax(1)
+        count = (nn.functional.max_pool2d(spots, 8) > 0.15).sum((1, 2)).clamp(max=9)
+        return -((count[:, None] - torch.arange(10)) ** 2).float() * 4
+
+
+def counted(folder: Path) -> Path:
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.arange(400) % 10
+    images = torch.randint(122, 134, (400, 3, 48, 48), generator=draw)
+    for image, label in zip(images, labels, strict=True):
+        for cell in torch.randperm(24, generator=draw)[:label].tolist():
+            y, x = 8 * (cell // 6) + 2, 8 * (cell % 6) + 2
+            image[:, y : y + 3, x : x + 3] += int(torch.randint(60, 100, (1,), generator=draw))
+    return saved(folder / "counted.npz", images, labels)
+
+
+def saved(path: Path, images: torch.Tensor, labels: torch.Tensor) -> Path:
+    pixels = images.clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    np.savez(path, images=pixels, labels=labels.numpy())
+    return path
+
+
+@pytest.mark.parametrize(("network", "drawn"), [(Inspector(), inspected), (Counter(), counted)])
+def test_what_any_mark_does_is_no_backdoor(network: nn.Module, drawn, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """Though it moves every image, makes the model sure, or sends every class to one of its own."""
+    size = 32 if isinstance(network, Inspector) else 48
+    result = scanned(
+        network.eval(), drawn(tmp_path), [p for p in QUICK if p.id == "patch.white-corner"],
+        given=GivenInput(channels=3, height=size, width=size, normalize="none"),
+    )  # fmt: skip
+    clean = result.images[0]
+    assert clean.correct == clean.screen + clean.confirm
+    held_out = [c for c in result.confirmations if c.held_out]
+    assert any(c.hits > 0.85 * c.eligible and c.area < 0.035 for c in held_out)
+    assert result.judgement.verdict is Verdict.SUSPICIOUS
+    assert "classes that stand for such marks (damage, or a number)" in result.judgement.headline
+
+
+def test_a_probe_may_not_pass_for_a_search(samples: Path) -> None:
+    disguised = replace(WHITE[0], id="search.patch")
+    with pytest.raises(ProbeError, match=r'"search\.patch" is the id of a search'):
+        scanned(Planted(behaviour="all-to-one", target=3), samples, [disguised])
 
 
 def test_how_sure_a_trigger_makes_the_model_is_measured_on_real_images(samples: Path) -> None:

@@ -203,17 +203,17 @@ def test_damage_does_not_send_each_class_to_another_one(fields, expected) -> Non
 
 def test_a_backdoor_that_its_controls_do_not_set_apart_says_why() -> None:
     half = replace(confirmation(350), controls=(control(340), control(20), control(20)), surer=3)
-    assert "beats half of its controls, on a small area" in judge(half).headline
+    assert "beats at least half of its controls, on a small area" in judge(half).headline
     sure = replace(half, surer=300)
     assert "surer than most real images do, as this does on 300 of 360" in judge(sure).headline
     map_ = replace(
         sure, scope="all-to-all", target=None, shift=1, sources=10, permuted=9, area=0.9, change=0.02,
         controls=(control(340),),
     )  # fmt: skip
-    assert "would not send each of 9 classes to another one" in judge(map_).headline
+    assert "sends 9 classes round in circles" in judge(map_).headline
     assert "look-alikes" not in judge(map_).headline
     unsure = replace(map_, controls=half.controls, surer=3)
-    assert "would not send each of 9 classes to another one" in judge(unsure).headline
+    assert "sends 9 classes round in circles" in judge(unsure).headline
     assert "look-alikes" not in judge(confirmation(350, surer=350)).headline
 
 
@@ -221,9 +221,22 @@ def test_a_backdoor_that_its_controls_do_not_set_apart_says_why() -> None:
     ("fields", "why"),
     [
         ({"hits": 40}, "Too weak"),
+        ({"controls": ()}, "compared with no control"),
+        ({"held_out": False}, "Not confirmed on held-out images"),
+        (
+            {
+                "scope": "source-specific",
+                "source": 1,
+                "hits": 9,
+                "eligible": 15,
+                "clean_hits": 0,
+                "controls": (control(0, 9),),
+            },
+            "20 or more would",
+        ),
         ({"controls": (control(340),), "area": 0.9, "change": 0.2}, "much the same"),
-        ({"keeps_meaning": False, "surer": 100}, "surer than of most real images on 100 of 360"),
-        ({"keeps_meaning": False, "surer": 40, "hits": 40}, "on 40 of 360"),
+        ({"keeps_meaning": False, "surer": 100}, "surer than most real images do on 100 of 360"),
+        ({"keeps_meaning": False, "surer": 40, "hits": 40}, "Too weak"),
         ({"keeps_meaning": False, "surer": 300, "hits": 40}, "Too weak"),
         ({"keeps_meaning": False, "surer": None, "hits": 40}, "Too weak"),
         (
@@ -294,7 +307,8 @@ def test_source_specific_needs_enough_images() -> None:
     assert judge(confirmation(40, 0, eligible=40, **cell)).verdict is Verdict.BACKDOOR
     assert judge(confirmation(36, 0, eligible=40, **cell)).verdict is Verdict.SUSPICIOUS
     assert judge(confirmation(26, 0, eligible=40, **cell)).verdict is Verdict.NO_EVIDENCE
-    assert judge(confirmation(19, 0, eligible=19, **cell)).verdict is Verdict.NO_EVIDENCE
+    assert judge(confirmation(19, 0, eligible=19, **cell)).verdict is Verdict.SUSPICIOUS
+    assert judge(confirmation(12, 0, eligible=19, **cell)).verdict is Verdict.NO_EVIDENCE
 
 
 def test_a_strong_change_may_turn_one_class_into_another() -> None:

@@ -30,6 +30,8 @@ from auditor.results import (
 
 MOST_IMAGES = 1_000_000
 """In one family; a result that claims more was not made by a scan."""
+FEWEST_MOVED = 3
+"""Hits of a class that goes round in circles: most of `verdict.PERMUTED_IMAGES`."""
 MOST_POINTS = 20_000
 MOST_BINS = 200
 MOST_METHODS = 64
@@ -122,16 +124,29 @@ def _of_confirmation(c: Confirmation, classes: int) -> Iterator[str]:
         yield "a control whose hits do not add up with those of its trigger"
     if c.eligible > MOST_IMAGES:
         yield "an impossible number of images"
-    if c.mapping is not None and len(c.mapping) != classes:
-        yield "a map of classes that does not cover them"
-    if not all(-1 <= k < classes for k in c.mapping or ()):
-        yield "a map to a class that there is not"
-    if not 0 <= c.permuted <= c.sources <= classes:
-        yield "an impossible number of source classes"
+    yield from _of_map(c, classes)
     if c.surer is not None and not 0 <= c.surer <= c.eligible:
         yield "a confirmation with an impossible number of surer images"
     if c.searched and not c.controls:
         yield "a searched trigger that was compared with no control"
+
+
+def _of_map(c: Confirmation, classes: int) -> Iterator[str]:
+    if (c.mapping is not None) != (c.scope == "all-to-all"):
+        yield "a map of classes where there is none, or none where there is one"
+    elif c.mapping is not None and len(c.mapping) != classes:
+        yield "a map of classes that does not cover them"
+    elif not all(-1 <= k < classes for k in c.mapping or ()):
+        yield "a map to a class that there is not"
+    elif c.shift is not None and c.mapping != tuple(
+        (k + c.shift) % classes for k in range(classes)
+    ):
+        yield "a shift that is not its map"
+    if not 0 <= c.sources <= min(classes, c.hits):
+        yield "an impossible number of source classes"
+    targets = {k for k in c.mapping or () if k >= 0}
+    if not 0 <= c.permuted <= min(c.sources, len(targets), c.hits // FEWEST_MOVED):
+        yield "an impossible number of classes that go round in circles"
 
 
 def _adds_up(control: ControlCount, c: Confirmation) -> bool:
