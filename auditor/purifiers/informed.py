@@ -142,6 +142,8 @@ class Informed(Purifier):
         relatives = best.made.meets_goals and any(entry.searched for entry in run.known)
         for attempt in THOROUGH if relatives else ():
             outcome = run.attempt(attempt)
+            if outcome.made.asr > best.made.asr:
+                outcome = replace(outcome, says=f"{outcome.says} The ASR was lower before.")
             outcomes.append(outcome)
             if outcome.made.reached and outcome.made.asr <= best.made.asr:
                 best = outcome
