@@ -302,7 +302,7 @@ def test_searches_are_selected_by_tier_and_by_name() -> None:
 
     for spec, names in {
         "quick": {"search.margin"},
-        "standard": {"search.margin", "search.patch", "search.additive"},
+        "standard": {"search.margin", "search.patch", "search.additive", "search.template"},
         "deep": set(SEARCHES),
         "search.warp": {"search.warp"},
         "standard,-search.*": set(),

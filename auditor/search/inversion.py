@@ -55,7 +55,8 @@ HANDED_ON = 3
 class Candidate:
     """A trigger that a search found."""
 
-    form: str
+    what: str
+    """Its form in words."""
     target: int
     size: float
     """Of the smallest one that worked; the trigger has the size that all are judged at."""
@@ -66,7 +67,10 @@ class Candidate:
 class Inverted:
     """What one form of trigger needs to reach each class."""
 
-    form: str
+    what: str
+    """The form in words."""
+    measure: str
+    """What the sizes are, in words."""
     classes: tuple[int, ...]
     sizes: tuple[float | None, ...]
     """None: not reached within the steps."""
@@ -147,7 +151,7 @@ class _Inversion:
         reached = [row for row, size in enumerate(sizes) if math.isfinite(size)]
         candidates = [
             Candidate(
-                form=self.name,
+                what=form.what,
                 target=self.classes[row],
                 size=sizes[row],
                 trigger=self._strengthened(form, row, room),
@@ -155,7 +159,8 @@ class _Inversion:
             for row in sorted(reached, key=lambda row: sizes[row])[:handed_on]
         ]
         return Inverted(
-            form=self.name,
+            what=form.what,
+            measure=form.measure,
             classes=tuple(self.classes),
             sizes=tuple(size if math.isfinite(size) else None for size in sizes),
             steps=form.explored + steps,

@@ -15,15 +15,15 @@ from auditor.images import Notify, silent
 from auditor.measure import Half, Stamped
 from auditor.memory import is_out_of_memory
 from auditor.results import FoundTrigger, Inversion, MarginSearch, Skipped
-from auditor.search.forms import FORMS
 from auditor.search.inversion import MOST_CLASSES, Candidate, Inverted, invert
 from auditor.search.margin import search_margins
 from auditor.search.pace import NoGradient, OverBudget
+from auditor.search.template import search_templates
 from auditor.triggers import TRIGGERS
 
 T = TypeVar("T")
 
-MARGIN = "search.margin"
+MARGIN, TEMPLATE = "search.margin", "search.template"
 SECONDS = 300.0
 """Time that one search may take; on a slower machine it is skipped, and that is said."""
 
@@ -39,6 +39,10 @@ SEARCHES: Mapping[str, tuple[str, str]] = {
     "search.additive": (
         "standard",
         "Smallest picture that sends images of all classes to one when it is added, for each class",
+    ),
+    TEMPLATE: (
+        "standard",
+        "Small patches of few colours, by trial; for models without gradients, in place of the others",
     ),
     "search.warp": (
         "deep",
@@ -80,6 +84,7 @@ class Searches:
         self.classifier, self.classes, self.chosen = classifier, classes, chosen
         self.seed, self.deadline, self.notify = seed, deadline, notify
         self.skipped: list[Skipped] = []
+        self._blind = not classifier.differentiable
 
     def margins(self) -> MarginSearch | None:
         """The data-free margins, if they were chosen and can be had."""
@@ -112,9 +117,12 @@ class Searches:
         """
         searched, proposed = [], []
         classes = self._worth_searching(margin)
-        for name in (n for n in self.chosen if n != MARGIN):
-            form = name.removeprefix("search.")
-            inverted = self._run(name, partial(self._inverted, form, half, classes))
+        # templates last: where there are gradients, the other searches find more, and sooner
+        for name in sorted(self.chosen, key=lambda name: name == TEMPLATE):
+            if name == MARGIN or (name == TEMPLATE and not self._blind):
+                continue
+            search = self._templates if name == TEMPLATE else self._inverted
+            inverted = self._run(name, partial(search, name, half, classes))
             if inverted is not None:
                 searched.append(recorded(name, family, inverted))
                 proposed += [
@@ -123,9 +131,15 @@ class Searches:
                 ]
         return searched, proposed
 
-    def _inverted(self, form: str, half: Half, classes: Sequence[int], budget: float) -> Inverted:
+    def _inverted(self, name: str, half: Half, classes: Sequence[int], budget: float) -> Inverted:
         return invert(
-            self.classifier, half.images, half.groups, classes, form,
+            self.classifier, half.images, half.groups, classes, name.removeprefix("search."),
+            seed=self.seed, notify=self.notify, budget=budget,
+        )  # fmt: skip
+
+    def _templates(self, _: str, half: Half, classes: Sequence[int], budget: float) -> Inverted:
+        return search_templates(
+            self.classifier, half.images, half.groups, classes,
             seed=self.seed, notify=self.notify, budget=budget,
         )  # fmt: skip
 
@@ -150,13 +164,14 @@ class Searches:
 
     def _run(self, name: str, search: Callable[[float], T]) -> T | None:
         """One search, or None with the reason noted."""
-        if not self.classifier.differentiable:
+        if not self.classifier.differentiable and name != TEMPLATE:
             self.skipped.append(Skipped(what=name, reason="needs gradients"))
             return None
         left = self.deadline - time.monotonic()
         try:
             return search(min(left, SECONDS))
         except NoGradient:
+            self._blind = True
             reason = "the scores have no gradient with respect to the image"
         except OverBudget as over:
             why = "time budget" if left < SECONDS else "too slow on this device"
@@ -171,11 +186,10 @@ class Searches:
 
 def recorded(search: str, family: str, inverted: Inverted) -> Inversion:
     """The record of one search."""
-    form = FORMS[inverted.form]
     return Inversion(
         search=search,
-        what=form.what,
-        measure=form.measure,
+        what=inverted.what,
+        measure=inverted.measure,
         family=family,
         images=inverted.images,
         steps=inverted.steps,
@@ -198,7 +212,7 @@ def presented(search: str, candidate: Candidate, which: str = "") -> Stamped:
     """A found trigger under the name of its search; `which` tells several apart."""
     return Stamped(
         probe=search,
-        title=title_of(FORMS[candidate.form].what, candidate.target) + which,
+        title=title_of(candidate.what, candidate.target) + which,
         trigger=candidate.trigger,
     )
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +31,8 @@ class Condition:
     images: int | None
     """Clean images that the scan is given; None are none at all."""
     probes: str
+    forward_only: bool = False
+    """Without gradients, as what only onnxruntime can compute."""
 
 
 CONDITIONS: Mapping[str, Condition] = {
@@ -45,6 +48,12 @@ CONDITIONS: Mapping[str, Condition] = {
         title="searches alone, 100 images",
         images=100,
         probes="search.margin,search.patch,search.additive",
+    ),
+    "forward": Condition(
+        title="no gradients, 400 images, search alone",
+        images=400,
+        probes="search.template",
+        forward_only=True,
     ),
 }
 """The battery with data-free margins, everything that runs by default, and the searches alone."""
@@ -173,7 +182,28 @@ def scan(
         searches=chosen.extras,
         seed=row.seed,
     )  # fmt: skip
+    if condition.forward_only:
+        model = ForwardOnly(model)
     return api.scan(model, chosen.probes, source, options)
+
+
+class ForwardOnly(ModelHandle):
+    """A suspect that gives no gradients."""
+
+    def __init__(self, model: ModelHandle) -> None:
+        super().__init__(model.file, architecture=model.architecture, device=model.device)
+        self._model = model
+
+    def call(
+        self,
+        inputs: torch.Tensor,
+        overrides: Mapping[str, torch.Tensor] | None = None,
+        *,
+        train: bool = False,
+    ) -> Any:
+        """What the suspect answers."""
+        with torch.no_grad():
+            return self._model.call(inputs, overrides, train=train)
 
 
 def _side(row: Row) -> int:
