@@ -100,8 +100,8 @@ def _images(clean: ImageFacts) -> Iterator[Caveat]:
         yield Caveat(
             id="source-specific",
             text=(
-                f"Triggers that work for one source class only were not testable for {untested} of "
-                f"{len(clean.confirm_members)} classes (they need {verdict.SCREEN_CELL_IMAGES} images "
+                f"Triggers that work for one source class only cannot be called a backdoor for {untested} "
+                f"of {len(clean.confirm_members)} classes (that takes {verdict.SCREEN_CELL_IMAGES} images "
                 f"to screen and {verdict.CELL_IMAGES} others to confirm)."
             ),
         )
