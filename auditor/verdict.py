@@ -754,6 +754,8 @@ def _why_suspicious(c: Confirmation, alpha: float) -> str:
         )
     if not c.keeps_meaning:
         return " So strong a change may be a good reason for another answer; look at the pictures."
+    if c.scope == "source-specific" and c.eligible < CELL_IMAGES:
+        return f" To call it a backdoor takes {CELL_IMAGES} images of that class."
     return ""
 
 
@@ -773,8 +775,6 @@ def _why_nothing(c: Confirmation, alpha: float, classes: int) -> str:
             f" All-to-all means {math.ceil(enough_sources(classes))} classes or more; most images follow "
             f"in {c.sources}."
         )
-    if cell and c.eligible < CELL_IMAGES:
-        return f" So few images of one class say little; {CELL_IMAGES} or more would say more."
     stands_out = min(
         lower_bound(c.hits, c.eligible, alpha) - SUSPICIOUS_ASR, excess_bound(c, alpha) - EXCESS
     )
@@ -783,6 +783,9 @@ def _why_nothing(c: Confirmation, alpha: float, classes: int) -> str:
             " So strong a change may be a good reason for another answer, unless it makes the model sure: "
             f"this makes it surer than most real images do on {c.surer} of {c.eligible}, not clearly most."
         )
+    moves = c.hits >= (BACKDOOR_ASR if cell else SUSPICIOUS_ASR) * c.eligible
+    if c.keeps_meaning and moves and _strength(c)[0] >= EXCESS * c.eligible:
+        return " Too few images to be sure of that."
     return " Too weak to count."
 
 

@@ -173,6 +173,42 @@ def test_anchors_tell_images_apart(kind: str, tmp_path: Path) -> None:
     assert not any(torch.equal(f[0], f[1]) for f in features)
 
 
+class Twice(nn.Module):
+    """Changes its input in place; looks a second time at pictures that are dark; names an argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.first, self.again, self.last = nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        images.sub_(0.5)
+        x = self.first(images.mean((2, 3)))
+        if float(images.mean()) < 0.25:
+            x = self.again(x)
+        return self.last(input=self.again(x))
+
+
+@pytest.mark.parametrize("kind", ["eager", "scripted"])
+def test_networks_that_look_again_or_change_their_input_have_anchors(
+    kind: str, tmp_path: Path
+) -> None:
+    network = Twice().eval()
+    handle = eager(network) if kind == "eager" else opened(kind, network, tmp_path)
+    classifier = Classifier(handle, blank_spec((3, 32, 32)))
+    bright = torch.full((2, 3, 32, 32), 250, dtype=torch.uint8)
+    names = anchor_layers(classifier, bright)
+    assert len(names) >= 1
+    if kind == "eager":
+        assert names == ["last"]  # "again" is not used as often for every picture
+
+
+def test_a_network_without_layers_has_no_anchors(tmp_path: Path) -> None:
+    handle = opened("scripted", nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten()), tmp_path)
+    classifier = Classifier(handle, blank_spec((3, 32, 32)))
+    assert anchor_layers(classifier, (IMAGES * 255).to(torch.uint8)) == []
+
+
 def test_a_network_whose_hooks_would_be_left_out_shows_nothing(tmp_path: Path) -> None:
     network = Gate()
     network.register_forward_pre_hook(halve)

@@ -19,7 +19,7 @@ from auditor.scan import Options, scan
 from auditor.search import template
 from auditor.search.inversion import Inverted
 from auditor.search.pace import OverBudget
-from auditor.search.template import Templates, search_templates
+from auditor.search.template import Templates, UnsuitableImages, search_templates
 from auditor.triggers.found import Overlay
 from tests.planted import Planted, drawings, handle
 
@@ -61,6 +61,13 @@ class Hidden(nn.Module):
             return self.network(images)  # type: ignore[no-any-return]
 
 
+class Rounded(Hidden):
+    """Has gradients, and they are zero."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network((images * 255).round() / 255)  # type: ignore[no-any-return]
+
+
 def forward_only(network: nn.Module) -> ModuleHandle:
     known = handle(network)
     return ForwardOnly(known.file, network, architecture="Planted", device=torch.device("cpu"))
@@ -86,7 +93,7 @@ def scanned(model: ModuleHandle, samples: Path, *searches: str) -> ScanResult:
     return scan(model, (), open_images(samples), options)
 
 
-@pytest.mark.parametrize("side", [32, 96])
+@pytest.mark.parametrize("side", [32, 72])
 def test_a_mark_is_found_where_it_is(side: int) -> None:
     found = searched(Marked(), side=side)
     reached = {k: size for k, size in zip(found.classes, found.sizes, strict=True) if size}
@@ -119,12 +126,40 @@ def test_the_same_seed_finds_the_same_and_scores_may_be_multiplied(
     assert louder.sizes == first.sizes
 
 
-def test_few_classes_and_images_of_one() -> None:
+def test_few_classes() -> None:
     assert searched(Marked(2, target=0), 2).candidates[0].target == 0
-    images, _ = drawings(8, 1)
-    classifier = Classifier(forward_only(Marked(2, target=0)), blank_spec((3, 32, 32)))
-    zeros = torch.zeros(8, dtype=torch.int64)
-    assert search_templates(classifier, images, zeros, range(2), seed=0).classes == (1,)
+
+
+def test_a_class_that_is_ruled_out_hides_no_other() -> None:
+    class Masked(Marked):
+        def forward(self, images: Tensor) -> Tensor:
+            scores = super().forward(images)
+            return scores.index_fill(1, torch.tensor([7]), -torch.inf)
+
+    found = searched(Masked())
+    assert found.candidates[0].target == TARGET
+    assert found.sizes[7] is None
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "why"),
+    [
+        ((12, 3, 32, 32), [0] * 12, None),  # class 1 can be searched
+        ((3, 3, 32, 32), [0, 1, 2], "needs 4 images of other classes"),
+        ((12, 3, 8, 8), [0, 1] * 6, "8 x 8 pixels are too small"),
+        ((12, 3, 4, 300), [0, 1] * 6, "4 x 300 pixels are too small"),
+    ],
+)
+def test_images_that_do_not_do(images: tuple[int, ...], labels: list[int], why: str | None) -> None:
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    classifier = Classifier(forward_only(network), blank_spec(images[1:]))  # type: ignore[arg-type]
+    pixels = torch.randint(256, images, dtype=torch.uint8)
+    if why is None:
+        found = search_templates(classifier, pixels, torch.tensor(labels), range(2), seed=0)
+        assert found.classes == (1,)
+        return
+    with pytest.raises(UnsuitableImages, match=why):
+        search_templates(classifier, pixels, torch.tensor(labels), range(2), seed=0)
 
 
 def test_it_takes_no_longer_than_it_may() -> None:
@@ -165,9 +200,13 @@ def test_its_benign_twin_shows_nothing(samples: Path) -> None:
     assert len(result.inversions) == 1
 
 
-def test_a_model_that_hides_its_gradients_is_searched(samples: Path) -> None:
-    result = scanned(handle(Hidden(Marked())), samples, "search.template", "search.patch")
-    assert [entry.search for entry in result.inversions] == ["search.template"]
+@pytest.mark.parametrize("searches", [(), ("search.template", "search.patch")])
+@pytest.mark.parametrize("hide", [Hidden, Rounded])
+def test_a_model_that_hides_its_gradients_is_searched(
+    hide: type[nn.Module], searches: tuple[str, ...], samples: Path
+) -> None:
+    result = scanned(handle(hide(Marked())), samples, *searches)
+    assert "search.template" in {entry.search for entry in result.inversions}
     assert result.judgement.verdict is Verdict.SUSPICIOUS
 
 
@@ -175,3 +214,7 @@ def test_models_with_gradients_are_searched_by_them(samples: Path) -> None:
     result = scanned(handle(Planted()), samples, "search.template", "search.patch")
     assert [entry.search for entry in result.inversions] == ["search.patch"]
     assert result.skipped == ()
+    alone = scanned(handle(Planted()), samples, "search.template")
+    assert [s.what for s in alone.skipped] == ["search.template"]
+    assert "search.patch finds more" in alone.skipped[0].reason
+    assert alone.judgement.verdict is Verdict.INCONCLUSIVE

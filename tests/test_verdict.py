@@ -232,7 +232,7 @@ def test_a_backdoor_that_its_controls_do_not_set_apart_says_why() -> None:
                 "clean_hits": 0,
                 "controls": (control(0, 9),),
             },
-            "20 or more would",
+            "Too few images to be sure",
         ),
         ({"controls": (control(340),), "area": 0.9, "change": 0.2}, "much the same"),
         ({"keeps_meaning": False, "surer": 100}, "surer than most real images do on 100 of 360"),

@@ -255,7 +255,7 @@ class ModuleHandle(ModelHandle):
         names = {module: name for name, module in self._network.named_modules()}
         called: dict[nn.Module, None] = {}
         weighted = [module for module in names if isinstance(module, WEIGHTED)]
-        with _before(weighted, lambda layer, inputs: called.setdefault(layer)), torch.no_grad():
+        with _before(weighted, lambda layer, read: called.setdefault(layer)), torch.no_grad():
             self.call(inputs)
         return [names[layer] for layer in called]
 
@@ -269,7 +269,7 @@ class ModuleHandle(ModelHandle):
             return features
 
         chosen = [self._network.get_submodule(name) for name in layers]
-        with _before(chosen, lambda layer, inputs: kept.append(inputs[0])):
+        with _before(chosen, lambda layer, read: kept.append(read)):
             yield taken
 
     def write(self, changed: Mapping[str, Tensor], path: Path) -> None:
@@ -311,11 +311,13 @@ class ModuleHandle(ModelHandle):
 
 
 @contextmanager
-def _before(
-    layers: Sequence[nn.Module], see: Callable[[nn.Module, tuple[Tensor, ...]], None]
-) -> Iterator[None]:
-    """While this lasts, `see` is called with each of `layers` and its inputs, before it computes."""
-    handles = [layer.register_forward_pre_hook(see) for layer in layers]
+def _before(layers: Sequence[nn.Module], see: Callable[[nn.Module, Any], object]) -> Iterator[None]:
+    """While this lasts, `see` is called with each of `layers` and what it reads, before it computes."""
+
+    def look(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
+        see(layer, next(iter((*inputs, *named.values())), None))
+
+    handles = [layer.register_forward_pre_hook(look, with_kwargs=True) for layer in layers]
     try:
         yield
     finally:

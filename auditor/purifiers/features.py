@@ -36,22 +36,25 @@ def _telling(classifier: Classifier, image: Tensor, layers: list[str]) -> list[s
     rows = classifier.model.batch or 2
     noise = torch.rand(image.shape, generator=torch.Generator().manual_seed(0)).to(image.device)
 
-    def seen(layers: list[str]) -> list[tuple[Tensor, Tensor]]:
+    def seen(layers: list[str]) -> tuple[list[Tensor], list[Tensor]]:
         with classifier.model.tapped(layers) as taken:
-            inputs = []
-            for picture in (image, noise):
-                classifier(picture.expand(rows, -1, -1, -1))
-                inputs.append(taken())
-        return list(zip(*inputs, strict=True))
+            classifier(image.repeat(rows, 1, 1, 1))
+            first = taken()
+            classifier(noise.repeat(rows, 1, 1, 1))
+            return first, taken()
 
-    def tells(pair: tuple[Tensor, Tensor]) -> bool:
-        return len(pair[0]) == rows and not torch.equal(*pair)
+    def tells(one: Tensor, other: Tensor) -> bool:
+        return len(one) == len(other) == rows and not torch.equal(one, other)
 
-    pairs = seen(layers)
-    if len(pairs) == len(layers):
-        return [layer for layer, pair in zip(layers, pairs, strict=True) if tells(pair)]
-    # a layer that is used several times has several inputs
-    return [layer for layer in layers if all(map(tells, seen([layer])))]
+    def tell(inputs: tuple[list[Tensor], list[Tensor]]) -> bool:
+        first, second = inputs
+        return len(first) == len(second) > 0 and all(map(tells, first, second))
+
+    first, second = seen(layers) if layers else ([], [])
+    if len(first) == len(second) == len(layers):
+        return [layer for layer, *pair in zip(layers, first, second, strict=True) if tells(*pair)]
+    # a layer that is used several times, or not for every image, has other numbers of inputs
+    return [layer for layer in layers if tell(seen([layer]))]
 
 
 def distance(features: list[Tensor], wanted: list[Tensor]) -> Tensor | None:

@@ -9,8 +9,9 @@ from functools import partial
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
-from auditor.classifier import Classifier
+from auditor.classifier import Classifier, as_float
 from auditor.images import Notify, silent
 from auditor.measure import Half, Stamped
 from auditor.memory import is_out_of_memory
@@ -18,7 +19,7 @@ from auditor.results import FoundTrigger, Inversion, MarginSearch, Skipped
 from auditor.search.inversion import MOST_CLASSES, Candidate, Inverted, invert
 from auditor.search.margin import search_margins
 from auditor.search.pace import NoGradient, OverBudget
-from auditor.search.template import search_templates
+from auditor.search.template import UnsuitableImages, search_templates
 from auditor.triggers import TRIGGERS
 
 T = TypeVar("T")
@@ -84,7 +85,6 @@ class Searches:
         self.classifier, self.classes, self.chosen = classifier, classes, chosen
         self.seed, self.deadline, self.notify = seed, deadline, notify
         self.skipped: list[Skipped] = []
-        self._blind = not classifier.differentiable
 
     def margins(self) -> MarginSearch | None:
         """The data-free margins, if they were chosen and can be had."""
@@ -102,7 +102,7 @@ class Searches:
         self.skipped += [
             Skipped(what=name, reason="needs clean images (--clean DIR)")
             for name in self.chosen
-            if name in INVERSIONS
+            if name in INVERSIONS and (name != TEMPLATE or not self.classifier.differentiable)
         ]
 
     def inversions(
@@ -117,9 +117,12 @@ class Searches:
         """
         searched, proposed = [], []
         classes = self._worth_searching(margin)
-        # templates last: where there are gradients, the other searches find more, and sooner
-        for name in sorted(self.chosen, key=lambda name: name == TEMPLATE):
-            if name == MARGIN or (name == TEMPLATE and not self._blind):
+        others = INVERSIONS.intersection(self.chosen) - {TEMPLATE}
+        for name in (n for n in self.chosen if n != MARGIN):
+            if name == TEMPLATE and has_gradients(self.classifier, half.images):
+                if not others:
+                    reason = "the model has gradients, by which search.patch finds more"
+                    self.skipped.append(Skipped(what=name, reason=reason))
                 continue
             search = self._templates if name == TEMPLATE else self._inverted
             inverted = self._run(name, partial(search, name, half, classes))
@@ -171,8 +174,9 @@ class Searches:
         try:
             return search(min(left, SECONDS))
         except NoGradient:
-            self._blind = True
             reason = "the scores have no gradient with respect to the image"
+        except UnsuitableImages as error:
+            reason = str(error)
         except OverBudget as over:
             why = "time budget" if left < SECONDS else "too slow on this device"
             reason = f"{why}: it would take about {over.seconds:.0f} s"
@@ -182,6 +186,24 @@ class Searches:
             reason = "out of memory"
         self.skipped.append(Skipped(what=name, reason=reason))
         return None
+
+
+def has_gradients(classifier: Classifier, images: Tensor) -> bool:
+    """Whether the scores depend on an image in a way that a search can follow."""
+    if not classifier.differentiable:
+        return False
+    rows = classifier.model.batch or 1
+    image = as_float(images[:1]).repeat(rows, 1, 1, 1).requires_grad_()
+    try:
+        scores = classifier(image)
+        if not scores.requires_grad:
+            return False
+        (gradient,) = torch.autograd.grad(scores.amax(1).sum(), image, allow_unused=True)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        return False  # an operator without derivative
+    return gradient is not None and bool(gradient.any())
 
 
 def recorded(search: str, family: str, inverted: Inverted) -> Inversion:

@@ -9,6 +9,7 @@ https://arxiv.org/abs/2503.21305), which anneals templates of triggers for one t
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,9 +22,10 @@ from auditor.images import Notify, silent
 from auditor.search.forms import MOST_SIDE, PatchForm
 from auditor.search.inversion import HANDED_ON, MARGIN, WORKS, Candidate, Inverted
 from auditor.search.pace import Pace
-from auditor.synthesis import TYPICAL_SPREAD, spread
+from auditor.synthesis import TYPICAL_SPREAD
 from auditor.triggers.found import Overlay
 from auditor.triggers.pictures import fitted
+from auditor.verdict import SMALL_AREA
 
 WHAT = "patch of few colours"
 MEASURE = "share of the image that it covers"
@@ -41,6 +43,14 @@ CELLS = 4
 """Cells of a template, each way."""
 FURTHEST = 2
 """Pixels that a variation moves."""
+FEWEST = 4
+"""Images of other classes that a class is searched on."""
+HOPELESS = -30.0
+"""Margins below count as this one, those that are no number too."""
+
+
+class UnsuitableImages(Exception):
+    """They are too few or too small; says so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +104,7 @@ def search_templates(
 
     Raises:
         OverBudget: It would take longer.
+        UnsuitableImages: They are too few, or so small that no patch of them is.
     """
     return _Search(classifier, images, groups, classes, seed, notify, budget).run()
 
@@ -113,21 +124,36 @@ class _Search:
     ) -> None:
         self.classifier, self.notify = classifier, notify
         self.draw = torch.Generator().manual_seed(seed)
-        chosen = torch.randperm(len(images), generator=self.draw)[:IMAGES]
+        chosen = self._evenly(groups)
         self.images = as_float(images[chosen.to(images.device)])
         others = groups[chosen].unsqueeze(1) != torch.tensor(classes)
-        self.classes = [k for k, any_ in zip(classes, others.any(0).tolist(), strict=True) if any_]
-        self.others = others[:, others.any(0)].float()
+        enough = others.sum(0) >= FEWEST
+        self.classes = [k for k, known in zip(classes, enough.tolist(), strict=True) if known]
+        self.others = others[:, enough]
         """``(n, K)``: whether an image is one of another class."""
-        self.scale = TYPICAL_SPREAD / spread(classifier, self.images)
         self.channels, height, width = self.images.shape[1:]
         factor = min(1.0, MOST_SIDE / max(height, width))
         self.height, self.width = (max(1, round(side * factor)) for side in (height, width))
-        judged = max(2, math.isqrt(int(PatchForm.AREA * self.height * self.width)))
-        longest = min(self.height, self.width)
-        self.sides = [side for f in LARGER if (side := round(f * judged)) <= longest]
-        self.rounds = len(self.sides) * (EXPLORING + CLIMBING) + HANDED_ON * STRENGTHENING
+        area = self.height * self.width
+        judged = max(2, math.isqrt(int(PatchForm.AREA * area)))
+        self.sides = [s for f in LARGER if (s := round(f * judged)) <= min(self.height, self.width)]
+        if not self.classes:
+            raise UnsuitableImages(f"needs {FEWEST} images of other classes or more")
+        if not self.sides or judged**2 > SMALL_AREA * area:
+            raise UnsuitableImages(f"images of {height} x {width} pixels are too small for patches")
+        self.scale = TYPICAL_SPREAD / _spread(self.classifier.logits(self.images))
+        self.rounds = len(self.sides) * (EXPLORING + CLIMBING)
         self.pace, self.done = Pace(self.rounds, budget, classifier.device), 0
+
+    def _evenly(self, groups: Tensor) -> Tensor:
+        """Images at random, of each class as many as of the others where that can be."""
+        order = torch.randperm(len(groups), generator=self.draw)
+        seen: dict[int, int] = {}
+        turns = []
+        for k in groups[order].tolist():
+            turns.append(seen.get(k, 0))
+            seen[k] = turns[-1] + 1
+        return order[torch.tensor(turns).argsort(stable=True)[:IMAGES]]
 
     def run(self) -> Inverted:
         """Search every size, the smallest first; then make the best of the smallest strong."""
@@ -140,9 +166,10 @@ class _Search:
             sizes = torch.where((rate >= WORKS) & sizes.isinf(), size, sizes)
             if smallest is None:
                 smallest, scores = best, score
-        assert smallest is not None  # noqa: S101 - there is always a side
+        assert smallest is not None  # noqa: S101 - there is a side
         reached = sizes.isfinite().nonzero().flatten().tolist()
         reached.sort(key=lambda row: (float(sizes[row]), -float(scores[row])))
+        self.rounds = self.done + STRENGTHENING * len(reached[:HANDED_ON])
         candidates = tuple(
             Candidate(
                 what=WHAT,
@@ -171,10 +198,13 @@ class _Search:
             if step < EXPLORING:
                 tried = self._random(side, TEMPLATES)
             else:
-                open_ = torch.where(rate >= WORKS, -torch.inf, score)
-                rows = open_.argsort(descending=True)[:CLIMBERS]
+                missed = (rate < WORKS).nonzero().flatten()
+                if not len(missed):
+                    break
+                rows = missed[score[missed].argsort(descending=True)[:CLIMBERS]]
                 tried = self._varied(best, rows.repeat(-(-TEMPLATES // len(rows)))[:TEMPLATES])
             margins, works = self._tried(tried, MARGIN)
+            self.pace.step()
             top, row = margins.max(0)
             better = top > score
             best = _merged(best, tried[row], better)
@@ -207,13 +237,13 @@ class _Search:
         others = two[:, :1].repeat(1, logits.shape[1])
         others.scatter_(1, places[:, :1], two[:, 1:])
         margins = (logits - others)[:, self.classes].view(len(tried), len(self.images), -1)
-        counted = self.others.sum(0)
-        self.pace.step()
+        margins = margins.nan_to_num(HOPELESS).clamp(HOPELESS, most)
         self.done += 1
         self.notify("searching patches by trial", min(self.done, self.rounds), self.rounds)
+        counted = self.others.sum(0)
         return (
-            (margins.clamp(max=most) * self.others).sum(1) / counted,
-            ((margins > 0) * self.others).sum(1) / counted,
+            torch.where(self.others, margins, 0).sum(1) / counted,
+            ((margins > 0) & self.others).sum(1) / counted,
         )
 
     def _stamped(self, layers: Tensor) -> Tensor:
@@ -255,6 +285,13 @@ class _Search:
         free = torch.rand(shape, generator=self.draw)
         mixed = torch.rand(shape[:1] + (1,) * (len(shape) - 1), generator=self.draw) < 0.25
         return torch.where(mixed, free, free.round())
+
+
+def _spread(logits: Tensor) -> float:
+    """Standard deviation of the scores that are numbers over the classes, typical of some images."""
+    rows = [row[row.isfinite()] for row in logits.double().cpu()]
+    spreads = [float(row.std()) for row in rows if len(row) > 1]
+    return max(statistics.median(spreads), 1e-12) if spreads else 1.0
 
 
 def _merged(old: Templates, new: Templates, better: Tensor) -> Templates:
