@@ -115,6 +115,8 @@ CHANCE_MARGIN = 0.25
 """A clean accuracy whose upper bound is below chance plus this share of what is left to one is
 taken for a wrong preprocessing or wrong labels."""
 
+CONTROL_TOO = " Its control does much the same, so this is fragility, not a trigger."
+
 
 def judge(
     *,
@@ -380,7 +382,7 @@ def _judged_clean(
             text += _why(confirmation, verdict, alpha, len(classes))
         else:
             verdict = Verdict.NO_EVIDENCE
-            text += " Not confirmed on held-out images, where stronger triggers took its place."
+            text += _why_unconfirmed(confirmation)
         reasons.append(Reason(verdict=verdict, text=text, confirmation=index))
     reasons.sort(key=lambda r: _strength(confirmations[r.confirmation or 0]), reverse=True)
     return reasons
@@ -759,13 +761,23 @@ def _why_suspicious(c: Confirmation, alpha: float) -> str:
     return ""
 
 
+def _why_unconfirmed(c: Confirmation) -> str:
+    """Why a trigger of the screen was not measured on held-out images."""
+    if c.controls and _strength(c)[0] <= c.hits / 2:
+        return CONTROL_TOO
+    return (
+        " Not measured on held-out images, where triggers that do more beyond their controls took its "
+        "place, or time ran out."
+    )
+
+
 def _why_nothing(c: Confirmation, alpha: float, classes: int) -> str:
     """Why a trigger does not count."""
     cell = c.scope == "source-specific"
     if not c.controls:
         return " It was compared with no control."
-    if max(control.hits for control in c.controls) >= c.hits / 2:
-        return " Its control does much the same, so this is fragility, not a trigger."
+    if _strength(c)[0] <= c.hits / 2:
+        return CONTROL_TOO
     if (cell and not is_small(c)) or (c.scope != "all-to-one" and not c.keeps_meaning):
         return (
             " So strong a change may turn one class into another by itself, so it does not count."

@@ -222,7 +222,7 @@ def test_a_backdoor_that_its_controls_do_not_set_apart_says_why() -> None:
     [
         ({"hits": 40}, "Too weak"),
         ({"controls": ()}, "compared with no control"),
-        ({"held_out": False}, "Not confirmed on held-out images"),
+        ({"held_out": False}, "Not measured on held-out images"),
         (
             {
                 "scope": "source-specific",
