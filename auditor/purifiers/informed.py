@@ -82,7 +82,7 @@ GENTLER = Attempt(what="weights", lr=2.5e-4, steps=100)
 
 
 THOROUGH = tuple(
-    Attempt(what="weights", lr=1e-3, steps=100, batch=192, stamped=share, acc_aim=2 / 3, whole=True)
+    Attempt(what="weights", lr=1e-3, steps=100, batch=192, stamped=share, acc_aim=1 / 2, whole=True)
     for share in (2 / 3, 1 / 2)
 )
 """For triggers that a search found: what makes them ineffective need not be enough for the attacker's,
