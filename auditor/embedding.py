@@ -42,12 +42,13 @@ def embed(
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
+    last = {classifier: anchor_layers(classifier, images)[-1:] for classifier in (before, after)}
     views = [
-        _view(classifier, images, trigger if stamped else None)
+        _view(classifier, last[classifier], images, trigger if stamped else None)
         for classifier in (before, after)
         for stamped in (False, True)
     ]
-    kind = "penultimate features" if anchor_layers(before, images) else "logits"
+    kind = "penultimate features" if last[before] else "logits"
     answers = [predicted for _, predicted in views]
     parts = [features for features, _ in views]
     table = torch.cat(parts).double()
@@ -81,13 +82,15 @@ def embed(
 
 
 @torch.no_grad()
-def _view(classifier: Classifier, images: Tensor, trigger: Trigger | None) -> tuple[Tensor, Tensor]:
+def _view(
+    classifier: Classifier, layers: list[str], images: Tensor, trigger: Trigger | None
+) -> tuple[Tensor, Tensor]:
     """Features ``(N, D)`` and predictions ``(N,)`` of images, stamped if there is a trigger.
 
-    Features are the inputs of the last layer; the logits, where there is no layer to look into.
+    Features are the inputs of the last of `layers`; the logits, where there is none to look into.
     """
     kept, predicted = [], []
-    with classifier.model.tapped(anchor_layers(classifier, images)[-1:]) as taken:
+    with classifier.model.tapped(layers) as taken:
         for part in torch.split(images, classifier.batch_size):
             seen = as_float(part)
             logits = classifier(seen if trigger is None else trigger(seen))

@@ -729,8 +729,7 @@ def _strongest(screened: Sequence[Screened]) -> list[Screened]:
 
 
 def _effect(seen: Confirmation) -> float:
-    worst = max((control.hits for control in seen.controls), default=0)
-    above = (seen.hits - worst) / max(1, seen.eligible)
+    above = (seen.hits - verdict.worst_control(seen)) / max(1, seen.eligible)
     shortcut = verdict.is_shortcut(seen, alpha=0.5)
     return max(above, (seen.hits - seen.clean_hits) / seen.eligible / 2) if shortcut else above
 

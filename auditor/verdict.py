@@ -351,7 +351,7 @@ def is_shortcut(confirmation: Confirmation, alpha: float) -> bool:
 
     What the model answers without any change is taken off both.
     """
-    worst = max((control.hits for control in confirmation.controls), default=0)
+    worst = worst_control(confirmation)
     return (
         is_small(confirmation)
         and moved_bound(confirmation, alpha) >= BACKDOOR_ASR
@@ -404,11 +404,10 @@ def _judged_made(
             for index, c in zip(members, group, strict=True)
             if c.controls
             and lower_bound(c.hits, c.eligible, level(c, comparisons, group)) >= MADE_ASR
-            and max(control.hits for control in c.controls) <= MADE_CONTROL * c.eligible
+            and worst_control(c) <= MADE_CONTROL * c.eligible
         }
-        families = strong.keys()
         verdict = Verdict.NO_EVIDENCE
-        if "impressions" in families and families & {"leaves", "noise"}:
+        if "impressions" in strong and strong.keys() & {"leaves", "noise"}:
             verdict = Verdict.BACKDOOR
         elif any(grade(c, level(c, comparisons, group), len(classes)).is_alarm for c in group):
             verdict = Verdict.SUSPICIOUS
@@ -704,8 +703,7 @@ def _gaps(
 def _numbers(c: Confirmation, alpha: float, classes: Sequence[str]) -> str:
     """One finding in words, with its numbers."""
     rate = c.hits / c.eligible if c.eligible else 0.0
-    worst = max((control.hits for control in c.controls), default=0)
-    control_rate = worst / c.eligible if c.eligible else 0.0
+    control_rate = worst_control(c) / c.eligible if c.eligible else 0.0
     held_out = "held-out" if c.held_out else "screening"
     return (
         f"{c.title} ({c.probe}) {_where(c, classes)}: ASR {rate:.1%} ({c.hits} of {c.eligible} {held_out} "
@@ -763,7 +761,7 @@ def _why_suspicious(c: Confirmation, alpha: float) -> str:
 
 def _why_unconfirmed(c: Confirmation) -> str:
     """Why a trigger of the screen was not measured on held-out images."""
-    if c.controls and _strength(c)[0] <= c.hits / 2:
+    if c.controls and worst_control(c) >= c.hits / 2:
         return CONTROL_TOO
     return (
         " Not measured on held-out images, where triggers that do more beyond their controls took its "
@@ -776,7 +774,7 @@ def _why_nothing(c: Confirmation, alpha: float, classes: int) -> str:
     cell = c.scope == "source-specific"
     if not c.controls:
         return " It was compared with no control."
-    if _strength(c)[0] <= c.hits / 2:
+    if worst_control(c) >= c.hits / 2:
         return CONTROL_TOO
     if (cell and not is_small(c)) or (c.scope != "all-to-one" and not c.keeps_meaning):
         return (
@@ -796,7 +794,7 @@ def _why_nothing(c: Confirmation, alpha: float, classes: int) -> str:
             f"this makes it surer than most real images do on {c.surer} of {c.eligible}, not clearly most."
         )
     moves = c.hits >= (BACKDOOR_ASR if cell else SUSPICIOUS_ASR) * c.eligible
-    if c.keeps_meaning and moves and _strength(c)[0] >= EXCESS * c.eligible:
+    if c.keeps_meaning and moves and c.hits - worst_control(c) >= EXCESS * c.eligible:
         return " Too few images to be sure of that."
     return " Too weak to count."
 
@@ -815,7 +813,12 @@ def _where(c: Confirmation, classes: Sequence[str]) -> str:
 
 def _strength(c: Confirmation) -> tuple[int, int]:
     """Images that the trigger moves beyond its worst control, and at all: what is reported first."""
-    return c.hits - max((control.hits for control in c.controls), default=0), c.hits
+    return c.hits - worst_control(c), c.hits
+
+
+def worst_control(c: Confirmation) -> int:
+    """Images that the worst matched control moves."""
+    return max((control.hits for control in c.controls), default=0)
 
 
 def _rank(verdict: Verdict) -> int:

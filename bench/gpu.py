@@ -31,7 +31,9 @@ from auditor import api
 from auditor.classifier import Classifier
 from auditor.inputs import blank_spec
 from auditor.masks import effective, folded
+from auditor.measure import Half
 from auditor.models.load import resolve_device
+from auditor.search.searches import Searches
 from bench.formats import FORMATS, SIDES, TOLERANCE, drawn_masks
 from bench.zoo.networks import build
 
@@ -124,9 +126,6 @@ def searches(counts: Sequence[int], device: torch.device) -> None:
 
 def timed(classifier: Classifier, classes: int, images: torch.Tensor) -> None:
     """One line a search."""
-    from auditor.measure import Half
-    from auditor.search.searches import Searches
-
     groups = classifier.predict(images)
     half = Half(images=images.to(classifier.device), groups=groups, before=groups)
     run = Searches(classifier, classes, SEARCHES, seed=0, deadline=float("inf"))

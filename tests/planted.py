@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -74,6 +75,15 @@ def drawings(count: int, classes: int = 8, *, seed: int = 0) -> tuple[Tensor, Te
             index, :, row * height : (row + 1) * height, column * width : (column + 1) * width
         ] += 80
     return images.to(torch.uint8), labels
+
+
+def written(path: Path, images: Tensor, labels: Tensor | None) -> Path:
+    """Images ``(N, C, H, W)`` uint8, with labels if there are any, as a file that `--clean` takes."""
+    arrays = {"images": images.permute(0, 2, 3, 1).numpy()}
+    if labels is not None:
+        arrays["labels"] = labels.numpy()
+    np.savez(path, **arrays)
+    return path
 
 
 def handle(network: nn.Module, name: str = "planted.pt") -> ModuleHandle:

@@ -18,7 +18,7 @@ from auditor.inputs import GivenInput
 from auditor.probes import choose
 from auditor.results import ScanResult, Verdict
 from auditor.scan import Options, scan
-from tests.planted import Planted, drawings, handle
+from tests.planted import Planted, drawings, handle, written
 
 QUICK = choose("quick").probes
 WHITE = [probe for probe in QUICK if probe.kind == "patch"]
@@ -33,12 +33,8 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def save(folder: Path, count: int, *, labelled: bool = True, classes: int = 8) -> Path:
     images, labels = drawings(count, classes)
-    arrays = {"images": images.permute(0, 2, 3, 1).numpy()}
-    if labelled:
-        arrays["labels"] = labels.numpy()
     path = folder / f"{count}{labelled}{classes}.npz"
-    np.savez(path, **arrays)
-    return path
+    return written(path, images, labels if labelled else None)
 
 
 def scanned(network: nn.Module, samples: Path | None, probes=QUICK, **options) -> ScanResult:  # type: ignore[no-untyped-def]
@@ -79,7 +75,7 @@ def inspected(folder: Path) -> Path:
     for image in images[3::4]:
         y, x = torch.randint(28, (2,), generator=draw).tolist()
         image[:, y : y + 4, x : x + 4] += int(torch.randint(60, 100, (1,), generator=draw))
-    return saved(folder / "inspected.npz", images, labels)
+    return written(folder / "inspected.npz", images.clamp(0, 255).to(torch.uint8), labels)
 
 
 class Counter(nn.Module):
@@ -99,13 +95,7 @@ def counted(folder: Path) -> Path:
         for cell in torch.randperm(24, generator=draw)[:label].tolist():
             y, x = 8 * (cell // 6) + 2, 8 * (cell % 6) + 2
             image[:, y : y + 3, x : x + 3] += int(torch.randint(60, 100, (1,), generator=draw))
-    return saved(folder / "counted.npz", images, labels)
-
-
-def saved(path: Path, images: torch.Tensor, labels: torch.Tensor) -> Path:
-    pixels = images.clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    np.savez(path, images=pixels, labels=labels.numpy())
-    return path
+    return written(folder / "counted.npz", images.clamp(0, 255).to(torch.uint8), labels)
 
 
 @pytest.mark.parametrize(("network", "drawn"), [(Inspector(), inspected), (Counter(), counted)])

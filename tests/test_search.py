@@ -25,7 +25,7 @@ from auditor.search.pace import NoGradient, OverBudget
 from auditor.search.searches import SEARCHES
 from auditor.triggers import TRIGGERS
 from auditor.triggers.found import Addition, Overlay
-from tests.planted import Planted, drawings, handle
+from tests.planted import Planted, drawings, handle, written
 
 TARGET = 5
 PLACE = (slice(20, 23), slice(8, 11))
@@ -64,10 +64,7 @@ def inverted(network: nn.Module, form: str, **options):  # type: ignore[no-untyp
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    images, labels = drawings(100)
-    path = tmp_path_factory.mktemp("samples") / "samples.npz"
-    np.savez(path, images=images.permute(0, 2, 3, 1).numpy(), labels=labels.numpy())
-    return path
+    return written(tmp_path_factory.mktemp("samples") / "samples.npz", *drawings(100))
 
 
 def scanned(network: nn.Module, samples: Path, **options) -> ScanResult:  # type: ignore[no-untyped-def]

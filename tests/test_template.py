@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from auditor.search.inversion import Inverted
 from auditor.search.pace import OverBudget
 from auditor.search.template import Templates, UnsuitableImages, search_templates
 from auditor.triggers.found import Overlay
-from tests.planted import Planted, drawings, handle
+from tests.planted import Planted, drawings, handle, written
 
 TARGET = 5
 
@@ -82,10 +81,7 @@ def searched(network: nn.Module, classes: int = 8, side: int = 32, **options) ->
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    images, labels = drawings(100)
-    path = tmp_path_factory.mktemp("samples") / "samples.npz"
-    np.savez(path, images=images.permute(0, 2, 3, 1).numpy(), labels=labels.numpy())
-    return path
+    return written(tmp_path_factory.mktemp("samples") / "samples.npz", *drawings(100))
 
 
 def scanned(model: ModuleHandle, samples: Path, *searches: str) -> ScanResult:

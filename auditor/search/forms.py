@@ -147,7 +147,7 @@ class PatchForm(Form):
 
     def __init__(self, classes: int, shape: tuple[int, int, int], draw: torch.Generator) -> None:
         """Faint masks, grey patterns."""
-        channels, height, width = _coarse(shape)
+        channels, height, width = coarse(shape)
         self.size = shape[1:]
         self.mask = torch.randn(classes, 1, height, width, generator=draw) * 0.5 - 2
         self.pattern = torch.randn(classes, channels, height, width, generator=draw) * 0.5
@@ -175,7 +175,7 @@ class PatchForm(Form):
         if self._exploring:
             return self._in_windows(images)
         opacity, pattern = self.layers()
-        over = _resized(torch.cat([opacity * pattern, opacity], 1), self.size).unsqueeze(1)
+        over = resized(torch.cat([opacity * pattern, opacity], 1), self.size).unsqueeze(1)
         return images * (1 - over[:, :, -1:]) + over[:, :, :-1]
 
     def _in_windows(self, images: Tensor) -> Tensor:
@@ -190,7 +190,7 @@ class PatchForm(Form):
             inside = inside * along.unsqueeze(5 - axis)
         self.window = inside
         shown = F.interpolate(inside.flatten(0, 1).unsqueeze(1), self.size, mode="nearest")
-        pattern = _resized(torch.sigmoid(2 * self.pattern), self.size).unsqueeze(1)
+        pattern = resized(torch.sigmoid(2 * self.pattern), self.size).unsqueeze(1)
         return torch.lerp(images, pattern, shown.view(*shape, 1, *self.size))
 
     @torch.no_grad()
@@ -327,11 +327,11 @@ class AdditiveForm(FieldForm):
 
     def __init__(self, classes: int, shape: tuple[int, int, int], draw: torch.Generator) -> None:
         """Nearly nothing."""
-        self.begin(torch.randn(classes, *_coarse(shape), generator=draw), shape)
+        self.begin(torch.randn(classes, *coarse(shape), generator=draw), shape)
 
     def stamp(self, images: Tensor) -> Tensor:
         """Images plus the field."""
-        return (images + _resized(self.field, self.size).unsqueeze(1)).clamp(0, 1)
+        return (images + resized(self.field, self.size).unsqueeze(1)).clamp(0, 1)
 
     def trigger(self, row: int) -> Trigger:
         """The field as a picture to add."""
@@ -391,13 +391,14 @@ class ColourForm(FieldForm):
         return ColourMatrix(matrix=(red, green, blue), offset=(x, y, z))
 
 
-def _coarse(shape: tuple[int, int, int]) -> tuple[int, int, int]:
+def coarse(shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Channels, height and width of the grid that triggers for images ``(C, H, W)`` are searched on."""
     channels, height, width = shape
     factor = min(1.0, MOST_SIDE / max(height, width))
     return channels, max(1, round(height * factor)), max(1, round(width * factor))
 
 
-def _resized(field: Tensor, size: tuple[int, int]) -> Tensor:
+def resized(field: Tensor, size: tuple[int, int]) -> Tensor:
     """``(K, C, h, w)`` at the images' size; as `fitted` does it."""
     return torch.stack([fitted(row, *size) for row in field]) if field.shape[2:] != size else field
 

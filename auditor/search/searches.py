@@ -124,8 +124,12 @@ class Searches:
                     reason = "the model has gradients, by which search.patch finds more"
                     self.skipped.append(Skipped(what=name, reason=reason))
                 continue
-            search = self._templates if name == TEMPLATE else self._inverted
-            inverted = self._run(name, partial(search, name, half, classes))
+            search = (
+                partial(self._templates, half, classes)
+                if name == TEMPLATE
+                else partial(self._inverted, name.removeprefix("search."), half, classes)
+            )
+            inverted = self._run(name, search)
             if inverted is not None:
                 searched.append(recorded(name, family, inverted))
                 proposed += [
@@ -134,13 +138,13 @@ class Searches:
                 ]
         return searched, proposed
 
-    def _inverted(self, name: str, half: Half, classes: Sequence[int], budget: float) -> Inverted:
+    def _inverted(self, form: str, half: Half, classes: Sequence[int], budget: float) -> Inverted:
         return invert(
-            self.classifier, half.images, half.groups, classes, name.removeprefix("search."),
+            self.classifier, half.images, half.groups, classes, form,
             seed=self.seed, notify=self.notify, budget=budget,
         )  # fmt: skip
 
-    def _templates(self, _: str, half: Half, classes: Sequence[int], budget: float) -> Inverted:
+    def _templates(self, half: Half, classes: Sequence[int], budget: float) -> Inverted:
         return search_templates(
             self.classifier, half.images, half.groups, classes,
             seed=self.seed, notify=self.notify, budget=budget,

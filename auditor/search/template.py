@@ -19,12 +19,11 @@ from torch.nn import functional as F
 
 from auditor.classifier import Classifier, as_float
 from auditor.images import Notify, silent
-from auditor.search.forms import MOST_SIDE, PatchForm
+from auditor.search.forms import PatchForm, coarse, resized
 from auditor.search.inversion import HANDED_ON, MARGIN, WORKS, Candidate, Inverted
 from auditor.search.pace import Pace
 from auditor.synthesis import TYPICAL_SPREAD
 from auditor.triggers.found import Overlay
-from auditor.triggers.pictures import fitted
 from auditor.verdict import SMALL_AREA
 
 WHAT = "patch of few colours"
@@ -131,9 +130,8 @@ class _Search:
         self.classes = [k for k, known in zip(classes, enough.tolist(), strict=True) if known]
         self.others = others[:, enough]
         """``(n, K)``: whether an image is one of another class."""
-        self.channels, height, width = self.images.shape[1:]
-        factor = min(1.0, MOST_SIDE / max(height, width))
-        self.height, self.width = (max(1, round(side * factor)) for side in (height, width))
+        channels, height, width = self.images.shape[1:]
+        self.channels, self.height, self.width = coarse((channels, height, width))
         area = self.height * self.width
         judged = max(2, math.isqrt(int(PatchForm.AREA * area)))
         self.sides = [s for f in LARGER if (s := round(f * judged)) <= min(self.height, self.width)]
@@ -226,10 +224,8 @@ class _Search:
 
     def _tried(self, tried: Templates, most: float) -> tuple[Tensor, Tensor]:
         """Mean margins towards each class, of at most `most` an image, and ASR: ``(T, K)`` each."""
-        layers = tried.layers(self.height, self.width)
-        size = self.images.shape[-2:]
-        if layers.shape[-2:] != size:
-            layers = torch.stack([fitted(layer, *size) for layer in layers])
+        height, width = self.images.shape[-2:]
+        layers = resized(tried.layers(self.height, self.width), (height, width))
         # in parts, since stamped images of all templates need much memory where they are large
         at_once = max(1, self.classifier.batch_size // len(self.images))
         logits = torch.cat([self._stamped(part) for part in torch.split(layers, at_once)])
