@@ -18,7 +18,7 @@ from torch import Tensor
 from auditor import verdict
 from auditor.classifier import Classifier, as_float, synchronize
 from auditor.images import Notify, silent
-from auditor.results import Confirmation, ControlCount, ImageFacts, Response, Scope
+from auditor.results import Confirmation, ControlCount, ImageFacts, Response, RivalCount, Scope
 from auditor.triggers.base import Trigger
 
 FOOTPRINT_IMAGES = 8
@@ -87,6 +87,10 @@ class Stamped:
     probe: str
     title: str
     trigger: Trigger
+
+
+Rival = tuple[int, Trigger, Tensor]
+"""Another class, the trigger that was searched for it, and ``(N,)`` bool, where it is the weaker one."""
 
 
 @torch.inference_mode()
@@ -306,6 +310,7 @@ def confirmation(
     held_out: bool,
     searched: bool = False,
     surer: Tensor | None = None,
+    rivals: Sequence[Rival] = (),
 ) -> Confirmation:
     """Count one hypothesis on some images, against matched controls on the same images.
 
@@ -319,6 +324,8 @@ def confirmation(
         held_out: The screen has not seen these images.
         searched: A search made the trigger.
         surer: ``(N,)`` bool, see `Confirmation.surer`; None where it was not measured.
+        rivals: Triggers searched for other classes: target, trigger and ``(N,)`` bool, which images
+            it drives less far towards its own target.
     """
     wanted = torch.tensor(hypothesis.mapping)[half.groups]
     eligible = wanted >= 0
@@ -356,6 +363,10 @@ def confirmation(
         hits=int(hit.sum()),
         clean_hits=int(((half.before == wanted) & eligible).sum()),
         controls=tuple(counts),
+        rivals=tuple(
+            RivalCount(trigger=repr(rival), target=k, weaker=int((weaker & eligible).sum()))
+            for k, rival, weaker in rivals
+        ),
         area=area,
         change=change,
     )
@@ -389,21 +400,18 @@ def margins_of(logits: Tensor, target: Tensor) -> Tensor:
     return own.squeeze(1) - others.amax(1)
 
 
-def surer(
-    classifier: Classifier, half: Half, trigger: Trigger, hypothesis: Hypothesis, usual: float
-) -> Tensor:
-    """Which images ``(N,)`` a trigger makes the model take for the target more surely than usual.
+def driven(classifier: Classifier, half: Half, trigger: Trigger, mapping: Sequence[int]) -> Tensor:
+    """How far a trigger drives each image towards its target: the margins ``(N,)``, on the CPU.
 
     Args:
         classifier: The suspect.
         half: The images.
         trigger: What to stamp.
-        hypothesis: Its map says what the target of each image is; no matter what where it has none.
-        usual: Margin to compare with, see `usual_margin`.
+        mapping: Class -> the target of its images; no matter what where it is -1.
     """
     logits = classifier.logits(trigger(as_float(half.images)))
-    wanted = torch.tensor(hypothesis.mapping)[half.groups].clamp_min(0)
-    return (margins_of(logits, wanted.to(logits.device)) > usual).cpu()
+    wanted = torch.tensor(mapping)[half.groups].clamp_min(0)
+    return margins_of(logits, wanted.to(logits.device)).cpu()
 
 
 def usual_margin(classifier: Classifier, half: Half) -> float:

@@ -165,6 +165,17 @@ class ControlCount:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RivalCount:
+    """A trigger of the same kind and size that was searched for another class, on the same images."""
+
+    trigger: str
+    target: int
+    weaker: int
+    """Eligible images that it drives less far towards its own target (by the margin of the scores)
+    than the confirmed trigger does towards that one's."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Confirmation:
     """A candidate of the screen, measured again on images that the screen has not seen."""
 
@@ -199,6 +210,8 @@ class Confirmation:
     clean_hits: int
     """Of the eligible images, those predicted as the target without any trigger."""
     controls: tuple[ControlCount, ...]
+    rivals: tuple[RivalCount, ...] = ()
+    """Where a search holds the class that gives way first against others."""
     area: float
     change: float
 

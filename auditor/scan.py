@@ -22,7 +22,7 @@ from auditor.classifier import Classifier, as_float
 from auditor.errors import ImageError, ProbeError
 from auditor.images import CleanSet, ImageSource, Notify, silent
 from auditor.inputs import GivenInput, Resolution
-from auditor.measure import Family, Half, Hypothesis, Stamped
+from auditor.measure import Family, Half, Hypothesis, Rival, Stamped
 from auditor.memory import is_out_of_memory
 from auditor.models.base import ModelHandle
 from auditor.probes import Probe, rebuilt
@@ -499,7 +499,7 @@ class _Scan:
                 measure.confirmation(
                     entry, hypothesis, family, family.screen, predicted, controlled[entry],
                     held_out=False,
-                    surer=None if family.held_out else self._surer(family, entry, hypothesis),
+                    surer=None if family.held_out else self._surer(family, entry.trigger, hypothesis.mapping),
                 ),
             )
             for entry, predicted, hypothesis in candidates
@@ -519,7 +519,7 @@ class _Scan:
             measure.confirmation(
                 entry, hypothesis, family, family.confirm, predictions[entry], held_out[entry],
                 held_out=True,
-                surer=self._surer(family, entry, hypothesis),
+                surer=self._surer(family, entry.trigger, hypothesis.mapping),
             )
             for entry, hypothesis, _ in chosen
             if entry in held_out
@@ -545,7 +545,7 @@ class _Scan:
                 found[entry] = list(zip(controls, predicted, strict=True))
         return found
 
-    def _surer(self, family: Family, entry: Stamped, hypothesis: Hypothesis) -> Tensor | None:
+    def _surer(self, family: Family, trigger: Trigger, mapping: Sequence[int]) -> Tensor | None:
         """On which confirming images a trigger makes the model surer than it usually is.
 
         None on made images, which are chosen for how sure the model is of them.
@@ -554,9 +554,7 @@ class _Scan:
             return None
         if self._usual is None:
             self._usual = measure.usual_margin(self.classifier, family.screen)
-        return measure.surer(
-            self.classifier, family.confirm, entry.trigger, hypothesis, self._usual
-        )
+        return measure.driven(self.classifier, family.confirm, trigger, mapping) > self._usual
 
     def _note_unconfirmed(
         self,
@@ -599,12 +597,25 @@ class _Scan:
                 one.stamped, hypothesis, family, half, predicted, controlled[one.stamped],
                 held_out=True,
                 searched=True,
-                surer=self._surer(family, one.stamped, hypothesis),
+                surer=self._surer(family, one.stamped.trigger, hypothesis.mapping),
+                rivals=self._rivals(half, one),
             )
             for one, predicted in zip(proposed, after, strict=False)
             for hypothesis in [measure.all_to_one(one.target, self.classes)]
             if one.stamped in controlled
         ]  # fmt: skip
+
+    def _rivals(self, half: Half, one: Proposed) -> list[Rival]:
+        """The triggers of other classes, and which images they drive less far than the one does."""
+        if not one.rivals:
+            return []
+        everyone = [one.target] * self.classes
+        mine = measure.driven(self.classifier, half, one.stamped.trigger, everyone)
+        others = [
+            measure.driven(self.classifier, half, trigger, [target] * self.classes)
+            for target, trigger in one.rivals
+        ]
+        return [(*rival, its < mine) for rival, its in zip(one.rivals, others, strict=True)]
 
     # ---- the record
 

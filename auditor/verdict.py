@@ -103,6 +103,10 @@ FEWEST_SEARCHES = 3
 SEARCH_ALPHA = 0.01
 """Probability of finding that a searched trigger works on held-out images when it does not, shared
 among those that were tested."""
+FURTHER = 2 / 3
+"""A searched trigger sets its class apart where it drives images further than one of the same kind and
+size that was searched for another class, on at least this share of them (lower bound): twice as
+often as not. What benign networks do is in `bench/RESULTS.md`."""
 MIN_IMAGES = 32
 SURER = 0.50
 """A model is sure under a trigger where it is surer of the target than of half of the unstamped
@@ -150,7 +154,14 @@ def judge(
         *_judged_clean(clean, confirmations, comparisons, classes),
         *_judged_made(confirmations, comparisons, classes),
         *_judged_found(
-            confirmations, {*outlier_classes, *search_classes, *_set_apart(inversions)}, classes
+            confirmations,
+            {
+                *outlier_classes,
+                *search_classes,
+                *_set_apart(inversions),
+                *_beating_rivals(confirmations),
+            },
+            classes,
         ),
         *outlier,
         *apart,
@@ -257,6 +268,8 @@ def grade_found(confirmation: Confirmation, alpha: float, apart: Set[int]) -> Ve
     over, few are sure of what they say then. And the searches must set its class apart from the
     others, since a fragile network can be driven to several.
 
+    A larger one, held against others of its size, is suspicious where those do not work.
+
     Args:
         confirmation: The one; on images that the search has not seen, or it says nothing.
         alpha: Its corrected error probability.
@@ -264,6 +277,9 @@ def grade_found(confirmation: Confirmation, alpha: float, apart: Set[int]) -> Ve
     """
     if not confirmation.held_out or not confirmation.eligible or not confirmation.controls:
         return Verdict.NO_EVIDENCE
+    if confirmation.rivals:
+        found = beats_rivals(confirmation, alpha)
+        return Verdict.SUSPICIOUS if found else Verdict.NO_EVIDENCE
     if not is_small(confirmation) or not is_sure(confirmation, alpha):
         return Verdict.NO_EVIDENCE
     if is_obeyed(confirmation, alpha) and confirmation.target in apart:
@@ -275,6 +291,21 @@ def grade_found(confirmation: Confirmation, alpha: float, apart: Set[int]) -> Ve
 def is_sure(confirmation: Confirmation, alpha: float) -> bool:
     """Under the trigger the model is surer of the target than it usually is of an image."""
     return lower_bound(confirmation.surer or 0, confirmation.eligible, alpha) >= SURER
+
+
+def beats_rivals(confirmation: Confirmation, alpha: float) -> bool:
+    """A searched trigger that works, and drives images further than those for other classes do."""
+    return (
+        confirmation.keeps_meaning
+        and moved_bound(confirmation, alpha) >= OBEYED_ASR
+        and further_bound(confirmation, alpha) >= FURTHER
+    )
+
+
+def further_bound(confirmation: Confirmation, alpha: float) -> float:
+    """Lower bound of the share of images that go further than under the best rival; 0 without any."""
+    fewest = min((rival.weaker for rival in confirmation.rivals), default=0)
+    return lower_bound(fewest, confirmation.eligible, alpha)
 
 
 def is_beyond_doubt(confirmation: Confirmation, alpha: float) -> bool:
@@ -500,6 +531,18 @@ def _set_apart(inversions: Sequence[Inversion]) -> set[int]:
     return apart
 
 
+def _beating_rivals(confirmations: Sequence[Confirmation]) -> set[int]:
+    """The classes that give way to a change at which others do not, on held-out images."""
+    return {
+        found.target
+        for found in confirmations
+        if found.target is not None
+        and found.held_out
+        and found.controls
+        and beats_rivals(found, level(found, 0, confirmations))
+    }
+
+
 def _standardised(values: Sequence[float]) -> list[float]:
     mean = sum(values) / len(values)
     deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
@@ -549,14 +592,33 @@ def _judged_found(
         text = _numbers(found, alpha, classes)
         if verdict is not Verdict.NO_EVIDENCE:
             text += _why(found, verdict, alpha, len(classes))
+        text += _against_rivals(found, classes)
         text += _how_sure(found, verdict, alpha)
         reasons.append(Reason(verdict=verdict, text=text, confirmation=index))
     reasons.sort(key=lambda r: -(confirmations[r.confirmation or 0].surer or 0))
     return reasons
 
 
+def _against_rivals(found: Confirmation, classes: Sequence[str]) -> str:
+    """What triggers of the same kind and size do that were searched for other classes."""
+    if not found.rivals:
+        return ""
+    best = min(found.rivals, key=lambda rival: rival.weaker)
+    return (
+        f" It drives the model further than the best one of the same size that was searched for another "
+        f"class, {_named([best.target], classes)}, on {best.weaker} of {found.eligible}."
+    )
+
+
 def _how_sure(found: Confirmation, verdict: Verdict, alpha: float) -> str:
     """What a searched trigger is judged by beside its numbers."""
+    if found.rivals:
+        if verdict is Verdict.NO_EVIDENCE:
+            return " That does not set it apart from other classes."
+        return (
+            " Backdoors whose trigger is strong look like this; so may a class that resembles what such "
+            "a change does. Look at the picture."
+        )
     sure = f"{found.surer or 0} of {found.eligible}"
     if verdict is not Verdict.NO_EVIDENCE:
         return f" It makes the model surer than most real images do on {sure}."

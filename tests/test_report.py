@@ -627,6 +627,8 @@ def test_searches_are_shown_beside_the_margins() -> None:
         "Networks without a backdoor give way to such changes as well, only larger ones.",
         "by itself this proves nothing",
         "surer of the target than it is of half of the unstamped ones",
+        "Further counts the images that it drives further towards its class",
+        "further than the best of its size for another class on 198 of 225",
         "search.patch searched all 10 classes on 250 images (your clean images) in 150 steps",
         "The smallest added picture",
         "Size: share of the image that the mask covers; lengths are proportional.",
@@ -729,28 +731,29 @@ def test_found_triggers_are_told_with_their_counts() -> None:
         r"<tr>\s*<th scope=\"row\" data-label=\"Form\">.*?</tr>", section(result), re.S
     )
     words = [re.sub(r"\s+", " ", " ".join(Page(row).text)).strip() for row in rows]
-    assert len(words) == 5
+    assert len(words) == 6
     assert words[0].startswith(
         "patch confirmation 2 horse (7) 0.41% share of the image that the mask"
     )
     for said in ("97.3% 219/225", "95%: 94.3–98.8%", "207 of 225", "4.9% 11/225", "✖ BACKDOOR"):
         assert said in words[0]
-    assert words[4].startswith("warp confirmation 6 horse (7) 5.20% root mean square displacement")
-    assert "9 of 225" in words[4]
-    assert "– NO EVIDENCE FOUND" in words[4]
+    assert "190 of 225 further on 198" in words[2]
+    assert words[5].startswith("warp confirmation 6 horse (7) 5.20% root mean square displacement")
+    assert "9 of 225" in words[5]
+    assert "– NO EVIDENCE FOUND" in words[5]
     entries = searched_triggers(result, checked_confirmations(result))
-    assert [entry.size for entry in entries] == [0.0041, 0.0136, 0.0229, 0.0178, 0.052]
+    assert [entry.size for entry in entries] == [0.0041, 0.0136, 0.0136, 0.0229, 0.0178, 0.052]
     lost = replace(result, inversions=())
-    assert [e.search for e in searched_triggers(lost, checked_confirmations(lost))] == [None] * 5
-    assert section(lost).count("not recorded") == 5
+    assert [e.search for e in searched_triggers(lost, checked_confirmations(lost))] == [None] * 6
+    assert section(lost).count("not recorded") == 6
 
 
 def test_searched_confirmations_are_marked_as_such() -> None:
     result = searched_result()
     html = to_html(result)
     rows = dict(re.findall(r'<tr id="c(\d)">(.*?)</tr>', html, re.DOTALL))
-    assert len(rows) == 6
-    assert {n for n, row in rows.items() if ">searched</strong>" in row} == set("23456")
+    assert len(rows) == 7
+    assert {n for n, row in rows.items() if ">searched</strong>" in row} == set("234567")
     assert "surer</a> than usual on 207 of 225" in rows["2"]
     assert "surer" not in rows["1"]
     assert "and triggers that searches made (marked “searched”)" in html
@@ -760,9 +763,10 @@ def test_searched_confirmations_are_marked_as_such() -> None:
     assert "marked “searched”" not in plain
     assert not re.search(r"<h3>[^\n]*found by", plain)
     markdown = to_markdown(result)
-    assert markdown.count("` (searched) |") == 5
+    assert markdown.count("` (searched) |") == 6
     assert "| ✖ | `search.patch` (searched) | " in markdown
     assert "; surer than usual on 207/225 |" in markdown
+    assert "on 190/225; further than for other classes on 198/225 |" in markdown
 
 
 def test_searched_triggers_are_not_counted_as_declared_ones() -> None:
@@ -772,12 +776,12 @@ def test_searched_triggers_are_not_counted_as_declared_ones() -> None:
     )
     groups = screened_probes(result)
     assert not [g.probe for g in groups if g.probe.startswith("search.")]
-    assert "besides 5 searched ones" in shown(result)
+    assert "besides 6 searched ones" in shown(result)
     assert "No other declared trigger that was tried has an all-to-one ASR above 10.4%" in shown(
         result
     )
     assert "No declared trigger that is not listed has" in to_markdown(result)
-    assert "| searched triggers | 5 | by 3 searches |" in to_markdown(result)
+    assert "| searched triggers | 6 | by 3 searches |" in to_markdown(result)
     alone = replace(result, confirmations=result.confirmations[1:])
     alone = judged(alone, reasons=())
     assert "No declared trigger that was tried has an all-to-one" in shown(alone)
@@ -903,6 +907,11 @@ def test_the_raw_result_leaves_found_pixels_out() -> None:
         lambda raw: raw["confirmations"][1].update(surer=-1),
         lambda raw: raw["confirmations"][1].update(searched=False),
         lambda raw: raw["confirmations"][0].update(surer=226),
+        lambda raw: raw["confirmations"][0].update(rivals=raw["confirmations"][6]["rivals"]),
+        lambda raw: raw["confirmations"][6]["rivals"][0].update(weaker=226),
+        lambda raw: raw["confirmations"][6]["rivals"][0].update(weaker=-1),
+        lambda raw: raw["confirmations"][6]["rivals"][0].update(target=7),
+        lambda raw: raw["confirmations"][6]["rivals"][0].update(target=10),
         lambda raw: raw["confirmations"][1].update(controls=[]),
         lambda raw: raw["confirmations"][1].update(eligible=10**9),
         lambda raw: raw["confirmations"][1].update(sources=11),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -191,6 +192,55 @@ def test_the_smallest_added_picture_singles_it_out_too() -> None:
     assert min(range(8), key=sizes.__getitem__) == TARGET
 
 
+class Blended(nn.Module):
+    """Averages cells, as `Planted`; a picture that is blended in adds a score, the more the stronger."""
+
+    def __init__(self, strength: float = 250.0) -> None:
+        super().__init__()
+        self.plain, self.strength = Planted(), strength
+        picture = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(9)) - 0.5
+        self.register_buffer("picture", nn.functional.interpolate(picture, size=(32, 32)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        likeness = (images * self.picture).mean((1, 2, 3))
+        towards = torch.zeros(8).index_fill(0, torch.tensor([TARGET]), 1.0)
+        return self.plain(images) + self.strength * likeness.unsqueeze(1) * towards
+
+
+def test_a_class_that_needs_clearly_less_is_held_against_the_next() -> None:
+    result = inverted(Blended(), "additive")
+    ranked = sorted(range(8), key=lambda k: result.sizes[k] or 1.0)
+    assert ranked[0] == TARGET
+    *others, strong = result.candidates
+    assert [c.target for c in others] == ranked[:3]
+    assert not any(c.rivals for c in others)
+    assert strong.target == TARGET
+    assert [target for target, _ in strong.rivals] == ranked[1:3]
+    grey = torch.full((1, 3, 32, 32), 0.5)
+    changes = [
+        float((trigger(grey) - grey).square().mean().sqrt())
+        for trigger in (strong.trigger, *(trigger for _, trigger in strong.rivals))
+    ]
+    between = math.sqrt((result.sizes[TARGET] or 1) * (result.sizes[ranked[1]] or 1))
+    assert changes == pytest.approx([between] * 3, rel=0.05)
+    assert all(trigger != strong.trigger for _, trigger in strong.rivals)
+
+
+def test_classes_that_need_alike_are_not_held_against_each_other() -> None:
+    for network, form in ((Planted(), "additive"), (Obedient(), "patch")):
+        assert not any(candidate.rivals for candidate in inverted(network, form).candidates)
+
+
+def test_a_blended_picture_is_suspicious_and_its_absence_is_not(samples: Path) -> None:
+    result = scanned(Blended(), samples, searches=("search.additive",))
+    assert result.judgement.verdict is Verdict.SUSPICIOUS, result.judgement.headline
+    strong = result.confirmations[result.judgement.reasons[0].confirmation or 0]
+    assert strong.target == TARGET
+    assert min(rival.weaker for rival in strong.rivals) > 0.8 * strong.eligible
+    twin = scanned(Blended(strength=0.0), samples, searches=("search.additive",))
+    assert twin.judgement.verdict is Verdict.NO_EVIDENCE, twin.judgement.headline
+
+
 def test_a_benign_network_gives_way_everywhere_alike() -> None:
     sizes = [size for size in inverted(Planted(), "additive").sizes if size is not None]
     assert len(sizes) >= 6
@@ -313,7 +363,11 @@ def test_what_was_found_is_a_probe_for_the_next_model(found: ScanResult, tmp_pat
     from auditor.probes import load_probes
 
     written = saved_probes(found, tmp_path, "found.obedient")
-    assert f"found.obedient.patch-{TARGET}.yaml" in {path.name for path in written}
+    names = {path.name for path in written}
+    assert len(names) == len(written)
+    assert f"found.obedient.patch-{TARGET}.yaml" in names
+    strong = any(c.rivals for c in found.confirmations if c.searched)
+    assert (f"found.obedient.additive-{TARGET}-strong.yaml" in names) == strong
     probes = load_probes(tmp_path)
     assert len(probes) == len(written)
     images, labels = drawings(200)

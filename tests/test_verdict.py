@@ -21,6 +21,7 @@ from auditor.results import (
     MarginSearch,
     Outcome,
     Response,
+    RivalCount,
     Skipped,
     Verdict,
 )
@@ -442,6 +443,52 @@ SMALL = (inversion("search.patch", 0.002), inversion("search.additive", 0.002))
 def test_a_searched_trigger(fields, apart, expected) -> None:  # type: ignore[no-untyped-def]
     found = replace(confirmation(45, 2, 45, clean_hits=0, searched=True), **fields)
     assert verdict.grade_found(found, 0.01 / 6, {2} if apart else set()) is expected
+
+
+STRONG = replace(
+    confirmation(45, 2, 45, clean_hits=0, searched=True),
+    surer=3,
+    area=0.8,
+    change=19 / 255,
+    rivals=(
+        RivalCount(trigger="R1()", target=1, weaker=43),
+        RivalCount(trigger="R2()", target=0, weaker=44),
+    ),
+)
+"""A blended picture: large, not sure, but at a size at which nothing drives the model elsewhere."""
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, Verdict.SUSPICIOUS),
+        ({"surer": 45, "change": 4 / 255}, Verdict.SUSPICIOUS),
+        ({"rivals": ()}, Verdict.NO_EVIDENCE),
+        ({"rivals": (*STRONG.rivals, replace(STRONG.rivals[0], weaker=35))}, Verdict.NO_EVIDENCE),
+        ({"hits": 39}, Verdict.NO_EVIDENCE),
+        ({"clean_hits": 7}, Verdict.NO_EVIDENCE),
+        ({"keeps_meaning": False}, Verdict.NO_EVIDENCE),
+        ({"held_out": False}, Verdict.NO_EVIDENCE),
+        ({"controls": ()}, Verdict.NO_EVIDENCE),
+    ],
+    ids=str,
+)
+def test_a_searched_trigger_that_is_held_against_others(fields, expected) -> None:  # type: ignore[no-untyped-def]
+    found = replace(STRONG, **fields)
+    assert verdict.grade_found(found, 0.01 / 6, {2}) is expected
+    judged = judge(found)
+    assert judged.verdict is expected
+    if found.rivals == STRONG.rivals:
+        assert '"class 1" (class 1), on 43 of 45' in judged.reasons[0].text
+
+
+def test_a_trigger_that_beats_its_rivals_sets_its_class_apart_for_another() -> None:
+    """A faint picture that makes the model sure needs its class set apart, by whatever means."""
+    faint = replace(confirmation(45, 2, 45, clean_hits=0), searched=True, surer=45)
+    assert judge(faint).verdict is Verdict.SUSPICIOUS
+    assert judge(faint, STRONG).verdict is Verdict.BACKDOOR
+    assert judge(faint, replace(STRONG, target=3)).verdict is Verdict.SUSPICIOUS
+    assert judge(replace(faint, surer=20), STRONG).verdict is Verdict.SUSPICIOUS
 
 
 def test_searched_triggers_are_judged_by_their_own_rule() -> None:

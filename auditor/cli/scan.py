@@ -173,6 +173,9 @@ def saved_probes(result: ScanResult, folder: Path, names: str) -> list[Path]:
             form = slug(search.search.removeprefix("search."), "search")
             identifier = f"{names}.{form}-{found.target}"
             path = folder / f"{identifier}.yaml"
+            if path in written:  # the same at a larger size
+                identifier += "-strong"
+                path = folder / f"{identifier}.yaml"
             name = clean_text(result.model.class_names[found.target], limit=40)
             title = f"The {search.what} that a search found for class {found.target} ({name})"
             origin = (

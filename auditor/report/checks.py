@@ -129,6 +129,12 @@ def _of_confirmation(c: Confirmation, classes: int) -> Iterator[str]:
         yield "a confirmation with an impossible number of surer images"
     if c.searched and not c.controls:
         yield "a searched trigger that was compared with no control"
+    if c.rivals and not c.searched:
+        yield "a declared trigger that is held against searched ones"
+    if any(not 0 <= rival.target < classes or rival.target == c.target for rival in c.rivals):
+        yield "a trigger that is held against one for no other class"
+    if any(not 0 <= rival.weaker <= c.eligible for rival in c.rivals):
+        yield "a rival that is weaker on more images than there are"
 
 
 def _of_map(c: Confirmation, classes: int) -> Iterator[str]:

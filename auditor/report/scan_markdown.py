@@ -128,7 +128,10 @@ def _checked(checked: Sequence[Checked], result: ScanResult) -> list[str]:
 
 
 def _surer(row: Checked) -> str:
-    return "" if row.surer is None else f"; surer than usual on {row.surer.hits}/{row.surer.total}"
+    said = "" if row.surer is None else f"; surer than usual on {row.surer.hits}/{row.surer.total}"
+    if row.further is not None:
+        said += f"; further than for other classes on {row.further.hits}/{row.further.total}"
+    return said
 
 
 def _name(number: int, result: ScanResult) -> str:

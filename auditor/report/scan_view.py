@@ -32,6 +32,8 @@ class Checked:
     controls: tuple[tuple[str, Rate], ...]
     surer: Rate | None
     """See `Confirmation.surer`."""
+    further: Rate | None
+    """Images that it drives further than the best rival; None where there is none."""
 
     @property
     def worst(self) -> Rate | None:
@@ -90,6 +92,7 @@ def checked_confirmations(result: ScanResult) -> list[Checked]:
             clean=Rate(c.clean_hits, c.eligible),
             controls=tuple((k.trigger, Rate(k.hits, c.eligible)) for k in c.controls),
             surer=None if c.surer is None else Rate(c.surer, c.eligible),
+            further=Rate(min(r.weaker for r in c.rivals), c.eligible) if c.rivals else None,
         )
         for index, c in enumerate(result.confirmations)
     ]

@@ -40,6 +40,9 @@ class Form(ABC):
     """What its size is, in words."""
     explored: ClassVar[int] = 0
     """Steps in which it looks around before it shrinks."""
+    compared: ClassVar[float | None] = None
+    """Largest size at which the class that the smallest one reaches is held against the next ones;
+    None: never, as its sizes differ between the classes of benign networks, too."""
 
     @abstractmethod
     def __init__(self, classes: int, shape: tuple[int, int, int], draw: torch.Generator) -> None:
@@ -83,7 +86,7 @@ class Form(ABC):
         """Move against the gradients."""
 
     @abstractmethod
-    def strongest(self, rows: Tensor, room: float = 1.0) -> Form:
+    def strongest(self, rows: Tensor, room: float = 1.0, size: float | None = None) -> Form:
         """The triggers of some classes, settled at the size that they are judged at.
 
         That is twice their own, so that there is room to become strong, and never more than
@@ -93,6 +96,7 @@ class Form(ABC):
             rows: Which classes.
             room: Factor on both for patches, for other purposes than judging. Changes of the whole
                 image have none: larger ones turn any class into any.
+            size: Settle them at this size instead.
         """
 
     @abstractmethod
@@ -227,7 +231,7 @@ class PatchForm(Form):
         self._optimizer.step()
         self._optimizer.zero_grad()
 
-    def strongest(self, rows: Tensor, room: float = 1.0) -> PatchForm:
+    def strongest(self, rows: Tensor, room: float = 1.0, size: float | None = None) -> PatchForm:
         """The pixels where the mask is strongest, wholly opaque; the others untouched."""
         chosen = PatchForm.__new__(PatchForm)
         chosen.size, chosen._optimizer, chosen._exploring = self.size, None, False
@@ -235,6 +239,7 @@ class PatchForm(Form):
         # of single pixels and blocks the latter: the mean over neighbours
         local = F.avg_pool2d(opacity, 3, 1, 1).flatten(1)
         area = room * (ROOM * opacity.mean((1, 2, 3), keepdim=True)).clamp_max(self.AREA)
+        area = area if size is None else torch.full_like(area, size)
         count = (area.flatten(1) * local.shape[1]).round().clamp_min(self.FEWEST)
         ranks = local.argsort(1, descending=True).argsort(1)
         chosen.region = (ranks < count).float().view_as(opacity)
@@ -260,6 +265,7 @@ class FieldForm(Form):
     JUDGED: ClassVar[float]
     """Largest radius that a trigger is judged at: of an added picture the largest (in steps of 2/255)
     at which no benign network of the zoo's calibration half is surer on half of the images."""
+    compared = 0.1
 
     field: Tensor
 
@@ -299,12 +305,14 @@ class FieldForm(Form):
         self.field.copy_(self._within(moved))
         self.field.grad = None
 
-    def strongest(self, rows: Tensor, room: float = 1.0) -> Form:
+    def strongest(self, rows: Tensor, room: float = 1.0, size: float | None = None) -> Form:
         """The fields blown up, or shrunk, to the ball that they are judged in."""
         chosen = type(self).__new__(type(self))
         chosen.size, chosen.channels, chosen.settled = self.size, self.channels, True
         field = self.field[rows].detach()
         chosen.radius = (ROOM * _rms(field).flatten()).clamp_max(self.JUDGED)
+        if size is not None:
+            chosen.radius = torch.full_like(chosen.radius, size)
         chosen.field = (field / _rms(field) * _rows(chosen.radius, field)).requires_grad_()
         chosen.velocity = torch.zeros_like(field)
         return chosen

@@ -8,6 +8,10 @@ such changes as well, only larger ones.
 The smallest trigger is a weak relative of the attacker's. So what is handed on is the trigger of
 the largest margin, at a small size that is the same for all classes and models: a planted trigger
 then makes a model surer than its own images do, a natural one hardly moves it.
+
+A strong trigger (a picture that is blended in) has no small relative, and what is larger moves any
+network. There the network itself is the measure: the class that gives way first is also held
+against the next ones, each with the trigger that was searched for it, at one size between theirs.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from auditor.images import Notify, silent
 from auditor.measure import margins_of
 from auditor.search.forms import FORMS, Form
 from auditor.search.pace import NoGradient, Pace
+from auditor.statistics import MIN_CLASSES_FOR_OUTLIERS
 from auditor.synthesis import TYPICAL_SPREAD, spread
 from auditor.triggers.base import Trigger
 
@@ -49,6 +54,11 @@ was tuned without gradients."""
 MOST_CLASSES = 50
 HANDED_ON = 3
 """Classes whose triggers are handed on: those that the smallest changes reach."""
+RIVALS = 2
+"""Classes that the first is held against: those that give way next."""
+RIVAL_SIZE = 1.2
+"""Where the next class needs less than so many times the size, they are not held against each other:
+the first one's trigger would not work clearly better than its rivals'."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +69,11 @@ class Candidate:
     """Its form in words."""
     target: int
     size: float
-    """Of the smallest one that worked; the trigger has the size that all are judged at."""
+    """Of the smallest one that worked; the trigger has the size that all are judged at, or where
+    there are rivals that of theirs."""
     trigger: Trigger
+    rivals: tuple[tuple[int, Trigger], ...] = ()
+    """Other classes, and the triggers of the same size that were searched for them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +162,7 @@ class _Inversion:
         form = FORMS[self.name](len(self.classes), shape, self.draw).to(self.classifier.device)
         sizes = self._smallest(form, steps).tolist()
         reached = [row for row, size in enumerate(sizes) if math.isfinite(size)]
+        reached.sort(key=lambda row: sizes[row])
         candidates = [
             Candidate(
                 what=form.what,
@@ -156,8 +170,9 @@ class _Inversion:
                 size=sizes[row],
                 trigger=self._strengthened(form, row, room),
             )
-            for row in sorted(reached, key=lambda row: sizes[row])[:handed_on]
+            for row in reached[:handed_on]
         ]
+        candidates += self._held_against_others(form, reached, sizes)
         return Inverted(
             what=form.what,
             measure=form.measure,
@@ -208,10 +223,33 @@ class _Inversion:
         form.restore(kept, best.isfinite())
         return best.cpu()
 
-    def _strengthened(self, form: Form, row: int, room: float) -> Trigger:
-        """The trigger of one class with the largest margin, at the size that all are judged at."""
+    def _held_against_others(
+        self, form: Form, reached: Sequence[int], sizes: Sequence[float]
+    ) -> list[Candidate]:
+        """The class that gives way first, at a size at which the next ones should not."""
+        if form.compared is None or len(reached) < MIN_CLASSES_FOR_OUTLIERS:
+            return []
+        first, *others = reached[: RIVALS + 1]
+        size = math.sqrt(sizes[first] * sizes[others[0]])
+        if sizes[others[0]] < RIVAL_SIZE * sizes[first] or size > form.compared:
+            return []
+        made = {row: self._strengthened(form, row, size=size) for row in (first, *others)}
+        return [
+            Candidate(
+                what=form.what,
+                target=self.classes[first],
+                size=sizes[first],
+                trigger=made[first],
+                rivals=tuple((self.classes[row], made[row]) for row in others),
+            )
+        ]
+
+    def _strengthened(
+        self, form: Form, row: int, room: float = 1.0, size: float | None = None
+    ) -> Trigger:
+        """The trigger of one class with the largest margin; arguments as of `Form.strongest`."""
         target = self.classes[row]
-        strongest = form.strongest(torch.tensor([row], device=self.classifier.device), room)
+        strongest = form.strongest(torch.tensor([row], device=self.classifier.device), room, size)
         for _ in range(STRENGTHEN_STEPS):
             self._descended(strongest, [target], STRENGTHEN_IMAGES, torch.neg)
             strongest.step()

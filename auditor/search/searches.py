@@ -21,6 +21,7 @@ from auditor.search.margin import search_margins
 from auditor.search.pace import NoGradient, OverBudget
 from auditor.search.template import UnsuitableImages, search_templates
 from auditor.triggers import TRIGGERS
+from auditor.triggers.base import Trigger
 
 T = TypeVar("T")
 
@@ -67,6 +68,8 @@ class Proposed:
 
     stamped: Stamped
     target: int
+    rivals: tuple[tuple[int, Trigger], ...] = ()
+    """See `Candidate.rivals`."""
 
 
 class Searches:
@@ -133,7 +136,11 @@ class Searches:
             if inverted is not None:
                 searched.append(recorded(name, family, inverted))
                 proposed += [
-                    Proposed(stamped=presented(name, candidate), target=candidate.target)
+                    Proposed(
+                        stamped=presented(name, candidate),
+                        target=candidate.target,
+                        rivals=candidate.rivals,
+                    )
                     for candidate in inverted.candidates
                 ]
         return searched, proposed

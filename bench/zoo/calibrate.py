@@ -17,7 +17,7 @@ from auditor.models.base import ModelHandle
 from auditor.outputs import write_text
 from auditor.results import Confirmation, Judgement, ScanResult, Verdict
 from auditor.statistics import lower_bound
-from auditor.verdict import is_small, moved_bound, typical_excess_bound
+from auditor.verdict import further_bound, is_small, moved_bound, typical_excess_bound
 from bench.zoo.data import Data
 from bench.zoo.rows import AllToAll, AllToOne, Row, SourceSpecific
 from bench.zoo.train import Made, read_made
@@ -47,6 +47,11 @@ CONDITIONS: Mapping[str, Condition] = {
     "search": Condition(
         title="searches alone, 100 images",
         images=100,
+        probes="search.margin,search.patch,search.additive",
+    ),
+    "search-400": Condition(
+        title="searches alone, 400 images",
+        images=400,
         probes="search.margin,search.patch,search.additive",
     ),
     "forward": Condition(
@@ -117,7 +122,9 @@ class Case:
 
 def _strength(found: Confirmation) -> float:
     bounds = [moved_bound(found, 0.05), typical_excess_bound(found, 0.05)]
-    if found.searched:
+    if found.rivals:
+        bounds.append(further_bound(found, 0.05))
+    elif found.searched:
         bounds.append(lower_bound(found.surer or 0, found.eligible, 0.05))
     return min(bounds)
 
