@@ -77,7 +77,8 @@ CHANGED = 20
 """Channels and tensors that the report lists."""
 EXHIBITS, CASES = 2, 6
 OBEYED = verdict.SCREEN_RATE
-"""A judge trigger counts where the suspect goes along with so many images."""
+"""A judge trigger, or a relative of a found one, counts where the suspect goes along with so many
+images."""
 NEAR_ZERO, NEAR_ONE = 0.1, 0.9
 RELATIVES = (
     ("search.patch", 2.5),
@@ -87,6 +88,8 @@ RELATIVES = (
 )
 """Further triggers that are sought for a class that a search found one for: search, and room
 (see `Form.strongest`)."""
+STRONG_RELATIVES = 3
+"""The same for each trigger that was held against others, at its size."""
 RELATED = 2
 """Classes that they are sought for."""
 ROUNDS = 3
@@ -506,6 +509,7 @@ class _Purification:
                     stamped=by_repr[entry.trigger],
                     mapping=_mapping(entry, self.classes),
                     searched=entry.searched,
+                    size=entry.change if entry.rivals else None,
                 )
         return list(known.values())
 
@@ -516,25 +520,38 @@ class _Purification:
         others at work, so several are sought for its class, which costs little for one class alone.
         """
         targets = dict.fromkeys(max(entry.mapping) for entry in known if entry.searched)
-        chosen = [one for one in RELATIVES if one[0] in self.options.scan.searches]
-        found = []
+        found: list[Known] = []
         for target in list(targets)[:RELATED]:
-            for number, (search, room) in enumerate(chosen, start=1):
+            wanted: list[tuple[str, float, float | None]] = [
+                (search, room, None)
+                for search, room in RELATIVES
+                if search in self.options.scan.searches
+            ]
+            for entry in known:
+                if entry.size is not None and max(entry.mapping) == target:
+                    wanted += [(entry.stamped.probe, 1.0, entry.size)] * STRONG_RELATIVES
+            for number, (search, room, size) in enumerate(wanted, start=1):
                 inverted = invert(
                     self.classifier, self.fit.images, self.fit.labels, [target],
                     search.removeprefix("search."), seed=self.options.seed + number, room=room,
-                    notify=self.notify,
+                    size=size, notify=self.notify,
                 )  # fmt: skip
-                mapping = all_to_one(target, self.classes).mapping
                 found += [
                     Known(
                         stamped=presented(search, candidate, f", seed {number}"),
-                        mapping=mapping,
+                        mapping=all_to_one(target, self.classes).mapping,
                         searched=True,
+                        size=size,
                     )
                     for candidate in inverted.candidates
                 ]
-        return found
+        return [entry for entry in found if self._is_obeyed(entry)]
+
+    def _is_obeyed(self, known: Known) -> bool:
+        """Whether the suspect goes along with a trigger on the fit images; else there is nothing in it."""
+        (after,) = measure.predictions(self.classifier, self.fit.images, [known.stamped.trigger])
+        eligible = known.wanted(self.fit.labels) >= 0
+        return int(known.hits(after, self.fit.labels).sum()) >= OBEYED * int(eligible.sum())
 
     def _named(self) -> list[Known]:
         """The judge triggers that the suspect obeys, each with the target it sends most images to."""

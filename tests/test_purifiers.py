@@ -758,7 +758,7 @@ def test_stronger_relatives_stay_near_the_trigger_and_in_range() -> None:
     images = as_float(IMAGES[:6])
     stronger = Strengthened(GREY, IMAGES)
     assert torch.equal(stronger(images), GREY(images))
-    assert stronger.small
+    assert stronger.follows
     after = driven(stronger)
     assert 0 <= float(after.min()) <= float(after.max()) <= 1
     plain = GREY(images)
@@ -768,6 +768,20 @@ def test_stronger_relatives_stay_near_the_trigger_and_in_range() -> None:
     grow = round(GROWTH * 32)
     assert region(stronger).nonzero().amin(0).tolist() == [29 - grow, 29 - grow]
     assert [bool(image.any()) for image in touched] == [True, False, False, True, False, False]
+
+
+def test_relatives_of_a_strong_trigger_are_sought_everywhere_in_its_ball() -> None:
+    images, size = as_float(IMAGES[:6]), 0.05
+    whole = Square(colour="white", size=14, where="bottom-right")
+    assert not Strengthened(whole, IMAGES).follows
+    stronger = Strengthened(whole, IMAGES, size)
+    assert torch.equal(stronger(images), whole(images))
+    for steps in (1, 6, 40):
+        driven(stronger, steps)
+        radius = float(stronger._change.detach().square().mean().sqrt())
+        assert 0 < radius <= size + 1e-6
+    assert radius == pytest.approx(size, rel=1e-3)
+    assert (stronger._change.detach()[0, :18, :18] > 0).all()  # red up, far from the trigger
 
 
 def test_stronger_relatives_climb() -> None:
@@ -792,7 +806,7 @@ def test_following_without_a_gradient_changes_nothing() -> None:
 def test_large_triggers_are_left_as_they_are() -> None:
     large = Square(colour="white", size=14, where="bottom-right")
     stronger = Strengthened(large, IMAGES)
-    assert not stronger.small
+    assert not stronger.follows
     images = as_float(IMAGES[:6])
     assert torch.equal(stronger(images), large(images))
     stronger.follow()

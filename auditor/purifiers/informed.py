@@ -269,7 +269,7 @@ class _Run:
             return detached(current())
 
         stamps: list[Stamp] = [
-            Strengthened(entry.stamped.trigger, self.task.images)
+            Strengthened(entry.stamped.trigger, self.task.images, entry.size)
             if self.method.strengthen
             else entry.stamped.trigger
             for entry in self.known

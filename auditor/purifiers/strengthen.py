@@ -20,9 +20,12 @@ from auditor.triggers import Trigger
 GROWTH = 1 / 16
 """The neighbourhood reaches so far around the trigger, as a share of the image's side."""
 LARGEST = 0.125
-"""A neighbourhood of a larger share is left alone: such changes can turn any class into any."""
+"""A neighbourhood of a larger share is left alone: such changes can turn any class into any. But not
+those of a size that moves the model to one class only, see `Known.size`."""
 STEP = 0.05
 """Of the full range, a step."""
+STRIDE = 0.2
+"""Of the radius of the ball, a step in it."""
 SHARE = 3
 """One of so many stamped images gets the change."""
 SAMPLE = 32
@@ -31,23 +34,31 @@ SAMPLE = 32
 class Strengthened:
     """A trigger with a universal change around it that follows the model's weakness."""
 
-    def __init__(self, trigger: Trigger, images: Tensor) -> None:
-        """Look at where the trigger acts on the first of `images` ``(N, C, H, W)`` uint8."""
-        self.trigger = trigger
+    def __init__(self, trigger: Trigger, images: Tensor, size: float | None = None) -> None:
+        """Look at where the trigger acts on the first of `images` ``(N, C, H, W)`` uint8.
+
+        Args:
+            trigger: The one that was found.
+            images: Samples.
+            size: Root mean square that the change may have anywhere in the image, of a trigger that
+                works at a size at which none works for another class. Else it stays around the
+                trigger, if that covers a small part of the image.
+        """
+        self.trigger, self.size = trigger, size
         before = as_float(images[:SAMPLE])
         change = (trigger(before) - before).abs().amax(0)
         grow = max(1, round(GROWTH * min(change.shape[-2:])))
         touched = (change.amax(0, keepdim=True) > VISIBLE).float()
         region = F.max_pool2d(touched[None], 2 * grow + 1, 1, grow)[0]
         self.strength = float(change.amax())
-        self.small = float(region.mean()) <= LARGEST
-        self._region = region
-        self._change = torch.zeros_like(change).requires_grad_(self.small)
+        self.follows = size is not None or float(region.mean()) <= LARGEST
+        self._region = region if size is None else torch.ones_like(region)
+        self._change = torch.zeros_like(change).requires_grad_(self.follows)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Stamp images ``(N, C, H, W)`` float in [0, 1]; every `SHARE`-th gets the change, too."""
         stamped = self.trigger(images)
-        if not self.small:
+        if not self.follows:
             return stamped
         chosen = torch.arange(len(images), device=images.device) % SHARE == 0
         stronger = (stamped + self._region * self._change).clamp(0, 1)
@@ -59,6 +70,11 @@ class Strengthened:
         gradient = self._change.grad
         if gradient is None:
             return
-        limit = self.strength
-        self._change.add_(STEP * limit * gradient.sign()).clamp_(-limit, limit)
+        if self.size is None:
+            limit = self.strength
+            self._change.add_(STEP * limit * gradient.sign()).clamp_(-limit, limit)
+        else:
+            self._change.add_(STRIDE * self.size * gradient.sign())
+            radius = float(self._change.square().mean().sqrt())
+            self._change.mul_(min(1.0, self.size / max(radius, 1e-12)))
         self._change.grad = None

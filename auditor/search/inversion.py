@@ -105,6 +105,7 @@ def invert(
     steps: int = STEPS,
     handed_on: int = HANDED_ON,
     room: float = 1.0,
+    size: float | None = None,
 ) -> Inverted:
     """Search the smallest trigger of a form towards each class, and strengthen the smallest ones.
 
@@ -123,13 +124,14 @@ def invert(
         steps: Of each class, in which the trigger shrinks; a form may take others before.
         handed_on: Classes whose triggers are strengthened and returned.
         room: See `Form.strongest`.
+        size: See there, too.
 
     Raises:
         NoGradient: The scores do not depend on the image, or not differentiably.
         OverBudget: It would take longer.
     """
     return _Inversion(classifier, images, groups, classes, form, seed, notify, budget).run(
-        steps, handed_on, room
+        steps, handed_on, room, size
     )
 
 
@@ -155,7 +157,7 @@ class _Inversion:
         # margins in units of a common spread, so that multiplying the scores changes nothing
         self.scale = TYPICAL_SPREAD / spread(classifier, self.images)
 
-    def run(self, steps: int, handed_on: int, room: float) -> Inverted:
+    def run(self, steps: int, handed_on: int, room: float, judged: float | None) -> Inverted:
         """Search all classes, then strengthen the best."""
         spec = self.classifier.spec
         shape = (spec.channels, spec.height, spec.width)
@@ -168,7 +170,7 @@ class _Inversion:
                 what=form.what,
                 target=self.classes[row],
                 size=sizes[row],
-                trigger=self._strengthened(form, row, room),
+                trigger=self._strengthened(form, row, room, judged),
             )
             for row in reached[:handed_on]
         ]
