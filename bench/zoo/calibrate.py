@@ -107,8 +107,9 @@ class Case:
     def score(self) -> float:
         """What a ROC is drawn by: lower bounds at 95 % of the ASR and of its excess, the smaller.
 
-        The excess is that above the better half of the controls; the best confirmation counts, of
-        those that the verdict looks at. No threshold of `verdict` but its sizes goes in.
+        The excess is that above the better half of the controls, or where there are rivals the share
+        that goes further than under them; the best confirmation counts, of those that the verdict
+        looks at. No threshold of `verdict` but its sizes goes in.
         """
         return max((_strength(c) for c in self.result.confirmations if self._counts(c)), default=-1)
 
@@ -121,10 +122,10 @@ class Case:
 
 
 def _strength(found: Confirmation) -> float:
+    if found.rivals:  # what is held against others, not against its controls
+        return min(moved_bound(found, 0.05), further_bound(found, 0.05))
     bounds = [moved_bound(found, 0.05), typical_excess_bound(found, 0.05)]
-    if found.rivals:
-        bounds.append(further_bound(found, 0.05))
-    elif found.searched:
+    if found.searched:
         bounds.append(lower_bound(found.surer or 0, found.eligible, 0.05))
     return min(bounds)
 
