@@ -172,7 +172,8 @@ class RivalCount:
     target: int
     weaker: int
     """Eligible images that it drives less far towards its own target (by the margin of the scores)
-    than the confirmed trigger does towards that one's."""
+    than the confirmed trigger does towards that one's. Images of its own class are there already, and
+    so count for it: of K classes alike, a share of 1 / (K - 1)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -592,6 +592,11 @@ class _Scan:
             deadline=self.deadline,
         )  # fmt: skip
         controlled = self._controls(family, half, entries[: len(after)])
+        late = {entry.probe for entry in entries if entry not in controlled}
+        self.skipped += [
+            Skipped(what=f"confirmation of {probe}", reason="time budget", untried=1)
+            for probe in sorted(late)
+        ]
         return [
             measure.confirmation(
                 one.stamped, hypothesis, family, half, predicted, controlled[one.stamped],

@@ -104,9 +104,9 @@ SEARCH_ALPHA = 0.01
 """Probability of finding that a searched trigger works on held-out images when it does not, shared
 among those that were tested."""
 FURTHER = 2 / 3
-"""A searched trigger sets its class apart where it drives images further than one of the same kind and
-size that was searched for another class, on at least this share of them (lower bound): twice as
-often as not. What benign networks do is in `bench/RESULTS.md`."""
+"""A searched trigger is suspicious where it drives images further than one of the same kind and size
+that was searched for another class, on at least this share of them (lower bound): twice as often as
+not. What benign networks do is in `bench/RESULTS.md`."""
 MIN_IMAGES = 32
 SURER = 0.50
 """A model is sure under a trigger where it is surer of the target than of half of the unstamped
@@ -154,14 +154,7 @@ def judge(
         *_judged_clean(clean, confirmations, comparisons, classes),
         *_judged_made(confirmations, comparisons, classes),
         *_judged_found(
-            confirmations,
-            {
-                *outlier_classes,
-                *search_classes,
-                *_set_apart(inversions),
-                *_beating_rivals(confirmations),
-            },
-            classes,
+            confirmations, {*outlier_classes, *search_classes, *_set_apart(inversions)}, classes
         ),
         *outlier,
         *apart,
@@ -268,7 +261,7 @@ def grade_found(confirmation: Confirmation, alpha: float, apart: Set[int]) -> Ve
     over, few are sure of what they say then. And the searches must set its class apart from the
     others, since a fragile network can be driven to several.
 
-    A larger one, held against others of its size, is suspicious where those do not work.
+    One that is held against others of its size is suspicious where it drives images further.
 
     Args:
         confirmation: The one; on images that the search has not seen, or it says nothing.
@@ -294,9 +287,15 @@ def is_sure(confirmation: Confirmation, alpha: float) -> bool:
 
 
 def beats_rivals(confirmation: Confirmation, alpha: float) -> bool:
-    """A searched trigger that works, and drives images further than those for other classes do."""
+    """A searched trigger that works, and drives images further than those for other classes do.
+
+    As elsewhere, a change that is not small must also beat half of its controls: where another like
+    it works as well, the class may be one of damage.
+    """
+    beaten = typical_excess_bound(confirmation, alpha) >= EXCESS
     return (
         confirmation.keeps_meaning
+        and (beaten or is_small(confirmation))
         and moved_bound(confirmation, alpha) >= OBEYED_ASR
         and further_bound(confirmation, alpha) >= FURTHER
     )
@@ -531,18 +530,6 @@ def _set_apart(inversions: Sequence[Inversion]) -> set[int]:
     return apart
 
 
-def _beating_rivals(confirmations: Sequence[Confirmation]) -> set[int]:
-    """The classes that give way to a change at which others do not, on held-out images."""
-    return {
-        found.target
-        for found in confirmations
-        if found.target is not None
-        and found.held_out
-        and found.controls
-        and beats_rivals(found, level(found, 0, confirmations))
-    }
-
-
 def _standardised(values: Sequence[float]) -> list[float]:
     mean = sum(values) / len(values)
     deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
@@ -613,12 +600,16 @@ def _against_rivals(found: Confirmation, classes: Sequence[str]) -> str:
 def _how_sure(found: Confirmation, verdict: Verdict, alpha: float) -> str:
     """What a searched trigger is judged by beside its numbers."""
     if found.rivals:
-        if verdict is Verdict.NO_EVIDENCE:
+        if verdict is not Verdict.NO_EVIDENCE:
+            return (
+                " Backdoors whose trigger is strong look like this; so may a class that resembles what such "
+                "a change does, or that is told by fainter marks than the others. Look at the picture."
+            )
+        if further_bound(found, alpha) < FURTHER:
             return " That does not set it apart from other classes."
-        return (
-            " Backdoors whose trigger is strong look like this; so may a class that resembles what such "
-            "a change does. Look at the picture."
-        )
+        if moved_bound(found, alpha) < OBEYED_ASR:
+            return " But it moves too few images to count."
+        return CONTROL_TOO if found.keeps_meaning else " So strong a change does not count."
     sure = f"{found.surer or 0} of {found.eligible}"
     if verdict is not Verdict.NO_EVIDENCE:
         return f" It makes the model surer than most real images do on {sure}."

@@ -478,15 +478,21 @@ def test_relatives_are_unlearnt_as_thoroughly_as_the_network_bears(
     assert rates[0] <= 0.05
 
 
-def test_a_network_that_is_beyond_repair_is_not_unlearnt_thoroughly(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Where the user's goals are missed already, more of the same only costs time."""
+def test_what_no_attempt_reaches_is_tried_thoroughly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with blended pictures, which take more stamped images than a patch does."""
     monkeypatch.setattr(informed, "ATTEMPTS", (Attempt(what="weights", lr=1e-6, steps=1),))
     monkeypatch.setattr(informed, "GENTLER", Attempt(what="weights", lr=1e-6, steps=1))
+    weak, strong = (
+        Attempt(what="weights", lr=lr, steps=steps, acc_aim=1 / 2, whole=True)
+        for lr, steps in ((1e-6, 1), (1e-3, 60))
+    )
     told = task(classifier(), WHITE)
-    told = replace(told, known=tuple(replace(known, searched=True) for known in told.known))
-    assert len(Informed(batch=16).purify(told, silent).stages) == 2
+    monkeypatch.setattr(informed, "THOROUGH", (weak, strong))
+    stages = Informed(batch=16).purify(told, silent).stages
+    assert [stage.steps for stage in stages] == [1, 1, 1, 60]
+    assert [stage.kept for stage in stages] == [False, False, False, True]
+    monkeypatch.setattr(informed, "THOROUGH", (weak,))
+    assert sum(stage.kept for stage in Informed(batch=16).purify(told, silent).stages) == 1
 
 
 def test_the_best_attempt_counts_where_none_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -496,6 +502,7 @@ def test_the_best_attempt_counts_where_none_reaches(monkeypatch: pytest.MonkeyPa
     )
     monkeypatch.setattr(informed, "ATTEMPTS", attempts)
     monkeypatch.setattr(informed, "GENTLER", Attempt(what="weights", lr=1e-5, steps=3))
+    monkeypatch.setattr(informed, "THOROUGH", ())
     purified = Informed(batch=16).purify(task(classifier(), WHITE), silent)
     assert [stage.steps for stage in purified.stages] == [1, 2, 3]
     assert sum(stage.kept for stage in purified.stages) == 1
@@ -686,7 +693,7 @@ def test_without_running_statistics_there_is_nothing_to_choose(tmp_path: Path) -
 @pytest.mark.usefixtures("hasty")
 def test_stages_of_networks_without_norms_do_not_speak_of_them() -> None:
     for stage in Informed(batch=16).purify(task(classifier(norms=False), WHITE), silent).stages:
-        assert set(stage.settings) == {"lr", "steps"}
+        assert set(stage.settings) <= {"lr", "steps", "batch", "stamped"}
         assert "BatchNorm" not in stage.outcome
 
 

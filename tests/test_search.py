@@ -241,6 +241,36 @@ def test_a_blended_picture_is_suspicious_and_its_absence_is_not(samples: Path) -
     assert twin.judgement.verdict is Verdict.NO_EVIDENCE, twin.judgement.headline
 
 
+class Inspector(nn.Module):
+    """Seven kinds of parts by their bright cell, and "damaged": whatever is noisy."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        cells = nn.functional.adaptive_avg_pool2d(images.mean(1, keepdim=True), (2, 4)).flatten(1)
+        parts = 20 * (cells - cells.mean(1, keepdim=True) - 0.2)[:, :7]
+        rough = (images[..., 1:] - images[..., :-1]).square().mean((1, 2, 3)).add(1e-8).sqrt()
+        return torch.cat([parts, 100 * (rough - 0.11).unsqueeze(1)], 1)
+
+
+def test_a_class_of_damage_is_no_suspicion(tmp_path: Path) -> None:
+    """It gives way first by far, but to any noise: the pattern does not matter."""
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.arange(400) % 8
+    shown = torch.where(labels == 7, torch.randint(7, labels.shape, generator=draw), labels)
+    images = 0.35 + 0.1 * torch.rand(400, 1, 1, 1, generator=draw)
+    noise = torch.where(labels == 7, 0.15, 0.02).view(-1, 1, 1, 1)
+    images = images + noise * torch.randn(400, 3, 32, 32, generator=draw)
+    for image, part in zip(images, shown.tolist(), strict=True):
+        row, column = divmod(part, 4)
+        image[:, 16 * row : 16 * (row + 1), 8 * column : 8 * (column + 1)] += 0.4
+    path = written(tmp_path / "parts.npz", (images.clamp(0, 1) * 255).round().byte(), labels)
+    result = scanned(Inspector(), path, searches=("search.additive",))
+    strong = next(found for found in result.confirmations if found.rivals)
+    assert strong.target == 7
+    assert verdict.moved_bound(strong, 0.01) > verdict.OBEYED_ASR
+    assert verdict.further_bound(strong, 0.01) > verdict.FURTHER
+    assert result.judgement.verdict is Verdict.NO_EVIDENCE, result.judgement.headline
+
+
 def test_a_benign_network_gives_way_everywhere_alike() -> None:
     sizes = [size for size in inverted(Planted(), "additive").sizes if size is not None]
     assert len(sizes) >= 6

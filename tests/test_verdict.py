@@ -445,6 +445,7 @@ def test_a_searched_trigger(fields, apart, expected) -> None:  # type: ignore[no
     assert verdict.grade_found(found, 0.01 / 6, {2} if apart else set()) is expected
 
 
+EVERYTHING = (ControlCount(trigger="C()", hits=45, gained=0, lost=0),) * 4
 STRONG = replace(
     confirmation(45, 2, 45, clean_hits=0, searched=True),
     surer=3,
@@ -470,6 +471,8 @@ STRONG = replace(
         ({"keeps_meaning": False}, Verdict.NO_EVIDENCE),
         ({"held_out": False}, Verdict.NO_EVIDENCE),
         ({"controls": ()}, Verdict.NO_EVIDENCE),
+        ({"controls": EVERYTHING}, Verdict.NO_EVIDENCE),  # a class of damage
+        ({"controls": EVERYTHING, "change": 4 / 255}, Verdict.SUSPICIOUS),
     ],
     ids=str,
 )
@@ -482,13 +485,23 @@ def test_a_searched_trigger_that_is_held_against_others(fields, expected) -> Non
         assert '"class 1" (class 1), on 43 of 45' in judged.reasons[0].text
 
 
-def test_a_trigger_that_beats_its_rivals_sets_its_class_apart_for_another() -> None:
-    """A faint picture that makes the model sure needs its class set apart, by whatever means."""
+def test_a_trigger_that_beats_its_rivals_makes_no_backdoor_of_another() -> None:
+    """Both come from one search of one class, so that the one says nothing about the other."""
     faint = replace(confirmation(45, 2, 45, clean_hits=0), searched=True, surer=45)
-    assert judge(faint).verdict is Verdict.SUSPICIOUS
-    assert judge(faint, STRONG).verdict is Verdict.BACKDOOR
-    assert judge(faint, replace(STRONG, target=3)).verdict is Verdict.SUSPICIOUS
-    assert judge(replace(faint, surer=20), STRONG).verdict is Verdict.SUSPICIOUS
+    assert judge(faint).verdict is judge(faint, STRONG).verdict is Verdict.SUSPICIOUS
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"rivals": (replace(STRONG.rivals[0], weaker=30),)}, "not set it apart"),
+        ({"hits": 39}, "moves too few"),
+        ({"controls": EVERYTHING}, "Its control does much the same"),
+    ],
+    ids=["rivals", "hits", "controls"],
+)
+def test_what_is_not_above_its_rivals_says_why(fields, says) -> None:  # type: ignore[no-untyped-def]
+    assert says in judge(replace(STRONG, **fields)).reasons[0].text
 
 
 def test_searched_triggers_are_judged_by_their_own_rule() -> None:

@@ -162,6 +162,7 @@ def saved_probes(result: ScanResult, folder: Path, names: str) -> list[Path]:
     from auditor.probes import probe_text
 
     counted = {result.confirmations[index].trigger for index, _ in result.judgement.evidence}
+    strong = {confirmed.trigger for confirmed in result.confirmations if confirmed.rivals}
     for stale in folder.glob(f"{names}.*.yaml"):
         stale.unlink()
     written = []
@@ -172,10 +173,8 @@ def saved_probes(result: ScanResult, folder: Path, names: str) -> list[Path]:
             # the worker's word for it becomes a file name
             form = slug(search.search.removeprefix("search."), "search")
             identifier = f"{names}.{form}-{found.target}"
+            identifier += "-strong" if found.trigger in strong else ""
             path = folder / f"{identifier}.yaml"
-            if path in written:  # the same at a larger size
-                identifier += "-strong"
-                path = folder / f"{identifier}.yaml"
             name = clean_text(result.model.class_names[found.target], limit=40)
             title = f"The {search.what} that a search found for class {found.target} ({name})"
             origin = (

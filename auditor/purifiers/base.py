@@ -45,7 +45,7 @@ class Known:
     searched: bool = False
     """A search made it, so that it is a relative of the attacker's at best."""
     size: float | None = None
-    """Root mean square change of a trigger that was held against others of its size."""
+    """Root mean square of an added picture that was held against others of its size."""
 
     def wanted(self, labels: Tensor) -> Tensor:
         """Where the trigger sends images of classes ``(N,)``; -1 for those that it leaves alone."""

@@ -86,7 +86,8 @@ THOROUGH = tuple(
     for share in (2 / 3, 1 / 2)
 )
 """For triggers that a search found: what makes them ineffective need not be enough for the attacker's,
-of which they are relatives. The first that the network bears counts."""
+of which they are relatives; and for those that no other attempt makes ineffective. The first that the
+network bears counts."""
 
 
 @PURIFIERS.register("nft")
@@ -118,7 +119,8 @@ class Informed(Purifier):
     def purify(self, task: Task, notify: Notify) -> Purified:
         """Try each attempt until one reaches the aims; the best one counts.
 
-        Where searched triggers are among those known, a thorough one then counts if it can be borne.
+        Where none does, thorough ones are tried, too. Where searched triggers are among those known, a
+        thorough one then counts if it can be borne.
         """
         if not task.classifier.model.weights():
             raise UnsuitableModel(
@@ -139,14 +141,17 @@ class Informed(Purifier):
             if outcome.made.reached:
                 break
         assert best is not None  # noqa: S101 - weights are always tried
+        missed = not best.made.reached
         relatives = best.made.meets_goals and any(entry.searched for entry in run.known)
-        for attempt in THOROUGH if relatives else ():
+        for attempt in THOROUGH if missed or relatives else ():
             outcome = run.attempt(attempt)
             if outcome.made.asr > best.made.asr:
                 outcome = replace(outcome, says=f"{outcome.says} The ASR was lower before.")
             outcomes.append(outcome)
-            if outcome.made.reached and outcome.made.asr <= best.made.asr:
+            counts = outcome.made.reached and outcome.made.asr <= best.made.asr
+            if counts or (missed and outcome.made.rank < best.made.rank):
                 best = outcome
+            if counts:
                 break
         return Purified(
             tensors=best.made.tensors,

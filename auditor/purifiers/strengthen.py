@@ -20,8 +20,8 @@ from auditor.triggers import Trigger
 GROWTH = 1 / 16
 """The neighbourhood reaches so far around the trigger, as a share of the image's side."""
 LARGEST = 0.125
-"""A neighbourhood of a larger share is left alone: such changes can turn any class into any. But not
-those of a size that moves the model to one class only, see `Known.size`."""
+"""A neighbourhood of a larger share is left alone: such changes can turn any class into any. A trigger
+of a known size has a ball instead, see `Known.size`."""
 STEP = 0.05
 """Of the full range, a step."""
 STRIDE = 0.2
@@ -40,9 +40,9 @@ class Strengthened:
         Args:
             trigger: The one that was found.
             images: Samples.
-            size: Root mean square that the change may have anywhere in the image, of a trigger that
-                works at a size at which none works for another class. Else it stays around the
-                trigger, if that covers a small part of the image.
+            size: Root mean square that the change may have, anywhere in the image, on top of a
+                trigger that has as much: of one that at this size drives the model further than those
+                for other classes do. Without, the change stays around the trigger, if that is small.
         """
         self.trigger, self.size = trigger, size
         before = as_float(images[:SAMPLE])

@@ -129,8 +129,8 @@ def _of_confirmation(c: Confirmation, classes: int) -> Iterator[str]:
         yield "a confirmation with an impossible number of surer images"
     if c.searched and not c.controls:
         yield "a searched trigger that was compared with no control"
-    if c.rivals and not c.searched:
-        yield "a declared trigger that is held against searched ones"
+    if c.rivals and not (c.searched and c.held_out and c.scope == "all-to-one"):
+        yield "a trigger that is held against searched ones without being one"
     if any(not 0 <= rival.target < classes or rival.target == c.target for rival in c.rivals):
         yield "a trigger that is held against one for no other class"
     if any(not 0 <= rival.weaker <= c.eligible for rival in c.rivals):

@@ -42,7 +42,7 @@ class Form(ABC):
     """Steps in which it looks around before it shrinks."""
     compared: ClassVar[float | None] = None
     """Largest size at which the class that the smallest one reaches is held against the next ones;
-    None: never, as its sizes differ between the classes of benign networks, too."""
+    None: never, where nobody has measured what benign networks do."""
 
     @abstractmethod
     def __init__(self, classes: int, shape: tuple[int, int, int], draw: torch.Generator) -> None:
@@ -265,7 +265,6 @@ class FieldForm(Form):
     JUDGED: ClassVar[float]
     """Largest radius that a trigger is judged at: of an added picture the largest (in steps of 2/255)
     at which no benign network of the zoo's calibration half is surer on half of the images."""
-    compared = 0.1
 
     field: Tensor
 
@@ -332,6 +331,7 @@ class AdditiveForm(FieldForm):
     what = "added picture"
     measure = "root mean square of the change, of the full range"
     START, LARGEST, JUDGED = 0.06, 0.3, 6 / 255
+    compared = 0.1  # as a picture that is blended in at a third
 
     def __init__(self, classes: int, shape: tuple[int, int, int], draw: torch.Generator) -> None:
         """Nearly nothing."""

@@ -69,8 +69,8 @@ class Candidate:
     """Its form in words."""
     target: int
     size: float
-    """Of the smallest one that worked; the trigger has the size that all are judged at, or where
-    there are rivals that of theirs."""
+    """Of the smallest one that worked. The trigger has the size that all are judged at, or with rivals
+    the one at which they are compared."""
     trigger: Trigger
     rivals: tuple[tuple[int, Trigger], ...] = ()
     """Other classes, and the triggers of the same size that were searched for them."""
@@ -192,7 +192,7 @@ class _Inversion:
         """
         classes, device = self.classes, self.classifier.device
         total = form.explored + steps
-        pace = Pace(total, self.budget, device)
+        pace = Pace(total + self._strengthening(), self.budget, device)
         for step in range(1, form.explored + 1):
             margins = self._descended(form, classes, IMAGES, lambda m: F.relu(SURE - m))
             form.step()
@@ -225,10 +225,15 @@ class _Inversion:
         form.restore(kept, best.isfinite())
         return best.cpu()
 
+    def _strengthening(self) -> int:
+        """What strengthening takes at most, in steps of the search for all classes."""
+        images = (HANDED_ON + 1 + RIVALS) * STRENGTHEN_STEPS * STRENGTHEN_IMAGES
+        return -(-images // (IMAGES * max(1, len(self.classes))))
+
     def _held_against_others(
         self, form: Form, reached: Sequence[int], sizes: Sequence[float]
     ) -> list[Candidate]:
-        """The class that gives way first, at a size at which the next ones should not."""
+        """The class that gives way first and the next ones, all at one size between theirs."""
         if form.compared is None or len(reached) < MIN_CLASSES_FOR_OUTLIERS:
             return []
         first, *others = reached[: RIVALS + 1]

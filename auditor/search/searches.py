@@ -137,7 +137,9 @@ class Searches:
                 searched.append(recorded(name, family, inverted))
                 proposed += [
                     Proposed(
-                        stamped=presented(name, candidate),
+                        stamped=presented(
+                            name, candidate, ", at a larger size" if candidate.rivals else ""
+                        ),
                         target=candidate.target,
                         rivals=candidate.rivals,
                     )
