@@ -573,6 +573,7 @@ def searched_result() -> ScanResult:
             _found(
                 "additive", "added picture", 7, _addition(strong)[1], 218, 190, (6, 5, 9, 4), 0.83
             ),
+            change=0.0182,
             rivals=(
                 RivalCount(trigger=_addition("30c1f7")[1], target=6, weaker=198),
                 RivalCount(trigger=_addition("a94be0")[1], target=2, weaker=207),

@@ -628,7 +628,7 @@ def test_searches_are_shown_beside_the_margins() -> None:
         "by itself this proves nothing",
         "surer of the target than it is of half of the unstamped ones",
         "Further counts the images that it drives further towards its class",
-        "further than the best of its size for another class on 198 of 225",
+        "further than others on 198 of 225",
         "search.patch searched all 10 classes on 250 images (your clean images) in 150 steps",
         "The smallest added picture",
         "Size: share of the image that the mask covers; lengths are proportional.",
