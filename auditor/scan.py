@@ -7,7 +7,7 @@ import io
 import math
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -22,7 +22,7 @@ from auditor.classifier import Classifier, as_float
 from auditor.errors import ImageError, ProbeError
 from auditor.images import CleanSet, ImageSource, Notify, silent
 from auditor.inputs import GivenInput, Resolution
-from auditor.measure import Family, Half, Hypothesis, Rival, Stamped
+from auditor.measure import Family, Half, Hypothesis, Stamped
 from auditor.memory import is_out_of_memory
 from auditor.models.base import ModelHandle
 from auditor.probes import Probe, rebuilt
@@ -499,7 +499,7 @@ class _Scan:
                 measure.confirmation(
                     entry, hypothesis, family, family.screen, predicted, controlled[entry],
                     held_out=False,
-                    surer=None if family.held_out else self._surer(family, entry.trigger, hypothesis.mapping),
+                    surer=None if family.held_out else self._surer(family, entry, hypothesis),
                 ),
             )
             for entry, predicted, hypothesis in candidates
@@ -519,7 +519,7 @@ class _Scan:
             measure.confirmation(
                 entry, hypothesis, family, family.confirm, predictions[entry], held_out[entry],
                 held_out=True,
-                surer=self._surer(family, entry.trigger, hypothesis.mapping),
+                surer=self._surer(family, entry, hypothesis),
             )
             for entry, hypothesis, _ in chosen
             if entry in held_out
@@ -545,16 +545,22 @@ class _Scan:
                 found[entry] = list(zip(controls, predicted, strict=True))
         return found
 
-    def _surer(self, family: Family, trigger: Trigger, mapping: Sequence[int]) -> Tensor | None:
+    def _surer(self, family: Family, entry: Stamped, hypothesis: Hypothesis) -> Tensor | None:
         """On which confirming images a trigger makes the model surer than it usually is.
 
         None on made images, which are chosen for how sure the model is of them.
         """
         if family.name != "clean":
             return None
+        return self._driven(family, entry.trigger, hypothesis.mapping) > self._usual_margin(family)
+
+    def _driven(self, family: Family, trigger: Trigger, mapping: Sequence[int]) -> Tensor:
+        return measure.driven(self.classifier, family.confirm, trigger, mapping)
+
+    def _usual_margin(self, family: Family) -> float:
         if self._usual is None:
             self._usual = measure.usual_margin(self.classifier, family.screen)
-        return measure.driven(self.classifier, family.confirm, trigger, mapping) > self._usual
+        return self._usual
 
     def _note_unconfirmed(
         self,
@@ -565,9 +571,12 @@ class _Scan:
     ) -> None:
         late = {entry.probe for entry, _, _ in candidates if entry not in controlled}
         late |= {entry.probe for entry in stamped if entry not in held_out}
+        self._note_late(late)
+
+    def _note_late(self, probes: Set[str]) -> None:
         self.skipped += [
             Skipped(what=f"confirmation of {probe}", reason="time budget", untried=1)
-            for probe in sorted(late)
+            for probe in sorted(probes)
         ]
 
     # ---- searches
@@ -592,35 +601,34 @@ class _Scan:
             deadline=self.deadline,
         )  # fmt: skip
         controlled = self._controls(family, half, entries[: len(after)])
-        late = {entry.probe for entry in entries if entry not in controlled}
-        self.skipped += [
-            Skipped(what=f"confirmation of {probe}", reason="time budget", untried=1)
-            for probe in sorted(late)
-        ]
+        self._note_late({entry.probe for entry in entries if entry not in controlled})
         return [
-            measure.confirmation(
-                one.stamped, hypothesis, family, half, predicted, controlled[one.stamped],
-                held_out=True,
-                searched=True,
-                surer=self._surer(family, one.stamped.trigger, hypothesis.mapping),
-                rivals=self._rivals(half, one),
-            )
+            self._found(family, one, predicted, controlled[one.stamped])
             for one, predicted in zip(proposed, after, strict=False)
-            for hypothesis in [measure.all_to_one(one.target, self.classes)]
             if one.stamped in controlled
-        ]  # fmt: skip
+        ]
 
-    def _rivals(self, half: Half, one: Proposed) -> list[Rival]:
-        """The triggers of other classes, and which images they drive less far than the one does."""
-        if not one.rivals:
-            return []
-        everyone = [one.target] * self.classes
-        mine = measure.driven(self.classifier, half, one.stamped.trigger, everyone)
-        others = [
-            measure.driven(self.classifier, half, trigger, [target] * self.classes)
+    def _found(
+        self,
+        family: Family,
+        one: Proposed,
+        after: Tensor,
+        controls: Sequence[tuple[Trigger, Tensor]],
+    ) -> Confirmation:
+        """One searched trigger, counted; also held against those of other classes, if it has rivals."""
+        hypothesis = measure.all_to_one(one.target, self.classes)
+        driven = self._driven(family, one.stamped.trigger, hypothesis.mapping)
+        rivals = [
+            (target, trigger, self._driven(family, trigger, [target] * self.classes) < driven)
             for target, trigger in one.rivals
         ]
-        return [(*rival, its < mine) for rival, its in zip(one.rivals, others, strict=True)]
+        return measure.confirmation(
+            one.stamped, hypothesis, family, family.confirm, after, controls,
+            held_out=True,
+            searched=True,
+            surer=driven > self._usual_margin(family),
+            rivals=rivals,
+        )  # fmt: skip
 
     # ---- the record
 

@@ -579,37 +579,38 @@ def _judged_found(
         text = _numbers(found, alpha, classes)
         if verdict is not Verdict.NO_EVIDENCE:
             text += _why(found, verdict, alpha, len(classes))
-        text += _against_rivals(found, classes)
-        text += _how_sure(found, verdict, alpha)
+        if found.rivals:
+            text += _against_rivals(found, verdict, alpha, classes)
+        else:
+            text += _how_sure(found, verdict, alpha)
         reasons.append(Reason(verdict=verdict, text=text, confirmation=index))
     reasons.sort(key=lambda r: -(confirmations[r.confirmation or 0].surer or 0))
     return reasons
 
 
-def _against_rivals(found: Confirmation, classes: Sequence[str]) -> str:
-    """What triggers of the same kind and size do that were searched for other classes."""
-    if not found.rivals:
-        return ""
+def _against_rivals(
+    found: Confirmation, verdict: Verdict, alpha: float, classes: Sequence[str]
+) -> str:
+    """What triggers of the same kind and size do that were searched for other classes; what follows."""
     best = min(found.rivals, key=lambda rival: rival.weaker)
-    return (
+    text = (
         f" It drives the model further than the best one of the same size that was searched for another "
         f"class, {_named([best.target], classes)}, on {best.weaker} of {found.eligible}."
     )
+    if verdict is not Verdict.NO_EVIDENCE:
+        return (
+            f"{text} Backdoors whose trigger is strong look like this; so may a class that resembles what "
+            "such a change does, or that is told by fainter marks than the others. Look at the picture."
+        )
+    if further_bound(found, alpha) < FURTHER:
+        return f"{text} That does not set it apart from other classes."
+    if moved_bound(found, alpha) < OBEYED_ASR:
+        return f"{text} But it moves too few images to count."
+    return text + (CONTROL_TOO if found.keeps_meaning else " So strong a change does not count.")
 
 
 def _how_sure(found: Confirmation, verdict: Verdict, alpha: float) -> str:
     """What a searched trigger is judged by beside its numbers."""
-    if found.rivals:
-        if verdict is not Verdict.NO_EVIDENCE:
-            return (
-                " Backdoors whose trigger is strong look like this; so may a class that resembles what such "
-                "a change does, or that is told by fainter marks than the others. Look at the picture."
-            )
-        if further_bound(found, alpha) < FURTHER:
-            return " That does not set it apart from other classes."
-        if moved_bound(found, alpha) < OBEYED_ASR:
-            return " But it moves too few images to count."
-        return CONTROL_TOO if found.keeps_meaning else " So strong a change does not count."
     sure = f"{found.surer or 0} of {found.eligible}"
     if verdict is not Verdict.NO_EVIDENCE:
         return f" It makes the model surer than most real images do on {sure}."

@@ -29,6 +29,7 @@ from auditor.search.margin import search_margins
 from auditor.statistics import upper_outliers
 from auditor.synthesis import smooth_noise
 from bench.zoo.__main__ import ROWS
+from bench.zoo.calibrate import shape_of
 from bench.zoo.rows import Row, read_rows
 from bench.zoo.train import read_made
 
@@ -36,7 +37,6 @@ DEPTHS = (0.5, 0.75)
 STEPS, STARTS = 200, 3
 RATE, PENALTY = 0.05, 0.0025
 """Of the spread of the layer's inputs; FreeEagle's weight of their square."""
-SIDES = {"digits": (1, 16), "signs": (3, 32), "cifar10": (3, 32)}
 
 
 class Cut:
@@ -108,11 +108,11 @@ def line(row: Row, path: Path) -> str:
     """One network: the margins, then each depth, with the most suspicious class and its p-value."""
     model = api.load_model(path)
     assert isinstance(model, ModuleHandle)
-    channels, side = SIDES[row.data]
-    images = smooth_noise((64, channels, side, side), torch.Generator().manual_seed(0)) * 2 - 1
+    shape = shape_of(row)
+    images = smooth_noise((64, *shape), torch.Generator().manual_seed(0)) * 2 - 1
     places = cuts(model.module, images)
-    half = (0.5,) * channels
-    spec = replace(blank_spec((channels, side, side)), mean=half, std=half)
+    half = (0.5,) * shape[0]
+    spec = replace(blank_spec(shape), mean=half, std=half)
     classifier = Classifier(model, spec)
     classes = classifier.logits(images[:1]).shape[1]
     margins = torch.tensor(search_margins(classifier, classes, seed=0).margins)
@@ -137,7 +137,7 @@ def main() -> None:
     print(f"| network | target | margins: class, p | {named} |\n|---|---|---|---|---|")
     for row in read_rows(ROWS):
         wanted = any(fnmatch.fnmatchcase(row.id, p) for p in arguments.only or ["*"])
-        if wanted and row.data in SIDES and read_made(row, arguments.zoo) is not None:
+        if wanted and read_made(row, arguments.zoo) is not None:
             print(line(row, arguments.zoo / f"{row.id}.pt"), flush=True)
 
 

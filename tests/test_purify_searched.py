@@ -18,11 +18,10 @@ from auditor.purifiers import PURIFIERS
 from auditor.purify import RELATIVES, ROUNDS, STRONG_RELATIVES, Options, purify
 from auditor.results import PurifyResult, Verdict
 from auditor.scan import Options as ScanOptions
-from tests.changeable import samples, saved
+from tests.changeable import CLASSES, TARGET, samples, saved
 from tests.planted import SIZE, drawings
 from tests.test_purify import Recorder
 
-CLASSES, TARGET = 8, 5
 PLACE = (slice(20, 23), slice(8, 11))
 SEARCHED = ("search.margin", "search.patch")
 
@@ -64,6 +63,12 @@ def suspect(*, picture: bool = False) -> nn.Sequential:
     return network.eval()
 
 
+def searching(*methods: Recorder, searches: tuple[str, ...] = SEARCHED) -> Options:
+    """Told nothing but how images are normalised."""
+    scan = ScanOptions(given=GivenInput(normalize="none"), searches=searches)
+    return Options(scan=scan, baseline=False, **({"methods": methods} if methods else {}))
+
+
 def obeying(path: Path) -> tuple[float, float]:
     """ASR of the true trigger and ACC of the network in a file, on drawings of its own."""
     network = Classifier(load_model(path), blank_spec((3, SIZE, SIZE)))
@@ -85,10 +90,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def purified(files: tuple[Path, Path]) -> tuple[PurifyResult, Path]:
     path, images = files
     output = path.with_name("purified.pt")
-    options = Options(
-        scan=ScanOptions(given=GivenInput(normalize="none"), searches=SEARCHED), baseline=False
-    )
-    return purify(load_model(path), (), open_images(images), output, options), output
+    return purify(load_model(path), (), open_images(images), output, searching()), output
 
 
 def test_the_true_trigger_goes_though_nobody_named_it(
@@ -118,11 +120,7 @@ def test_a_found_trigger_brings_relatives_of_other_seeds(
     recorder = Recorder()
     monkeypatch.setitem(PURIFIERS._entries, "recorder", Recorder)
     monkeypatch.setattr(purification, "ROUNDS", 2)
-    options = Options(
-        methods=(recorder,),
-        scan=ScanOptions(given=GivenInput(normalize="none"), searches=SEARCHED),
-        baseline=False,
-    )
+    options = searching(recorder)
     result = purify(load_model(files[0]), (), open_images(files[1]), None, options)
     assert len(recorder.tasks) == 2
     told = [{repr(known.stamped.trigger) for known in task.known} for task in recorder.tasks]
@@ -138,11 +136,7 @@ def test_relatives_of_a_strong_trigger_have_its_size(
     """A blended picture: nothing faint works, so that its relatives are as strong as it is."""
     recorder = Recorder()
     monkeypatch.setattr(purification, "ROUNDS", 1)
-    options = Options(
-        methods=(recorder,),
-        scan=ScanOptions(given=GivenInput(normalize="none"), searches=("search.additive",)),
-        baseline=False,
-    )
+    options = searching(recorder, searches=("search.additive",))
     blended = saved(files[0].parent, suspect(picture=True), "blended.pt")
     result = purify(load_model(blended), (), open_images(files[1]), None, options)
     assert result.evidence.judgement.verdict is Verdict.SUSPICIOUS

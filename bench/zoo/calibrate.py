@@ -178,13 +178,13 @@ def scan(
 ) -> ScanResult:
     """One scan, told how images are normalised: preprocessing is not what is calibrated here."""
     source, images = None, condition.images
+    channels, height, width = shape_of(row)
     chosen = api.choose_probes(condition.probes, extras=api.search_tiers())
     if images is not None:
         source = api.open_images(clean_images(row.data, load, folder))
     options = api.ScanOptions(
         given=api.GivenInput(
-            normalize="half", channels=1 if row.data == "digits" else 3,
-            height=_side(row), width=_side(row),
+            normalize="half", channels=channels, height=height, width=width,
         ),
         max_images=images or api.ScanOptions.max_images,
         searches=chosen.extras,
@@ -214,8 +214,10 @@ class ForwardOnly(ModelHandle):
             return self._model.call(inputs, overrides, train=train)
 
 
-def _side(row: Row) -> int:
-    return {"digits": 16, "tiny-imagenet": 64, "imagenet": 224}.get(row.data, 32)
+def shape_of(row: Row) -> tuple[int, int, int]:
+    """Channels, height and width of the images that a row is trained on."""
+    side = {"digits": 16, "tiny-imagenet": 64, "imagenet": 224}.get(row.data, 32)
+    return 1 if row.data == "digits" else 3, side, side
 
 
 def clean_images(name: str, load: Callable[[str], Data], folder: Path) -> Path:

@@ -23,13 +23,9 @@ counts neither as benign nor as backdoored."""
 
 def all_to_one(row: Row) -> bool:
     """Benign, or one fixed function of the image that sends all classes to one."""
-    attack = row.attack
-    fixed = attack is None or attack.kind in ("static", "clean-label")
-    return fixed and (attack is None or isinstance(attack.labels, AllToOne))
-
-
-def _dirty(row: Row) -> bool:
-    return all_to_one(row) and (row.attack is None or row.attack.kind == "static")
+    return row.attack is None or (
+        row.attack.kind in ("static", "clean-label") and isinstance(row.attack.labels, AllToOne)
+    )
 
 
 PARTS: Mapping[str, Callable[[Row], bool]] = {
@@ -37,7 +33,9 @@ PARTS: Mapping[str, Callable[[Row], bool]] = {
     "report": lambda row: row.half == "report",
     "both": lambda row: True,
     "both, all-to-one by a fixed trigger": all_to_one,
-    "the same without clean-label ones": _dirty,
+    "the same without clean-label ones": lambda row: (
+        all_to_one(row) and (row.attack is None or row.attack.kind != "clean-label")
+    ),
 }
 
 
