@@ -88,12 +88,27 @@ RELATIVES = (
 )
 """Further triggers that are sought for a class that a search found one for: search, and room
 (see `Form.strongest`)."""
-STRONG_RELATIVES = 3
-"""The same for each trigger that was held against others, at its size."""
+STRONG_RELATIVES = 7
+"""For each trigger that was held against others: pictures that are blended in…"""
+OPACITY = 2.0
+"""…so strongly, as a multiple of its size: they change an image by about half of their opacity."""
 RELATED = 2
 """Classes that they are sought for."""
 ROUNDS = 3
 """Purifications, each told of what a fresh search found after the one before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sought:
+    """A relative of a found trigger that is to be searched."""
+
+    search: str
+    room: float = 1.0
+    """See `Form.strongest`…"""
+    size: float | None = None
+    """…there, too."""
+    change: float | None = None
+    """See `Known.size`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -522,26 +537,29 @@ class _Purification:
         targets = dict.fromkeys(max(entry.mapping) for entry in known if entry.searched)
         found: list[Known] = []
         for target in list(targets)[:RELATED]:
-            wanted: list[tuple[str, float, float | None]] = [
-                (search, room, None)
+            wanted = [
+                _Sought(search="search.blend", size=OPACITY * entry.size, change=entry.size)
+                for entry in known
+                if entry.size is not None and max(entry.mapping) == target
+                for _ in range(STRONG_RELATIVES)
+            ]
+            wanted += [
+                _Sought(search=search, room=room)
                 for search, room in RELATIVES
                 if search in self.options.scan.searches
             ]
-            for entry in known:
-                if entry.size is not None and max(entry.mapping) == target:
-                    wanted += [(entry.stamped.probe, 1.0, entry.size)] * STRONG_RELATIVES
-            for number, (search, room, size) in enumerate(wanted, start=1):
+            for number, sought in enumerate(wanted, start=1):
                 inverted = invert(
                     self.classifier, self.fit.images, self.fit.labels, [target],
-                    search.removeprefix("search."), seed=self.options.seed + number, room=room,
-                    size=size, notify=self.notify,
+                    sought.search.removeprefix("search."), seed=self.options.seed + number,
+                    room=sought.room, size=sought.size, notify=self.notify,
                 )  # fmt: skip
                 found += [
                     Known(
-                        stamped=presented(search, candidate, f", seed {number}"),
+                        stamped=presented(sought.search, candidate, f", seed {number}"),
                         mapping=all_to_one(target, self.classes).mapping,
                         searched=True,
-                        size=size,
+                        size=sought.change,
                     )
                     for candidate in inverted.candidates
                 ]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from auditor import measure, synthesis, verdict
-from auditor.classifier import Classifier
+from auditor.classifier import Classifier, as_float
 from auditor.errors import ProbeError
 from auditor.images import open_images
 from auditor.inputs import blank_spec
@@ -20,7 +20,7 @@ from auditor.probes import rebuilt
 from auditor.results import FoundTrigger, ScanResult, Verdict
 from auditor.scan import Options, scan, searched_triggers
 from auditor.search import inversion
-from auditor.search.forms import FORMS
+from auditor.search.forms import FORMS, BlendForm
 from auditor.search.inversion import invert
 from auditor.search.pace import NoGradient, OverBudget
 from auditor.search.searches import SEARCHES
@@ -87,7 +87,8 @@ def test_a_form_and_its_trigger_do_the_same(name: str, shape: tuple[int, int, in
     draw = torch.Generator().manual_seed(3)
     form = FORMS[name](2, shape, draw)
     for parameter in form.parameters():
-        parameter.data += 0.2 * torch.randn(parameter.shape, generator=draw)
+        if parameter.requires_grad:
+            parameter.data += 0.2 * torch.randn(parameter.shape, generator=draw)
     images = torch.rand((2, 4, *shape), generator=draw)
     if form.explored:
         form.stamp(images)
@@ -133,7 +134,9 @@ def test_what_is_judged_is_small(name: str) -> None:
     strongest = form.strongest(torch.tensor([0, 2]))
     sizes = strongest.sizes().detach()
     assert len(sizes) == 2
-    most = {"patch": 0.0101, "additive": 6.01 / 255, "warp": 0.0401, "colour": 0.1501}[name]
+    most = {
+        "patch": 0.0101, "additive": 6.01 / 255, "blend": 12.01 / 255, "warp": 0.0401, "colour": 0.1501,
+    }[name]  # fmt: skip
     assert 0 < float(sizes.max()) <= most
 
 
@@ -224,6 +227,25 @@ def test_a_class_that_needs_clearly_less_is_held_against_the_next() -> None:
     between = math.sqrt((result.sizes[TARGET] or 1) * (result.sizes[ranked[1]] or 1))
     assert changes == pytest.approx([between] * 3, rel=0.05)
     assert all(trigger != strong.trigger for _, trigger in strong.rivals)
+
+
+def test_the_faintest_blended_picture_singles_out_the_planted_class() -> None:
+    result = inverted(Blended(), "blend")
+    ranked = sorted(range(8), key=lambda k: result.sizes[k] or 1.0)
+    first, second = (result.sizes[k] or 1.0 for k in ranked[:2])
+    assert ranked[0] == TARGET
+    assert first < 0.8 * second
+    found = next(c for c in result.candidates if c.target == TARGET)
+    images, labels = drawings(48, seed=7)
+    others = as_float(images[labels != TARGET])
+    trigger = invert(
+        classifier(Blended()), images, labels, [TARGET], "blend", seed=1, steps=100, size=2 * first
+    )  # fmt: skip
+    stamped = trigger.candidates[0].trigger(others)
+    assert float((stamped - others).abs().max()) <= 2 * first + 1 / 255
+    assert float((classifier(Blended()).logits(stamped).argmax(1) == TARGET).float().mean()) > 0.9
+    faint = found.trigger(others)
+    assert float((faint - others).abs().max()) <= BlendForm.JUDGED + 1 / 255
 
 
 def test_classes_that_need_alike_are_not_held_against_each_other() -> None:

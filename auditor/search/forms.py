@@ -300,32 +300,39 @@ class FieldForm(Form):
             return
         unit = gradient / _rms(gradient).clamp_min(1e-20)
         self.velocity = MOMENTUM * self.velocity + (1 - MOMENTUM) * unit
-        moved = self.field - STEP * _rows(self.radius, self.field) * self.velocity
-        self.field.copy_(self._within(moved))
+        self.field.copy_(self._within(self.field - STEP * self._scale() * self.velocity))
         self.field.grad = None
 
     def strongest(self, rows: Tensor, room: float = 1.0, size: float | None = None) -> Form:
         """The fields blown up, or shrunk, to the ball that they are judged in."""
         chosen = type(self).__new__(type(self))
         chosen.size, chosen.channels, chosen.settled = self.size, self.channels, True
-        field = self.field[rows].detach()
-        chosen.radius = (ROOM * _rms(field).flatten()).clamp_max(self.JUDGED)
+        chosen.radius = (ROOM * self.sizes()[rows].detach()).clamp_max(self.JUDGED)
         if size is not None:
             chosen.radius = torch.full_like(chosen.radius, size)
-        chosen.field = (field / _rms(field) * _rows(chosen.radius, field)).requires_grad_()
-        chosen.velocity = torch.zeros_like(field)
+        chosen.field = self.field[rows].detach().clone()
+        chosen.field = chosen._blown_up().requires_grad_()
+        chosen.velocity = torch.zeros_like(chosen.field)
         return chosen
+
+    def _scale(self) -> Tensor:
+        """What a step is a share of."""
+        return _rows(self.radius, self.field)
 
     def _within(self, field: Tensor) -> Tensor:
         size = _rms(field).clamp_min(1e-20)
         return field * (_rows(self.radius, field) / size).clamp_max(1)
+
+    def _blown_up(self) -> Tensor:
+        """The field, as large as it may be."""
+        return self.field / _rms(self.field) * _rows(self.radius, self.field)
 
 
 @FORMS.register("additive")
 class AdditiveForm(FieldForm):
     """One change added to every image: ``x' = clip(x + d)``, d as small as possible.
 
-    Blended pictures, sinusoids, bumps in the spectrum and faint noise are close to this.
+    Sinusoids, bumps in the spectrum and faint noise are close to this.
     """
 
     what = "added picture"
@@ -344,6 +351,52 @@ class AdditiveForm(FieldForm):
     def trigger(self, row: int) -> Trigger:
         """The field as a picture to add."""
         return Addition.of(self.field[row].detach())
+
+
+@FORMS.register("blend")
+class BlendForm(FieldForm):
+    """One picture blended into every image: ``x' = (1 - a) x + a q``, a as small as possible.
+
+    Beside what it adds, it takes contrast, which no added picture does. The field is q less grey;
+    the radius is the opacity a, and does not bound it. It is judged at as much change as an added
+    picture is.
+    """
+
+    what = "blended picture"
+    measure = "opacity of the picture"
+    START, LARGEST, JUDGED = 0.12, 0.6, 12 / 255
+
+    def __init__(self, classes: int, shape: tuple[int, int, int], draw: torch.Generator) -> None:
+        """Nearly grey."""
+        self.begin(torch.randn(classes, *coarse(shape), generator=draw), shape)
+
+    def parameters(self) -> list[Tensor]:
+        """The picture, and its opacity."""
+        return [self.field, self.radius]
+
+    def stamp(self, images: Tensor) -> Tensor:
+        """Images with the picture in them."""
+        picture = resized((0.5 + self.field).clamp(0, 1), self.size).unsqueeze(1)
+        return torch.lerp(images, picture, self.radius.view(-1, 1, 1, 1, 1))
+
+    def sizes(self) -> Tensor:
+        """Opacity."""
+        return self.radius
+
+    def trigger(self, row: int) -> Trigger:
+        """The picture under an even mask."""
+        picture = (0.5 + self.field[row].detach()).clamp(0, 1)
+        return Overlay.of(picture, self.radius[row].expand_as(picture[:1]))
+
+    def _scale(self) -> Tensor:
+        """The picture is no larger where it is fainter."""
+        return torch.ones_like(_rows(self.radius, self.field))
+
+    def _within(self, field: Tensor) -> Tensor:
+        return field.clamp(-0.5, 0.5)
+
+    def _blown_up(self) -> Tensor:
+        return self.field
 
 
 @FORMS.register("warp")

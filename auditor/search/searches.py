@@ -46,6 +46,10 @@ SEARCHES: Mapping[str, tuple[str, str]] = {
         "standard",
         "Small patches of few colours, by trial; for models without gradients, in place of the others",
     ),
+    "search.blend": (
+        "deep",
+        "Faintest picture that sends images of all classes to one when it is blended in, for each class",
+    ),
     "search.warp": (
         "deep",
         "Smallest warp that sends images of all classes to one, for each class",
