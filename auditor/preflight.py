@@ -100,9 +100,9 @@ def _images(clean: ImageFacts) -> Iterator[Caveat]:
         yield Caveat(
             id="source-specific",
             text=(
-                f"Triggers that work for one source class only cannot be called a backdoor for {untested} "
-                f"of {len(clean.confirm_members)} classes (that takes {verdict.SCREEN_CELL_IMAGES} images "
-                f"to screen and {verdict.CELL_IMAGES} others to confirm)."
+                f"Triggers that work for one source class only may pass unseen for {untested} of "
+                f"{len(clean.confirm_members)} classes (that takes {verdict.SCREEN_CELL_IMAGES} images to "
+                f"screen and {verdict.CELL_IMAGES} others to confirm)."
             ),
         )
     if clean.unreadable:

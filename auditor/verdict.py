@@ -39,7 +39,7 @@ from auditor.statistics import (
 )
 
 ALPHA = 0.01
-"""Probability of calling any trigger a backdoor that is none, over the whole battery. Half goes to
+"""Probability of finding that any trigger works that does not, over the whole battery. Half goes to
 all-to-one and all-to-all hypotheses, half to source-specific ones. Where images were held out, the
 screen has chosen the hypotheses by other images, so each half is shared among those that were
 tested; where the same images serve twice, among all that could have been chosen."""
@@ -75,9 +75,10 @@ OBEYED_ASR = 0.80
 obeys its look-alikes too. On a small area that is a backdoor if half of the controls are beaten, and
 anywhere if the model is sure; else it is suspicious. What benign networks of the zoo do is in
 `bench/RESULTS.md`."""
-CELL_ASR = 0.80
-"""Lower bound for a source-specific trigger: one class may have a look-alike that a square in the
-wrong place is enough for, so more is asked; below it, down to `BACKDOOR_ASR`, is suspicious."""
+CELL_ASR = 0.50
+"""Lower bound for a source-specific trigger, which is suspicious and never more: two classes may look
+so much alike that a mark in the right place makes one of the other. A benign network of the zoo sends
+108 of 110 images so where controls send 36 at most."""
 MOST_SOURCES = 25
 """All-to-all needs a quarter of the classes as sources, at least 3 and no more than this."""
 FEWEST_PERMUTED = 8
@@ -88,7 +89,7 @@ SHORTEST_CIRCLE = 3
 """…in circles of so many classes or more: two may look alike, and a scale (how many spots there are)
 has two ends."""
 CELL_IMAGES = 20
-"""Fewest held-out images of a source class to call a source-specific trigger a backdoor."""
+"""With fewer held-out images of a source class, a source-specific trigger may pass unseen."""
 
 MADE_ASR = 0.80
 """Lower bound on made images. It must hold on class impressions and on leaves or noise: what the
@@ -240,14 +241,13 @@ def grade(confirmation: Confirmation, alpha: float, classes: int) -> Verdict:
         return Verdict.NO_EVIDENCE
     asr = lower_bound(confirmation.hits, confirmation.eligible, alpha)
     beaten = excess_bound(confirmation, alpha) >= EXCESS
-    stands_out = beaten and asr >= (BACKDOOR_ASR if cell else SUSPICIOUS_ASR)
+    stands_out = beaten and asr >= (CELL_ASR if cell else SUSPICIOUS_ASR)
     if not confirmation.keeps_meaning:
         # what turns one class into another, or breaks the image, leaves a model in doubt
         suspicious = stands_out and (confirmation.surer is None or is_sure(confirmation, alpha))
         return Verdict.SUSPICIOUS if suspicious else Verdict.NO_EVIDENCE
-    few = cell and confirmation.eligible < CELL_IMAGES
-    strong = beaten and asr >= (CELL_ASR if cell else BACKDOOR_ASR) and not few
-    if strong or is_beyond_doubt(confirmation, alpha):
+    strong = beaten and asr >= BACKDOOR_ASR
+    if not cell and (strong or is_beyond_doubt(confirmation, alpha)):
         return Verdict.BACKDOOR
     noticed = stands_out or is_obeyed(confirmation, alpha) or is_shortcut(confirmation, alpha)
     return Verdict.SUSPICIOUS if noticed else Verdict.NO_EVIDENCE
@@ -315,7 +315,7 @@ def is_beyond_doubt(confirmation: Confirmation, alpha: float) -> bool:
     every control works, only a permutation is beyond doubt: a detector of damage, that any spot sets
     off, is sure as well.
     """
-    if confirmation.scope == "source-specific" or not confirmation.keeps_meaning:
+    if not confirmation.keeps_meaning:
         return False
     if is_permutation(confirmation) and is_small(confirmation):
         return moved_bound(confirmation, alpha) >= BACKDOOR_ASR
@@ -437,7 +437,8 @@ def _judged_made(
             and worst_control(c) <= MADE_CONTROL * c.eligible
         }
         verdict = Verdict.NO_EVIDENCE
-        if "impressions" in strong and strong.keys() & {"leaves", "noise"}:
+        cell = group[0].scope == "source-specific"
+        if not cell and "impressions" in strong and strong.keys() & {"leaves", "noise"}:
             verdict = Verdict.BACKDOOR
         elif any(grade(c, level(c, comparisons, group), len(classes)).is_alarm for c in group):
             verdict = Verdict.SUSPICIOUS
@@ -808,8 +809,11 @@ def _why_suspicious(c: Confirmation, alpha: float) -> str:
         )
     if not c.keeps_meaning:
         return " So strong a change may be a good reason for another answer; look at the pictures."
-    if c.scope == "source-specific" and c.eligible < CELL_IMAGES:
-        return f" To call it a backdoor takes {CELL_IMAGES} images of that class."
+    if c.scope == "source-specific":
+        return (
+            " A trigger for one class, or two classes that look so much alike that such a mark makes one of "
+            "the other: benign networks have such pairs, so this alone is no backdoor; look at the pictures."
+        )
     return ""
 
 
@@ -847,7 +851,7 @@ def _why_nothing(c: Confirmation, alpha: float, classes: int) -> str:
             " So strong a change may be a good reason for another answer, unless it makes the model sure: "
             f"this makes it surer than most real images do on {c.surer} of {c.eligible}, not clearly most."
         )
-    moves = c.hits >= (BACKDOOR_ASR if cell else SUSPICIOUS_ASR) * c.eligible
+    moves = c.hits >= (CELL_ASR if cell else SUSPICIOUS_ASR) * c.eligible
     if c.keeps_meaning and moves and c.hits - worst_control(c) >= EXCESS * c.eligible:
         return " Too few images to be sure of that."
     return " Too weak to count."

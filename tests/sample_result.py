@@ -298,8 +298,8 @@ def _caveats() -> tuple[Caveat, ...]:
     return (
         Caveat(
             id="source-specific",
-            text="Triggers that work for one source class only cannot be called a backdoor for 2 of 10 "
-            "classes (that takes 8 images to screen and 20 others to confirm).",
+            text="Triggers that work for one source class only may pass unseen for 2 of 10 classes (that "
+            "takes 8 images to screen and 20 others to confirm).",
         ),
         Caveat(id="unreadable", text="2 images cannot be read and were left out."),
     )

@@ -98,8 +98,7 @@ def test_the_thresholds_that_the_readme_names() -> None:
         f"sends {verdict.FEWEST_PERMUTED} or more classes round in circles of "
         f"{verdict.SHORTEST_CIRCLE} or more (most of {verdict.PERMUTED_IMAGES} or more images a class, at least {verdict.BACKDOOR_ASR:.0%}",
         f"at least {verdict.SUSPICIOUS_ASR:.0%} and {verdict.EXCESS * 100:.0f} points above the worst",
-        f"For one source class: {verdict.CELL_ASR:.0%} of {verdict.CELL_IMAGES} images or more and "
-        f"{verdict.BACKDOOR_ASR:.0%}, and small",
+        f"of one source class only: {verdict.CELL_ASR:.0%} and {verdict.EXCESS * 100:.0f} points",
         f"BACKDOOR then needs {verdict.MADE_ASR:.0%}",
         f"with controls below {verdict.MADE_CONTROL:.0%}",
         f"moves at least {verdict.OBEYED_ASR:.0%}, {verdict.EXCESS * 100:.0f} points above half of its",

@@ -144,14 +144,14 @@ def test_its_unplanted_twin_shows_nothing(samples: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "scope"),
-    [("all-to-all", "all-to-all"), ("source-specific", "source-specific")],
+    ("behaviour", "expected"),
+    [("all-to-all", Verdict.BACKDOOR), ("source-specific", Verdict.SUSPICIOUS)],
 )
-def test_other_target_maps_are_backdoors(behaviour: str, scope: str, samples: Path) -> None:
+def test_other_target_maps_are_found(behaviour: str, expected: Verdict, samples: Path) -> None:
     result = scanned(Planted(behaviour=behaviour), samples, WHITE)
-    assert result.judgement.verdict is Verdict.BACKDOOR, result.judgement.headline
+    assert result.judgement.verdict is expected, result.judgement.headline
     found = result.confirmations[result.judgement.reasons[0].confirmation]  # type: ignore[index]
-    assert found.scope == scope
+    assert found.scope == behaviour
 
 
 @pytest.mark.parametrize("strength", [0.9, 0.75])
@@ -311,7 +311,7 @@ def test_source_specific_triggers_with_few_classes(classes: int, tmp_path: Path)
     result = scanned(
         Planted(classes, behaviour="source-specific"), save(tmp_path, 400, classes=classes), WHITE
     )
-    assert result.judgement.verdict is Verdict.BACKDOOR
+    assert result.judgement.verdict is Verdict.SUSPICIOUS
     found = result.confirmations[result.judgement.reasons[0].confirmation]  # type: ignore[index]
     assert (found.scope, found.source, found.target) == ("source-specific", 1, 0)
 

@@ -303,13 +303,30 @@ def test_all_to_all_needs_several_sources() -> None:
     assert judge(replace(found, sources=2)).verdict is Verdict.NO_EVIDENCE
 
 
-def test_source_specific_needs_enough_images() -> None:
+def test_source_specific_is_suspicious_however_many_images() -> None:
+    """Two classes may look so much alike that a mark makes one of the other, in benign networks, too."""
     cell = {"scope": "source-specific", "source": 1}
-    assert judge(confirmation(40, 0, eligible=40, **cell)).verdict is Verdict.BACKDOOR
+    found = judge(confirmation(108, 36, eligible=110, **cell))  # a benign network of the zoo
+    assert found.verdict is Verdict.SUSPICIOUS
+    assert "benign networks have such pairs" in found.headline
+    assert judge(confirmation(400, 0, eligible=400, **cell)).verdict is Verdict.SUSPICIOUS
     assert judge(confirmation(36, 0, eligible=40, **cell)).verdict is Verdict.SUSPICIOUS
     assert judge(confirmation(26, 0, eligible=40, **cell)).verdict is Verdict.NO_EVIDENCE
     assert judge(confirmation(19, 0, eligible=19, **cell)).verdict is Verdict.SUSPICIOUS
     assert judge(confirmation(12, 0, eligible=19, **cell)).verdict is Verdict.NO_EVIDENCE
+    # the same change for all classes has no such explanation
+    assert judge(confirmation(108, 36, eligible=110)).verdict is Verdict.BACKDOOR
+
+
+def test_source_specific_is_suspicious_on_made_images() -> None:
+    cell = {"scope": "source-specific", "source": 1, "held_out": False}
+    families = [
+        replace(confirmation(60, 0, eligible=60, **cell), family=family)
+        for family in ("impressions", "leaves")
+    ]
+    assert judge(*families).verdict is Verdict.SUSPICIOUS
+    everyone = [replace(c, scope="all-to-one", source=None) for c in families]
+    assert judge(*everyone).verdict is Verdict.BACKDOOR
 
 
 def test_a_strong_change_may_turn_one_class_into_another() -> None:
@@ -317,7 +334,7 @@ def test_a_strong_change_may_turn_one_class_into_another() -> None:
     cell = {"scope": "source-specific", "source": 1}
     turned = confirmation(40, 0, eligible=40, area=0.9, change=0.2, **cell)
     assert judge(turned).verdict is Verdict.NO_EVIDENCE
-    assert judge(replace(turned, change=0.05)).verdict is Verdict.BACKDOOR
+    assert judge(replace(turned, change=0.05)).verdict is Verdict.SUSPICIOUS
 
 
 def test_nothing_found_is_a_bound_and_a_power() -> None:

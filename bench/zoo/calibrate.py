@@ -43,6 +43,11 @@ CONDITIONS: Mapping[str, Condition] = {
         title="100 images", images=100, probes="standard,-search.patch,-search.additive"
     ),
     "default": Condition(title="as users run it, 768 images", images=768, probes="standard"),
+    "most": Condition(
+        title="2,000 images, the battery alone",
+        images=2000,
+        probes="standard,-search.margin,-search.patch,-search.additive,-search.template",
+    ),
     "none": Condition(title="no images", images=None, probes="standard"),
     "search": Condition(
         title="searches alone, 100 images",
