@@ -36,6 +36,12 @@ def check(
     if clean is not None:
         yield from _accuracy(clean, preprocessing, len(clean.predicted))
         yield from _images(clean)
+        if len(clean.predicted) == 2:
+            yield Caveat(
+                id="two-classes",
+                text="With two classes, a trigger that turns one into the other may be the very mark that "
+                "tells them apart: look at the pictures.",
+            )
     if not _deterministic(classifier, half):
         yield Caveat(
             id="random-output",

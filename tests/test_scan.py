@@ -316,6 +316,12 @@ def test_source_specific_triggers_with_few_classes(classes: int, tmp_path: Path)
     assert (found.scope, found.source, found.target) == ("source-specific", 1, 0)
 
 
+@pytest.mark.parametrize(("classes", "said"), [(2, True), (3, False)])
+def test_two_classes_may_differ_by_the_trigger(classes: int, said: bool, tmp_path: Path) -> None:
+    result = scanned(Planted(classes), save(tmp_path, 100, classes=classes), WHITE)
+    assert ("two-classes" in {caveat.id for caveat in result.caveats}) is said
+
+
 def test_an_honest_model_may_tell_arrows_apart(tmp_path: Path) -> None:
     """Turning the image turns the class: that is no backdoor."""
 
