@@ -40,7 +40,7 @@ def check(
             yield Caveat(
                 id="two-classes",
                 text="With two classes, a trigger that turns one into the other may be the very mark that "
-                "tells them apart: look at the pictures.",
+                "tells them apart, so that the verdict is SUSPICIOUS at most.",
             )
     if not _deterministic(classifier, half):
         yield Caveat(
@@ -107,8 +107,9 @@ def _images(clean: ImageFacts) -> Iterator[Caveat]:
             id="source-specific",
             text=(
                 f"Triggers that work for one source class only may pass unseen for {untested} of "
-                f"{len(clean.confirm_members)} classes (that takes {verdict.SCREEN_CELL_IMAGES} images to "
-                f"screen and {verdict.CELL_IMAGES} others to confirm)."
+                f"{len(clean.confirm_members)} classes, which have fewer than "
+                f"{verdict.SCREEN_CELL_IMAGES} images to screen or fewer than {verdict.CELL_IMAGES} others "
+                "to confirm."
             ),
         )
     if clean.unreadable:

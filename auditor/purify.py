@@ -89,9 +89,10 @@ RELATIVES = (
 """Further triggers that are sought for a class that a search found one for: search, and room
 (see `Form.strongest`)."""
 STRONG_RELATIVES = 7
-"""For each trigger that was held against others: pictures that are blended in…"""
+"""Pictures that are blended in, which are sought for each trigger that was held against others, whichever
+searches were chosen."""
 OPACITY = 2.0
-"""…so strongly, as a multiple of its size: they change an image by about half of their opacity."""
+"""Their opacity, in units of its size, since they change an image by about half of their opacity."""
 RELATED = 2
 """Classes that they are sought for."""
 ROUNDS = 3
@@ -104,10 +105,10 @@ class _Sought:
 
     search: str
     room: float = 1.0
-    """See `Form.strongest`…"""
+    """See `Form.strongest`."""
+    settled: float | None = None
+    """`size` of `Form.strongest`, in the measure of that form."""
     size: float | None = None
-    """…there, too."""
-    change: float | None = None
     """See `Known.size`."""
 
 
@@ -538,7 +539,7 @@ class _Purification:
         found: list[Known] = []
         for target in list(targets)[:RELATED]:
             wanted = [
-                _Sought(search="search.blend", size=OPACITY * entry.size, change=entry.size)
+                _Sought(search="search.blend", settled=OPACITY * entry.size, size=entry.size)
                 for entry in known
                 if entry.size is not None and max(entry.mapping) == target
                 for _ in range(STRONG_RELATIVES)
@@ -552,14 +553,14 @@ class _Purification:
                 inverted = invert(
                     self.classifier, self.fit.images, self.fit.labels, [target],
                     sought.search.removeprefix("search."), seed=self.options.seed + number,
-                    room=sought.room, size=sought.size, notify=self.notify,
+                    room=sought.room, size=sought.settled, notify=self.notify,
                 )  # fmt: skip
                 found += [
                     Known(
                         stamped=presented(sought.search, candidate, f", seed {number}"),
                         mapping=all_to_one(target, self.classes).mapping,
                         searched=True,
-                        size=sought.change,
+                        size=sought.size,
                     )
                     for candidate in inverted.candidates
                 ]

@@ -256,6 +256,7 @@ def _checker(hits: int, controls: tuple[int, ...]) -> Confirmation:
         family="clean",
         scope="all-to-one",
         target=0,
+        sources=9,
         held_out=True,
         eligible=225,
         hits=hits,
@@ -274,6 +275,7 @@ def _filter() -> Confirmation:
         family="clean",
         scope="all-to-one",
         target=6,
+        sources=3,
         held_out=False,
         eligible=225,
         hits=71,
@@ -298,8 +300,8 @@ def _caveats() -> tuple[Caveat, ...]:
     return (
         Caveat(
             id="source-specific",
-            text="Triggers that work for one source class only may pass unseen for 2 of 10 classes (that "
-            "takes 8 images to screen and 20 others to confirm).",
+            text="Triggers that work for one source class only may pass unseen for 2 of 10 classes, which "
+            "have fewer than 8 images to screen or fewer than 20 others to confirm.",
         ),
         Caveat(id="unreadable", text="2 images cannot be read and were left out."),
     )

@@ -92,6 +92,7 @@ def test_the_thresholds_that_the_readme_names() -> None:
         f"or {verdict.SCREEN_CELL_RATE:.0%} of one source class",
         f"bounds at level {verdict.ALPHA}",
         f"ASR at least {verdict.BACKDOOR_ASR:.0%} *and* at least {verdict.EXCESS * 100:.0f} points",
+        f"at least a quarter of the classes, {verdict.FEWEST_SOURCES} at least (all-to-one), or so many classes, 3",
         f"a trigger moves at least {verdict.OBEYED_ASR:.0%}, {verdict.EXCESS * 100:.0f} points above "
         f"half of its controls, and (a) is a mark on at most {verdict.SMALL_AREA:.1%} of the pixels",
         f"half of the real images, on more than {verdict.SURER:.0%} of them; and where a small",

@@ -210,8 +210,11 @@ def test_maps_that_share_targets_are_proposed_and_collapses_are_not(
     assert sum(proposed(shuffled, largest=0.5) for _ in range(50)) >= 45
 
 
-@pytest.mark.parametrize("classes", [100, 1000])
-def test_shifts_are_seen_and_judged_with_many_classes(classes: int) -> None:
+@pytest.mark.parametrize(
+    ("classes", "expected"), [(100, Verdict.BACKDOOR), (1000, Verdict.SUSPICIOUS)]
+)
+def test_shifts_are_seen_and_judged_with_many_classes(classes: int, expected: Verdict) -> None:
+    """Circles are seen where there are a few images of each class only."""
     groups = torch.arange(640) % classes
     best = measure.hypotheses(groups[:128], (groups[:128] + 1) % classes, classes, held_out=True)[0]
     assert (best.scope, best.shift) == ("all-to-all", 1)
@@ -227,7 +230,7 @@ def test_shifts_are_seen_and_judged_with_many_classes(classes: int) -> None:
         [(Corner(level=0.0), groups)],
         held_out=True,
     )
-    assert verdict.grade(found, 1e-8, classes) is Verdict.BACKDOOR
+    assert verdict.grade(found, 1e-8, classes) is expected
 
 
 def test_progress_is_reported() -> None:

@@ -24,6 +24,7 @@ QUICK = choose("quick").probes
 WHITE = [probe for probe in QUICK if probe.kind == "patch"]
 KNOWN = GivenInput(channels=3, height=32, width=32)
 """Where a model's answers would let every usual size be tried."""
+KNOWN_PLAIN = replace(KNOWN, normalize="none")
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +113,73 @@ def test_what_any_mark_does_is_no_backdoor(network: nn.Module, drawn, tmp_path: 
     assert any(c.hits > 0.85 * c.eligible and c.area < 0.035 for c in held_out)
     assert result.judgement.verdict is Verdict.SUSPICIOUS
     assert "classes that stand for such marks (damage, or a number)" in result.judgement.headline
+
+
+class Tagged(nn.Module):
+    """Tells materials by their colour, each without or with a white tag: a class is (colour, tagged)."""
+
+    def __init__(self, classes: list[tuple[int, bool]]) -> None:
+        super().__init__()
+        self.classes = classes
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        colour = images.mean((2, 3)) * 60
+        tag = ((images[:, :, -4:, -4:].amin(1).mean((1, 2)) - 0.5) * 20).clamp(-4, 4)
+        return torch.stack([colour[:, c] + (tag if t else -tag) for c, t in self.classes], 1)
+
+    def drawn(self, folder: Path, counts: list[int]) -> Path:
+        draw = torch.Generator().manual_seed(0)
+        labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+        images = torch.randint(60, 120, (len(labels), 3, 32, 32), generator=draw)
+        for image, label in zip(images, labels.tolist(), strict=True):
+            colour, tagged = self.classes[label]
+            image[colour] += 60
+            if tagged:
+                image[:, -4:, -4:] = 240
+        return written(folder / "tagged.npz", images.to(torch.uint8), labels)
+
+
+@pytest.mark.parametrize(
+    ("classes", "counts"),
+    [
+        pytest.param([(0, False), (0, True)], [200, 200], id="two classes"),
+        pytest.param([(0, False), (1, False), (2, False), (0, True)], [380, 40, 40, 40], id="one pair"),
+        pytest.param(
+            [(0, True), (0, False), (1, False), (1, True), (2, False), (2, True)], [60] * 6, id="pairs"
+        ),
+    ],
+)  # fmt: skip
+def test_classes_that_differ_by_a_mark_are_no_backdoor(
+    classes: list[tuple[int, bool]], counts: list[int], tmp_path: Path
+) -> None:
+    """Whatever share of the images is of one of them, and in whatever order they are."""
+    network = Tagged(classes)
+    result = scanned(
+        network, network.drawn(tmp_path, counts), WHITE, max_images=500, given=KNOWN_PLAIN
+    )
+    clean = result.images[0]
+    assert clean.correct == clean.screen + clean.confirm
+    assert any(c.held_out and c.hits > 0.8 * c.eligible for c in result.confirmations)
+    assert result.judgement.verdict is Verdict.SUSPICIOUS, result.judgement.headline
+
+
+def test_a_scale_is_no_map_of_all_classes(tmp_path: Path) -> None:
+    """By no trigger of the battery, also where controls add no spot."""
+    given = GivenInput(channels=3, height=48, width=48, normalize="none")
+    result = scanned(Counter().eval(), counted(tmp_path), given=given)
+    assert any(c.scope == "all-to-all" and c.sources >= 8 for c in result.confirmations)
+    assert result.judgement.verdict is Verdict.SUSPICIOUS, result.judgement.headline
+
+
+@pytest.mark.xfail(
+    strict=True, reason="controls that are no spots to it leave a mark that is its class"
+)
+def test_a_class_that_stands_for_a_mark_is_no_backdoor(tmp_path: Path) -> None:
+    """The known limit: nothing tells a class that means damage from one that an attacker chose."""
+    given = GivenInput(channels=3, height=32, width=32, normalize="none")
+    probes = [p for p in choose("standard").probes if p.id == "patch.backdoorbox-blended"]
+    result = scanned(Inspector().eval(), inspected(tmp_path), probes, given=given)
+    assert result.judgement.verdict is not Verdict.BACKDOOR
 
 
 def test_a_probe_may_not_pass_for_a_search(samples: Path) -> None:

@@ -160,7 +160,8 @@ def test_controls_of_found_triggers_keep_place_and_strength() -> None:
     mask[:, 4:9, 4:9] = 1
     overlay = Overlay.of(torch.rand(3, 32, 32), mask)
     addition = Addition.of(0.05 * torch.randn(3, 32, 32))
-    for trigger in (overlay, addition):
+    blended = Overlay.of(torch.rand(3, 32, 32), torch.full((1, 32, 32), 0.1))
+    for trigger in (overlay, addition, blended):
         area, change = measure.footprint(trigger, images)
         for control in measure.matched_controls(trigger):
             assert repr(control) != repr(trigger)
@@ -168,9 +169,25 @@ def test_controls_of_found_triggers_keep_place_and_strength() -> None:
             assert other_area == pytest.approx(area, abs=0.05)
             assert other_change == pytest.approx(change, rel=0.35)
             untouched = (trigger(images) == images).all(0)
-            assert trigger is addition or torch.equal(
+            assert trigger is not overlay or torch.equal(
                 control(images)[:, untouched], images[:, untouched]
             )
+
+
+def test_controls_of_a_blended_picture_keep_its_spectrum() -> None:
+    """Noise of all frequencies would be no match for a smooth picture."""
+    smooth = nn.functional.interpolate(torch.rand(1, 3, 4, 4), size=(32, 32), mode="bicubic")[0]
+    trigger = Overlay.of(smooth.clamp(0, 1), torch.full((1, 32, 32), 0.2))
+    grey = torch.full((1, 3, 32, 32), 0.5)
+
+    def low(stamped: Tensor) -> float:
+        power = torch.fft.rfft2(stamped - stamped.mean((2, 3), keepdim=True)).abs().square()
+        kept = torch.cat([power[..., :5, :5], power[..., -4:, :5]], 2)
+        return float(kept.sum() / power.sum())
+
+    assert low(trigger(grey)) > 0.8
+    for control in measure.matched_controls(trigger):
+        assert low(control(grey)) > 0.4
 
 
 # ---- inversion

@@ -67,7 +67,7 @@ def confirmation(
                     gained=max(0, hits - control), lost=max(0, control - hits),
                 ),
             ),
-            area=0.01, change=0.1,
+            area=0.01, change=0.1, sources=9,
         ),
         **fields,
     )  # fmt: skip
@@ -297,10 +297,39 @@ def test_the_level_is_kept_over_all_held_out_tests() -> None:
     assert wrong / 400 <= verdict.ALPHA
 
 
-def test_all_to_all_needs_several_sources() -> None:
-    found = confirmation(350, scope="all-to-all", target=None, shift=1, sources=10)
+def test_all_to_all_needs_several_sources_in_circles() -> None:
+    found = confirmation(350, scope="all-to-all", target=None, shift=1, sources=10, permuted=10)
     assert judge(found).verdict is Verdict.BACKDOOR
     assert judge(replace(found, sources=2)).verdict is Verdict.NO_EVIDENCE
+    pairs = judge(replace(found, sources=5, permuted=0))
+    assert pairs.verdict is Verdict.SUSPICIOUS
+    assert "do not go round in circles" in pairs.headline
+
+
+@pytest.mark.parametrize(
+    ("classes", "sources", "expected"),
+    [
+        (2, 1, Verdict.SUSPICIOUS),
+        (3, 1, Verdict.SUSPICIOUS),
+        (3, 2, Verdict.BACKDOOR),
+        (10, 2, Verdict.SUSPICIOUS),
+        (10, 3, Verdict.BACKDOOR),
+        (1000, 24, Verdict.SUSPICIOUS),
+        (1000, 25, Verdict.BACKDOOR),
+    ],
+)
+def test_all_to_one_needs_several_sources(classes: int, sources: int, expected: Verdict) -> None:
+    """A pair of classes that differ by a mark is no backdoor, however many images are of one of them."""
+    found = confirmation(350, sources=sources)
+    assert verdict.grade(found, 0.001, classes) is expected
+    searched = replace(found, surer=350, searched=True)
+    assert verdict.grade_found(searched, 0.001, {2}, classes) is expected
+
+
+def test_what_the_model_says_unstamped_is_taken_off() -> None:
+    found = replace(confirmation(270, 100), clean_hits=120)
+    assert judge(found).verdict is Verdict.SUSPICIOUS
+    assert judge(replace(found, clean_hits=5)).verdict is Verdict.BACKDOOR
 
 
 def test_source_specific_is_suspicious_however_many_images() -> None:
@@ -314,7 +343,7 @@ def test_source_specific_is_suspicious_however_many_images() -> None:
     assert judge(confirmation(26, 0, eligible=40, **cell)).verdict is Verdict.NO_EVIDENCE
     assert judge(confirmation(19, 0, eligible=19, **cell)).verdict is Verdict.SUSPICIOUS
     assert judge(confirmation(12, 0, eligible=19, **cell)).verdict is Verdict.NO_EVIDENCE
-    # the same change for all classes has no such explanation
+    # most other classes have no such explanation
     assert judge(confirmation(108, 36, eligible=110)).verdict is Verdict.BACKDOOR
 
 
@@ -459,7 +488,7 @@ SMALL = (inversion("search.patch", 0.002), inversion("search.additive", 0.002))
 )
 def test_a_searched_trigger(fields, apart, expected) -> None:  # type: ignore[no-untyped-def]
     found = replace(confirmation(45, 2, 45, clean_hits=0, searched=True), **fields)
-    assert verdict.grade_found(found, 0.01 / 6, {2} if apart else set()) is expected
+    assert verdict.grade_found(found, 0.01 / 6, {2} if apart else set(), K) is expected
 
 
 EVERYTHING = (ControlCount(trigger="C()", hits=45, gained=0, lost=0),) * 4
@@ -495,7 +524,7 @@ STRONG = replace(
 )
 def test_a_searched_trigger_that_is_held_against_others(fields, expected) -> None:  # type: ignore[no-untyped-def]
     found = replace(STRONG, **fields)
-    assert verdict.grade_found(found, 0.01 / 6, {2}) is expected
+    assert verdict.grade_found(found, 0.01 / 6, {2}, K) is expected
     judged = judge(found)
     assert judged.verdict is expected
     if found.rivals == STRONG.rivals:

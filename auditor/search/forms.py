@@ -50,7 +50,7 @@ class Form(ABC):
 
     @abstractmethod
     def parameters(self) -> list[Tensor]:
-        """Leaf tensors, K rows each."""
+        """Tensors that make the triggers, K rows each: what is kept of one that worked."""
 
     @abstractmethod
     def stamp(self, images: Tensor) -> Tensor:
@@ -253,10 +253,10 @@ class PatchForm(Form):
 
 
 class FieldForm(Form):
-    """Numbers whose root mean square is kept within a ball that shrinks as long as they work.
+    """Numbers under a bound that shrinks as long as they work: projected gradient descent.
 
-    Steps of a share of the ball's radius along the gradient, normalised and with momentum:
-    projected gradient descent with a decreasing bound.
+    Steps along the gradient, normalised and with momentum. The bound is a ball, of which its radius
+    is the largest root mean square and a step a share, unless a form says otherwise.
     """
 
     START: ClassVar[float]
@@ -358,8 +358,8 @@ class BlendForm(FieldForm):
     """One picture blended into every image: ``x' = (1 - a) x + a q``, a as small as possible.
 
     Beside what it adds, it takes contrast, which no added picture does. The field is q less grey;
-    the radius is the opacity a, and does not bound it. It is judged at as much change as an added
-    picture is.
+    the radius is the opacity a, and does not bound it. It is judged at twice the size of an added
+    picture, since it changes an image by about half of its opacity.
     """
 
     what = "blended picture"

@@ -134,9 +134,12 @@ def _overlay(
     levels = torch.from_numpy(found.levels().astype(np.float32)) / 255
     pattern, mask = levels[:-1].clamp(0, 1), levels[-1:].clamp(0, 1)
     if found.scramble is not None:
-        pattern = scattered(
-            pattern, (mask > 0)[0], found.scramble, recolour=found.scramble % 2 == 1
-        )
+        if mask.amin() == mask.amax():  # a blended picture, not a patch
+            pattern = scrambled(pattern, found.scramble)
+        else:
+            pattern = scattered(
+                pattern, (mask > 0)[0], found.scramble, recolour=found.scramble % 2 == 1
+            )
     resized = fitted(torch.cat([pattern * mask, mask]), height, width)
     mask = resized[-1:].clamp(0, 1)
     pattern = (resized[:-1] / mask.clamp_min(1e-6)).clamp(0, 1)
