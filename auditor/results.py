@@ -368,11 +368,13 @@ class Judgement:
     """Simultaneous 95 % upper bound on the all-to-one ASR of every declared trigger that did not
     stand out in the screen; None where there is none."""
     power: float | None
-    """Smallest true ASR of a declared all-to-one trigger that this scan would have called BACKDOOR
-    with probability 0.95 or more, whichever its target among `power_classes`; None where no ASR
-    would have."""
+    """Smallest true ASR, in every class alike, of a declared all-to-one trigger that this scan would
+    have called `power_verdict` with probability 0.95 or more, whichever its target among
+    `power_classes`; None where no ASR would have."""
     power_classes: int = 0
     """Classes that the power holds for; a class that most images belong to is hard to test."""
+    power_verdict: Verdict = Verdict.BACKDOOR
+    """SUSPICIOUS where there are images of too few classes to call any trigger universal."""
     outlier_p: float | None = None
     """p-value of the data-free margins (Grubbs, on logs): of the step that decided, or of the
     largest."""

@@ -280,7 +280,7 @@ def _show_verdict(console: Console, result: ScanResult) -> None:
         )
         notes.append(
             f"Power: a trigger of the battery with a true ASR of {judgement.power:.0%} or more, towards "
-            f"{towards}, would have been called BACKDOOR with probability 95%."
+            f"{towards}, would have been called {judgement.power_verdict} with probability 95%."
         )
     if judgement.verdict is Verdict.NO_EVIDENCE:
         notes.append(

@@ -191,6 +191,7 @@ def judge(
         nothing_above=bound,
         power=power,
         power_classes=testable,
+        power_verdict=Verdict.BACKDOOR if clean is None else highest(clean),
         outlier_p=outlier_p,
         outlier_classes=outlier_classes,
         search_p=search_p,
@@ -399,6 +400,11 @@ def enough_sources(classes: int) -> float:
     return max(3, min(classes / 4, MOST_SOURCES))
 
 
+def several_sources(classes: int) -> float:
+    """Source classes that an all-to-one finding needs to be universal."""
+    return max(FEWEST_SOURCES, min(classes / 4, MOST_SOURCES))
+
+
 def is_universal(confirmation: Confirmation, classes: int) -> bool:
     """Whether a trigger works for so many classes that no natural mark explains it.
 
@@ -407,7 +413,7 @@ def is_universal(confirmation: Confirmation, classes: int) -> bool:
     """
     match confirmation.scope:
         case "all-to-one":
-            return confirmation.sources >= max(FEWEST_SOURCES, min(classes / 4, MOST_SOURCES))
+            return confirmation.sources >= several_sources(classes)
         case "all-to-all":
             return confirmation.permuted >= enough_sources(classes)
         case _:
@@ -646,13 +652,13 @@ def _how_sure(found: Confirmation, verdict: Verdict, alpha: float) -> str:
 
 
 def smallest_detectable(clean: ImageFacts, comparisons: int) -> tuple[float | None, int]:
-    """Smallest true ASR of an all-to-one trigger that is called BACKDOOR with probability 0.95.
+    """Smallest true ASR of an all-to-one trigger that is called `highest` with probability 0.95.
 
     Screen and confirmation are both counted in; controls are taken not to fire.
 
     Returns:
         The ASR for the target that is hardest to test, and the number of targets that it holds for:
-        those towards which a trigger that always works would be called BACKDOOR. None and 0 where
+        those towards which a trigger that always works would be called that. None and 0 where
         there is no such target.
     """
     alpha = ALPHA / 2 / (POWER_TESTS if clean.confirm else max(1, comparisons))
@@ -663,6 +669,13 @@ def smallest_detectable(clean: ImageFacts, comparisons: int) -> tuple[float | No
     powers = {half: _detectable(*half, alpha, split=bool(clean.confirm)) for half in set(halves)}
     testable = [power for half in halves if (power := powers[half]) is not None]
     return (max(testable), len(testable)) if testable else (None, 0)
+
+
+def highest(clean: ImageFacts) -> Verdict:
+    """What an all-to-one trigger of the battery can be called at most, by the classes that are there."""
+    members = clean.confirm_members if clean.confirm else clean.screen_members
+    sources = sum(count > 0 for count in members) - 1
+    return Verdict.BACKDOOR if sources >= several_sources(len(members)) else Verdict.SUSPICIOUS
 
 
 def _detectable(screened: int, confirmed: int, alpha: float, *, split: bool) -> float | None:

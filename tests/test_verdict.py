@@ -376,6 +376,24 @@ def test_nothing_found_is_a_bound_and_a_power() -> None:
     assert 0.5 < judgement.power < 0.8
 
 
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        ((200, 200), Verdict.SUSPICIOUS),
+        ((200, 200, 200), Verdict.BACKDOOR),
+        ((400, 0, 0, 0), Verdict.SUSPICIOUS),
+        ((200, 200, 0, 0), Verdict.SUSPICIOUS),
+        ((100, 100, 100, 0, 0, 0, 0, 0, 0, 0, 0, 0), Verdict.SUSPICIOUS),
+        ((100,) * 4 + (0,) * 8, Verdict.BACKDOOR),
+    ],
+)
+def test_the_power_names_what_images_of_so_few_classes_can_show(
+    members: tuple[int, ...], expected: Verdict
+) -> None:
+    clean = replace(facts(), confirm=sum(members), confirm_members=members)
+    assert verdict.highest(clean) is expected
+
+
 def test_power_is_what_judge_would_say() -> None:
     """At the printed power the screen and the confirmation pass together 95 % of the time."""
     generator = __import__("random").Random(0)
