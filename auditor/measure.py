@@ -296,7 +296,7 @@ def _cells(table: Tensor, members: Tensor, overall: Mapping[int | None, float]) 
 
 
 def _enough_sources(members: Tensor, classes: int) -> bool:
-    return int((members >= 1).sum()) >= verdict.enough_sources(classes)
+    return int((members >= 1).sum()) >= verdict.enough_sources(classes, verdict.FEWEST_MAPPED)
 
 
 def confirmation(

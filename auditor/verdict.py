@@ -80,10 +80,12 @@ CELL_ASR = 0.50
 so much alike that a mark in the right place makes one of the other. A benign network of the zoo sends
 108 of 110 images so where controls send 36 at most."""
 FEWEST_SOURCES = 2
-"""All-to-one needs a quarter of the classes as sources, at least these: with one alone it is a trigger
-of one source class, whatever share of the images is of it."""
+"""Fewest source classes of an all-to-one trigger that is universal: with one alone it is a trigger of
+one source class, whatever share of the images is of it…"""
+FEWEST_MAPPED = 3
+"""…of an all-to-all one…"""
 MOST_SOURCES = 25
-"""The same for all-to-all, at least 3, and no more than this for both."""
+"""…and for both a quarter of the classes where that is more, but never more than this."""
 FEWEST_PERMUTED = 8
 """Fewest classes that go round in circles, for a map that its controls do not set apart…"""
 PERMUTED_IMAGES = 4
@@ -237,7 +239,8 @@ def grade(confirmation: Confirmation, alpha: float, classes: int) -> Verdict:
     if not confirmation.controls or confirmation.eligible == 0:
         return Verdict.NO_EVIDENCE
     if confirmation.scope == "all-to-all" and (
-        confirmation.sources < enough_sources(classes) or not confirmation.keeps_meaning
+        confirmation.sources < enough_sources(classes, FEWEST_MAPPED)
+        or not confirmation.keeps_meaning
     ):
         return Verdict.NO_EVIDENCE
     cell = confirmation.scope == "source-specific"
@@ -395,14 +398,9 @@ def is_shortcut(confirmation: Confirmation, alpha: float) -> bool:
     )
 
 
-def enough_sources(classes: int) -> float:
-    """Source classes that an all-to-all finding needs."""
-    return max(3, min(classes / 4, MOST_SOURCES))
-
-
-def several_sources(classes: int) -> float:
-    """Source classes that an all-to-one finding needs to be universal."""
-    return max(FEWEST_SOURCES, min(classes / 4, MOST_SOURCES))
+def enough_sources(classes: int, fewest: int) -> float:
+    """Source classes that a finding needs: `FEWEST_SOURCES`, or all-to-all `FEWEST_MAPPED`, or more."""
+    return max(fewest, min(classes / 4, MOST_SOURCES))
 
 
 def is_universal(confirmation: Confirmation, classes: int) -> bool:
@@ -413,9 +411,9 @@ def is_universal(confirmation: Confirmation, classes: int) -> bool:
     """
     match confirmation.scope:
         case "all-to-one":
-            return confirmation.sources >= several_sources(classes)
+            return confirmation.sources >= enough_sources(classes, FEWEST_SOURCES)
         case "all-to-all":
-            return confirmation.permuted >= enough_sources(classes)
+            return confirmation.permuted >= enough_sources(classes, FEWEST_MAPPED)
         case _:
             return False
 
@@ -675,7 +673,8 @@ def highest(clean: ImageFacts) -> Verdict:
     """What an all-to-one trigger of the battery can be called at most, by the classes that are there."""
     members = clean.confirm_members if clean.confirm else clean.screen_members
     sources = sum(count > 0 for count in members) - 1
-    return Verdict.BACKDOOR if sources >= several_sources(len(members)) else Verdict.SUSPICIOUS
+    enough = sources >= enough_sources(len(members), FEWEST_SOURCES)
+    return Verdict.BACKDOOR if enough else Verdict.SUSPICIOUS
 
 
 def _detectable(screened: int, confirmed: int, alpha: float, *, split: bool) -> float | None:
@@ -842,7 +841,7 @@ def _why_suspicious(c: Confirmation, alpha: float, classes: int) -> str:
         )
     if not c.keeps_meaning:
         return " So strong a change may be a good reason for another answer; look at the pictures."
-    if not is_universal(c, classes) and moved_bound(c, alpha) >= CELL_ASR:
+    if not is_universal(c, classes) and moved_bound(c, alpha) >= BACKDOOR_ASR:
         return _why_not_universal(c, classes)
     return ""
 
@@ -884,9 +883,10 @@ def _why_nothing(c: Confirmation, alpha: float, classes: int) -> str:
         return (
             " So strong a change may turn one class into another by itself, so it does not count."
         )
-    if c.scope == "all-to-all" and c.sources < enough_sources(classes):
+    needed = enough_sources(classes, FEWEST_MAPPED)
+    if c.scope == "all-to-all" and c.sources < needed:
         return (
-            f" All-to-all means {math.ceil(enough_sources(classes))} classes or more; most images follow "
+            f" All-to-all means {math.ceil(needed)} classes or more; most images follow "
             f"in {c.sources}."
         )
     stands_out = min(
