@@ -310,12 +310,11 @@ class FieldForm(Form):
         chosen.radius = (ROOM * self.sizes()[rows].detach()).clamp_max(self.JUDGED)
         if size is not None:
             chosen.radius = torch.full_like(chosen.radius, size)
-        chosen.field = self.field[rows].detach().clone()
-        chosen.field = chosen._blown_up().requires_grad_()
+        chosen.field = chosen._blown_up(self.field[rows].detach()).requires_grad_()
         chosen.velocity = torch.zeros_like(chosen.field)
         return chosen
 
-    def _scale(self) -> Tensor:
+    def _scale(self) -> Tensor | float:
         """What a step is a share of."""
         return _rows(self.radius, self.field)
 
@@ -323,9 +322,9 @@ class FieldForm(Form):
         size = _rms(field).clamp_min(1e-20)
         return field * (_rows(self.radius, field) / size).clamp_max(1)
 
-    def _blown_up(self) -> Tensor:
-        """The field, as large as it may be."""
-        return self.field / _rms(self.field) * _rows(self.radius, self.field)
+    def _blown_up(self, field: Tensor) -> Tensor:
+        """A field, as large as it may be."""
+        return field / _rms(field) * _rows(self.radius, field)
 
 
 @FORMS.register("additive")
@@ -374,9 +373,13 @@ class BlendForm(FieldForm):
         """The picture, and its opacity."""
         return [self.field, self.radius]
 
+    def pictures(self) -> Tensor:
+        """q, ``(K, C, h, w)``."""
+        return (0.5 + self.field).clamp(0, 1)
+
     def stamp(self, images: Tensor) -> Tensor:
         """Images with the picture in them."""
-        picture = resized((0.5 + self.field).clamp(0, 1), self.size).unsqueeze(1)
+        picture = resized(self.pictures(), self.size).unsqueeze(1)
         return torch.lerp(images, picture, self.radius.view(-1, 1, 1, 1, 1))
 
     def sizes(self) -> Tensor:
@@ -385,18 +388,18 @@ class BlendForm(FieldForm):
 
     def trigger(self, row: int) -> Trigger:
         """The picture under an even mask."""
-        picture = (0.5 + self.field[row].detach()).clamp(0, 1)
+        picture = self.pictures()[row].detach()
         return Overlay.of(picture, self.radius[row].expand_as(picture[:1]))
 
-    def _scale(self) -> Tensor:
+    def _scale(self) -> float:
         """The picture is no larger where it is fainter."""
-        return torch.ones_like(_rows(self.radius, self.field))
+        return 1.0
 
     def _within(self, field: Tensor) -> Tensor:
         return field.clamp(-0.5, 0.5)
 
-    def _blown_up(self) -> Tensor:
-        return self.field
+    def _blown_up(self, field: Tensor) -> Tensor:
+        return field
 
 
 @FORMS.register("warp")
