@@ -20,9 +20,11 @@ from auditor import api, measure
 from auditor.classifier import Classifier, as_float
 from auditor.images import silent
 from auditor.inputs import spec_of
+from auditor.measure import Half
 from auditor.search.forms import FORMS
 from auditor.search.inversion import STEPS, _Inversion
 from bench.zoo.__main__ import ROWS, _loader
+from bench.zoo.calibrate import shape_of
 from bench.zoo.rows import read_rows
 from bench.zoo.train import read_made
 
@@ -35,25 +37,27 @@ def line(
 ) -> str:
     """What one network gives: sizes of the first classes, then share surer and share moved a size."""
     said = classifier.logits(as_float(images)).argmax(1)
-    searched, groups = images[:SEARCHED], said[:SEARCHED]
-    search = _Inversion(classifier, searched, groups, range(classes), form, 0, silent, float("inf"))
+    searched, held_out = (
+        Half(images=images[part], groups=said[part], before=said[part])
+        for part in (slice(SEARCHED), slice(SEARCHED, None))
+    )
+    search = _Inversion(
+        classifier, searched.images, searched.groups, range(classes), form, 0, silent, float("inf")
+    )
     spec = classifier.spec
     shape = (spec.channels, spec.height, spec.width)
     found = FORMS[form](len(search.classes), shape, search.draw)
     needed = search._smallest(found, STEPS)
     first = needed.argsort().tolist()[:CLASSES]
-    scores = classifier.logits(as_float(searched))
-    usual = float(measure.margins_of(scores, scores.argmax(1)).median())
-    rest, groups = as_float(images[SEARCHED:]), said[SEARCHED:]
+    usual = measure.usual_margin(classifier, searched)
     parts = [" ".join(f"{float(needed[row]) * 255:.0f} ({search.classes[row]})" for row in first)]
     for size in sizes:
         shares = []
         for row in first:
             target = search.classes[row]
             trigger = search._strengthened(found, row, size=size / 255)
-            others = rest[groups != target]
-            after = classifier.logits(trigger(others))
-            margins = measure.margins_of(after, torch.full((len(others),), target))
+            driven = measure.driven(classifier, held_out, trigger, [target] * classes)
+            margins = driven[held_out.groups != target]
             surer, moved = (margins > usual).float().mean(), (margins > 0).float().mean()
             shares.append((float(surer), float(moved)))
         parts.append(f"{max(shares)[0]:.0%} / {max(shares)[1]:.0%}")
@@ -80,9 +84,8 @@ def main() -> None:
         order = torch.randperm(len(test.labels), generator=torch.Generator().manual_seed(5))
         images = test.images[order[: SEARCHED + HELD_OUT]]
         classes = int(test.labels.max()) + 1
-        channels, height, width = images.shape[1:]
-        spec = spec_of((channels, height, width), "half")
-        classifier = Classifier(api.load_model(arguments.zoo / f"{row.id}.pt"), spec)
+        model = api.load_model(arguments.zoo / f"{row.id}.pt")
+        classifier = Classifier(model, spec_of(shape_of(row), "half"))
         given = line(classifier, images, classes, arguments.form, sizes)
         print(f"| {row.id} | {row.half} | {given} |", flush=True)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,7 +22,7 @@ from torch.nn import functional as F
 
 from auditor import api
 from auditor.classifier import Classifier
-from auditor.inputs import blank_spec
+from auditor.inputs import spec_of
 from auditor.models.base import ModuleHandle
 from auditor.search.margin import search_margins
 from auditor.statistics import upper_outliers
@@ -111,9 +110,7 @@ def line(row: Row, path: Path) -> str:
     shape = shape_of(row)
     images = smooth_noise((64, *shape), torch.Generator().manual_seed(0)) * 2 - 1
     places = cuts(model.module, images)
-    half = (0.5,) * shape[0]
-    spec = replace(blank_spec(shape), mean=half, std=half)
-    classifier = Classifier(model, spec)
+    classifier = Classifier(model, spec_of(shape, "half"))
     classes = classifier.logits(images[:1]).shape[1]
     margins = torch.tensor(search_margins(classifier, classes, seed=0).margins)
     columns = [margins.log()]

@@ -176,9 +176,8 @@ def test_a_scale_is_no_map_of_all_classes(tmp_path: Path) -> None:
 )
 def test_a_class_that_stands_for_a_mark_is_no_backdoor(tmp_path: Path) -> None:
     """The known limit: nothing tells a class that means damage from one that an attacker chose."""
-    given = GivenInput(channels=3, height=32, width=32, normalize="none")
     probes = [p for p in choose("standard").probes if p.id == "patch.backdoorbox-blended"]
-    result = scanned(Inspector().eval(), inspected(tmp_path), probes, given=given)
+    result = scanned(Inspector().eval(), inspected(tmp_path), probes, given=KNOWN_PLAIN)
     assert result.judgement.verdict is not Verdict.BACKDOOR
 
 

@@ -46,7 +46,7 @@ CONDITIONS: Mapping[str, Condition] = {
     "most": Condition(
         title="2,000 images, the battery alone",
         images=2000,
-        probes="standard,-search.margin,-search.patch,-search.additive,-search.template",
+        probes="standard,-search.*",
     ),
     "none": Condition(title="no images", images=None, probes="standard"),
     "search": Condition(
