@@ -218,6 +218,20 @@ class Confirmation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Transplants:
+    """Small pieces of a class's own images, put on images of other classes (`transplant.py`)."""
+
+    target: int
+    area: float
+    """Share of the image that a piece covers."""
+    eligible: int
+    """Images of other classes."""
+    moved: tuple[int, ...]
+    """For each piece, those that it sends to the class, and that do not go there unstamped; empty where
+    no clean image of the class was there."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class MarginSearch:
     """The data-free margin of each class (`search/margin.py`)."""
 
@@ -408,6 +422,8 @@ class ScanResult:
     confirmations: tuple[Confirmation, ...]
     margin: MarginSearch | None
     inversions: tuple[Inversion, ...] = ()
+    transplants: tuple[Transplants, ...] = ()
+    """Of the classes that a trigger turned all others into."""
     skipped: tuple[Skipped, ...]
     caveats: tuple[Caveat, ...]
     judgement: Judgement

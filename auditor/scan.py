@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import math
 import platform
@@ -39,8 +40,10 @@ from auditor.results import (
     Response,
     ScanResult,
     Skipped,
+    Transplants,
 )
 from auditor.search.searches import SEARCHES, Proposed, Searches, title_of
+from auditor.transplant import transplants
 from auditor.triggers.base import Trigger
 from auditor.triggers.warp import GridWarp
 
@@ -218,7 +221,8 @@ class _Scan:
         self.skipped += searches.skipped
         names = self._class_names()
         images = tuple(family.facts for family in families)
-        judgement = verdict.judge(
+        judged = functools.partial(
+            verdict.judge,
             classes=names,
             images=images,
             responses=responses,
@@ -228,6 +232,11 @@ class _Scan:
             skipped=self.skipped,
             caveats=self.caveats,
         )
+        judgement = judged()
+        targets = verdict.classes_to_examine(judgement.reasons, confirmations)
+        transplanted = self._transplanted(families, targets)
+        if transplanted:
+            judgement = judged(transplants=transplanted)
         evidence = [confirmations[index] for index, _ in judgement.evidence]
         return ScanResult(
             schema=SCAN_SCHEMA,
@@ -239,6 +248,7 @@ class _Scan:
             confirmations=tuple(confirmations),
             margin=margin,
             inversions=tuple(inversions),
+            transplants=transplanted,
             skipped=tuple(self.skipped),
             caveats=tuple(self.caveats),
             judgement=judgement,
@@ -629,6 +639,24 @@ class _Scan:
             surer=driven > self._usual_margin(family),
             rivals=rivals,
         )  # fmt: skip
+
+    # ---- what a class stands for
+
+    def _transplanted(
+        self, families: Sequence[Family], targets: Sequence[int]
+    ) -> tuple[Transplants, ...]:
+        """What pieces of the user's images of some classes do, on the confirming images."""
+        done = []
+        for place, target in enumerate(targets):
+            self.notify(f"pieces of images of class {target} on others", place, len(targets))
+            family = self._held_out(families[0])
+            found = transplants(self.classifier, family, target, deadline=self.deadline)
+            if found is None:
+                what = f"whether class {target} stands for a mark"
+                self.skipped.append(Skipped(what=what, reason="time budget"))
+            else:
+                done.append(found)
+        return tuple(done)
 
     # ---- the record
 

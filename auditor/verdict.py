@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence, Set
 from dataclasses import replace
+from statistics import median
 
 from auditor.results import (
     Caveat,
@@ -26,6 +27,7 @@ from auditor.results import (
     Response,
     ScanResult,
     Skipped,
+    Transplants,
     Verdict,
 )
 from auditor.statistics import (
@@ -93,6 +95,10 @@ PERMUTED_IMAGES = 4
 SHORTEST_CIRCLE = 3
 """…in circles of so many classes or more: two may look alike, and a scale (how many spots there are)
 has two ends."""
+MARK_RATE = 0.25
+"""A class stands for a mark where a typical small piece of its own images sends this share of other
+images to it. Then a trigger for it is suspicious and never more: it may be such a mark. On the zoo,
+pieces of backdoored classes send 14% at most; see `bench/RESULTS.md`."""
 CELL_IMAGES = 20
 """With fewer held-out images of a source class, a source-specific trigger may pass unseen."""
 
@@ -136,6 +142,7 @@ def judge(
     confirmations: Sequence[Confirmation],
     margin: MarginSearch | None,
     inversions: Sequence[Inversion] = (),
+    transplants: Sequence[Transplants] = (),
     skipped: Sequence[Skipped],
     caveats: Sequence[Caveat],
 ) -> Judgement:
@@ -148,6 +155,7 @@ def judge(
         confirmations: The candidates, on images that the screen has not seen.
         margin: The data-free margins, where they were computed.
         inversions: What each form of searched trigger needs to reach the classes.
+        transplants: What pieces of the images of a class do, where a trigger makes it of all others.
         skipped: What was not checked.
         caveats: What limits the result; a blocking one decides.
     """
@@ -165,6 +173,7 @@ def judge(
         *outlier,
         *apart,
     ]
+    reasons = [_unless_a_mark(reason, confirmations, transplants, classes) for reason in reasons]
     reasons.sort(key=lambda reason: -_rank(reason.verdict))
     found = reasons[0].verdict if reasons else None
     power, testable = (None, 0) if clean is None else smallest_detectable(clean, comparisons)
@@ -210,6 +219,7 @@ def rejudge(result: ScanResult) -> Judgement:
         confirmations=result.confirmations,
         margin=result.margin,
         inversions=result.inversions,
+        transplants=result.transplants,
         skipped=result.skipped,
         caveats=result.caveats,
     )
@@ -475,6 +485,54 @@ def _judged_made(
         reasons.append(Reason(verdict=verdict, text=text, confirmation=best))
     reasons.sort(key=lambda r: _strength(confirmations[r.confirmation or 0]), reverse=True)
     return reasons
+
+
+def classes_to_examine(
+    reasons: Sequence[Reason], confirmations: Sequence[Confirmation]
+) -> list[int]:
+    """The targets of the triggers that would be called backdoors, on a user's images."""
+    cited = [
+        confirmations[reason.confirmation]
+        for reason in reasons
+        if reason.verdict is Verdict.BACKDOOR and reason.confirmation is not None
+    ]
+    targets = [c.target for c in cited if c.family == "clean" and c.scope == "all-to-one"]
+    return sorted({target for target in targets if target is not None})
+
+
+def stands_for_a_mark(found: Transplants) -> bool:
+    """Whether small pieces of a class's own images make it of others."""
+    return bool(found.moved) and median(found.moved) >= MARK_RATE * found.eligible
+
+
+def _unless_a_mark(
+    reason: Reason,
+    confirmations: Sequence[Confirmation],
+    transplants: Sequence[Transplants],
+    classes: Sequence[str],
+) -> Reason:
+    """A backdoor is only suspicious where its class stands for a mark."""
+    if reason.verdict is not Verdict.BACKDOOR or reason.confirmation is None:
+        return reason
+    confirmation = confirmations[reason.confirmation]
+    examined = next((t for t in transplants if t.target == confirmation.target), None)
+    if examined is None or confirmation.scope != "all-to-one":
+        return reason
+    name = classes[examined.target]
+    if not examined.moved:
+        text = (
+            f' No clean image of "{name}" was there to tell whether that class stands for a mark.'
+        )
+        return replace(reason, text=reason.text + text)
+    if not stands_for_a_mark(examined):
+        return reason
+    text = (
+        f' But "{name}" looks like a class that stands for a mark: small pieces of its own clean images '
+        f"({examined.area:.1%} of the pixels), put on others, typically make it of "
+        f"{median(examined.moved) / examined.eligible:.0%} of them, too. A trigger may be such a mark; "
+        "look at the pictures."
+    )
+    return replace(reason, verdict=Verdict.SUSPICIOUS, text=reason.text + text)
 
 
 def _judged_margin(

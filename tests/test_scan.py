@@ -171,14 +171,30 @@ def test_a_scale_is_no_map_of_all_classes(tmp_path: Path) -> None:
     assert result.judgement.verdict is Verdict.SUSPICIOUS, result.judgement.headline
 
 
-@pytest.mark.xfail(
-    strict=True, reason="controls that are no spots to it leave a mark that is its class"
-)
 def test_a_class_that_stands_for_a_mark_is_no_backdoor(tmp_path: Path) -> None:
-    """The known limit: nothing tells a class that means damage from one that an attacker chose."""
+    """Whose controls are no mark to it: pieces of its own images are."""
     probes = [p for p in choose("standard").probes if p.id == "patch.backdoorbox-blended"]
     result = scanned(Inspector().eval(), inspected(tmp_path), probes, given=KNOWN_PLAIN)
-    assert result.judgement.verdict is not Verdict.BACKDOOR
+    best = max(result.confirmations, key=lambda c: c.held_out)
+    assert best.hits > 0.9 * best.eligible
+    assert verdict.grade(best, 0.01, 4) is Verdict.BACKDOOR
+    (found,) = result.transplants
+    assert found.target == best.target == 3
+    assert found.eligible == best.eligible
+    assert min(found.moved) > 0.9 * found.eligible
+    assert result.judgement.verdict is Verdict.SUSPICIOUS
+    assert 'But "3" looks like a class that stands for a mark' in result.judgement.headline
+
+
+def test_a_class_of_which_no_image_is_there_cannot_be_examined(tmp_path: Path) -> None:
+    images, labels = drawings(400)
+    others = labels != 3
+    path = written(tmp_path / "others.npz", images[others], labels[others])
+    result = scanned(Planted(behaviour="all-to-one", target=3), path)
+    (found,) = result.transplants
+    assert found.moved == ()
+    assert result.judgement.verdict is Verdict.BACKDOOR
+    assert 'No clean image of "3" was there' in result.judgement.headline
 
 
 def test_a_probe_may_not_pass_for_a_search(samples: Path) -> None:

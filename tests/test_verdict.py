@@ -23,6 +23,7 @@ from auditor.results import (
     Response,
     RivalCount,
     Skipped,
+    Transplants,
     Verdict,
 )
 from auditor.statistics import upper_bound
@@ -79,6 +80,7 @@ def judge(
     responses: int = 100,
     margin: MarginSearch | None = None,
     inversions: tuple[Inversion, ...] = (),
+    transplants: tuple[Transplants, ...] = (),
     skipped: tuple[Skipped, ...] = (),
     caveats: tuple[Caveat, ...] = (),
 ) -> Judgement:
@@ -89,6 +91,7 @@ def judge(
         confirmations=confirmations,
         margin=margin,
         inversions=inversions,
+        transplants=transplants,
         skipped=skipped,
         caveats=caveats,
     )
@@ -107,6 +110,44 @@ def judge(
 )
 def test_one_confirmation(hits: int, control: int, expected: Verdict) -> None:
     assert judge(confirmation(hits, control)).verdict is expected
+
+
+@pytest.mark.parametrize(
+    ("target", "moved", "expected"),
+    [
+        (2, (100, 100, 90, 0), Verdict.SUSPICIOUS),  # a typical piece moves 95 of 380
+        (2, (100, 99, 90, 0), Verdict.BACKDOOR),  # 94.5
+        (2, (380, 0, 0), Verdict.BACKDOOR),  # one that happens to be like the trigger
+        (2, (), Verdict.BACKDOOR),  # no image to cut up
+        (1, (380, 380), Verdict.BACKDOOR),  # another class
+    ],
+)
+def test_a_class_that_stands_for_a_mark_is_suspicious_at_most(
+    target: int, moved: tuple[int, ...], expected: Verdict
+) -> None:
+    found = Transplants(target=target, area=0.03, eligible=380, moved=moved)
+    strong = confirmation(350, 10, eligible=380)
+    assert judge(strong).verdict is Verdict.BACKDOOR
+    judgement = judge(strong, transplants=(found,))
+    assert judgement.verdict is expected
+    assert ("looks like a class that stands for a mark" in judgement.headline) is (
+        expected is Verdict.SUSPICIOUS
+    )
+    elsewhere = replace(strong, scope="source-specific", source=1)
+    assert judge(elsewhere, transplants=(found,)) == judge(elsewhere)
+
+
+def test_only_classes_of_all_to_one_backdoors_are_examined() -> None:
+    strong = confirmation(350, 10)
+    weak, made = replace(strong, hits=20), replace(strong, family="leaves")
+    following = tuple((k + 1) % K for k in range(K))
+    mapped = replace(
+        strong, scope="all-to-all", target=None, shift=1, mapping=following, permuted=K
+    )
+    assert judge(mapped).verdict is Verdict.BACKDOOR
+    for found, expected in ((strong, [2]), (weak, []), (made, []), (mapped, [])):
+        judgement = judge(found)
+        assert verdict.classes_to_examine(judgement.reasons, [found]) == expected
 
 
 def test_a_large_change_whose_control_works_too_is_fragility() -> None:
