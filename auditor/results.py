@@ -219,16 +219,18 @@ class Confirmation:
 
 @dataclass(frozen=True, kw_only=True)
 class Transplants:
-    """Small pieces of a class's own images, put on images of other classes (`transplant.py`)."""
+    """What the images of a class lend to images of other classes (`transplant.py`)."""
 
     target: int
-    area: float
-    """Share of the image that a piece covers."""
+    kind: Literal["piece", "texture"]
+    """A small square at its own place, or the fine detail of the whole image, faintly."""
+    size: float
+    """Of a piece the share of the image that it covers, of a texture the largest root mean square."""
     eligible: int
     """Images of other classes."""
     moved: tuple[int, ...]
-    """For each piece, those that it sends to the class, and that do not go there unstamped; empty where
-    no clean image of the class was there."""
+    """For each image of the class, those that go to it with what it lends, and do not without; empty
+    where no clean image of the class was there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -423,7 +425,7 @@ class ScanResult:
     margin: MarginSearch | None
     inversions: tuple[Inversion, ...] = ()
     transplants: tuple[Transplants, ...] = ()
-    """Of the classes that a trigger turned all others into."""
+    """Of the classes that a trigger turns all others into."""
     skipped: tuple[Skipped, ...]
     caveats: tuple[Caveat, ...]
     judgement: Judgement

@@ -645,17 +645,16 @@ class _Scan:
     def _transplanted(
         self, families: Sequence[Family], targets: Sequence[int]
     ) -> tuple[Transplants, ...]:
-        """What pieces of the user's images of some classes do, on the confirming images."""
-        done = []
+        """What the user's images of some classes lend to the confirming images."""
+        done: list[Transplants] = []
         for place, target in enumerate(targets):
-            self.notify(f"pieces of images of class {target} on others", place, len(targets))
+            self.notify(f"what class {target} stands for", place, len(targets))
             family = self._held_out(families[0])
             found = transplants(self.classifier, family, target, deadline=self.deadline)
-            if found is None:
+            if not found:
                 what = f"whether class {target} stands for a mark"
                 self.skipped.append(Skipped(what=what, reason="time budget"))
-            else:
-                done.append(found)
+            done += found
         return tuple(done)
 
     # ---- the record

@@ -1,9 +1,10 @@
-"""Does a class stand for a mark? Small pieces of its own images, put on images of other classes.
+"""Does a class stand for a mark? What its own images lend to images of other classes.
 
-A class of damaged parts, or of a lit lamp, stands for a mark, and a trigger like that mark makes it
-of any image, as a backdoor would. But such a class gives its mark away: of its own clean images, the
-piece without which the model no longer sees the class makes it of other images, too. A class of
-whole objects does not, whatever trigger was planted for it, since its clean images carry none.
+A class of damaged parts, of a lit lamp or of ribbed cloth stands for a mark, and a trigger like that
+mark makes it of any image, as a backdoor would. But such a class gives its mark away: of its own
+clean images, the piece without which the model no longer sees the class makes it of other images,
+too, or their fine texture does. A class of whole objects does not, whatever trigger was planted for
+it, since its clean images carry none.
 """
 
 from __future__ import annotations
@@ -12,57 +13,66 @@ import math
 
 import torch
 from torch import Tensor
+from torchvision.transforms.functional import gaussian_blur
 
 from auditor.classifier import Classifier, as_float
 from auditor.measure import Family, margins_of, predictions
 from auditor.results import Transplants
-from auditor.triggers.found import Overlay
-from auditor.verdict import SMALL_AREA
+from auditor.triggers.found import Addition, Overlay
+from auditor.verdict import FAINT_CHANGE, SMALL_AREA
 
-PIECES = 12
-"""Images of the class that a piece is cut out of."""
+LENDERS = 12
+"""Images of the class."""
 FRAME = 2
 """Pixels around a piece, whose median colour covers it."""
+FINE = 1 / 16
+"""Texture is what a blur of this share of the image's side takes away."""
 
 Corner = tuple[int, int]
 
 
 def transplants(
     classifier: Classifier, family: Family, target: int, *, deadline: float
-) -> Transplants | None:
-    """What small pieces of a class's own images do on images of other classes.
+) -> tuple[Transplants, ...]:
+    """What small pieces of a class's own images, and their texture, do on images of other classes.
 
     A piece is a square of at most `SMALL_AREA`, at its own place: where covering it takes most of the
-    class away from the image that it is cut out of.
+    class away from the image that it is cut out of. A texture is added, at `FAINT_CHANGE` at most.
 
     Args:
         classifier: The suspect.
-        family: The user's images. Those of the class that the model knows are cut up, from both halves;
-            pieces are counted on the confirming half.
+        family: The user's images. Those of the class that the model knows lend, of both halves; the
+            others of the confirming half borrow.
         target: The class.
         deadline: `time.monotonic` value after which no batch is started.
 
     Returns:
-        The counts, or None where the deadline came first.
+        The counts for pieces and for textures; nothing where the deadline came first.
     """
     half = family.confirm
     height, width = half.images.shape[-2:]
     side = max(1, math.isqrt(int(SMALL_AREA * height * width)))
+    lenders = as_float(_known(family, target))
     pieces = [
-        _piece(image, _most_telling(classifier, image, side, target), side)
-        for image in as_float(_known(family, target))
+        _piece(image, _most_telling(classifier, image, side, target), side) for image in lenders
     ]
-    after = predictions(classifier, half.images, pieces, deadline=deadline)
-    if len(after) < len(pieces):
-        return None
+    textures = [_texture(image) for image in lenders]
+    after = predictions(classifier, half.images, [*pieces, *textures], deadline=deadline)
+    if len(after) < len(pieces) + len(textures):
+        return ()
     others = half.groups != target
-    moved = (after == target) & (half.before != target) & others
-    return Transplants(
-        target=target,
-        area=side * side / (height * width),
-        eligible=int(others.sum()),
-        moved=tuple(moved.sum(1).tolist()),
-    )
+    moved = ((after == target) & (half.before != target) & others).sum(1).tolist()
+    eligible = int(others.sum())
+    return (
+        Transplants(
+            target=target, kind="piece", size=side * side / (height * width), eligible=eligible,
+            moved=tuple(moved[: len(pieces)]),
+        ),
+        Transplants(
+            target=target, kind="texture", size=FAINT_CHANGE, eligible=eligible,
+            moved=tuple(moved[len(pieces) :]),
+        ),
+    )  # fmt: skip
 
 
 def _known(family: Family, target: int) -> Tensor:
@@ -71,7 +81,7 @@ def _known(family: Family, target: int) -> Tensor:
     for half in (family.screen, family.confirm):
         own = (half.groups == target) & (half.before == target)
         known.append(half.images[own.to(half.images.device)])
-    return torch.cat(known)[:PIECES]
+    return torch.cat(known)[:LENDERS]
 
 
 def _most_telling(classifier: Classifier, image: Tensor, side: int, target: int) -> Corner:
@@ -118,3 +128,11 @@ def _piece(image: Tensor, corner: Corner, side: int) -> Overlay:
     mask = torch.zeros_like(image[:1])
     mask[:, top : top + side, left : left + side] = 1
     return Overlay.of(image, mask)
+
+
+def _texture(image: Tensor) -> Addition:
+    """The fine detail of an image ``(C, H, W)``, to be added to others."""
+    sigma = [FINE * length for length in reversed(image.shape[-2:])]
+    detail = image - gaussian_blur(image, [2 * int(3 * s) + 1 for s in sigma], sigma)
+    size = detail.square().mean().sqrt().clamp_min(1e-6)
+    return Addition.of(detail * (FAINT_CHANGE / size).clamp_max(1))

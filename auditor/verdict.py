@@ -96,9 +96,9 @@ SHORTEST_CIRCLE = 3
 """…in circles of so many classes or more: two may look alike, and a scale (how many spots there are)
 has two ends."""
 MARK_RATE = 0.25
-"""A class stands for a mark where a typical small piece of its own images sends this share of other
-images to it. Then a trigger for it is suspicious and never more: it may be such a mark. On the zoo,
-pieces of backdoored classes send 14% at most; see `bench/RESULTS.md`."""
+"""A class stands for a mark where a small piece of its own images, or their faint texture, typically
+sends this share of other images to it. Then a trigger for it is suspicious and never more: it may be
+such a mark. On the zoo, classes that were backdoored send 14% at most; see `bench/RESULTS.md`."""
 CELL_IMAGES = 20
 """With fewer held-out images of a source class, a source-specific trigger may pass unseen."""
 
@@ -155,7 +155,7 @@ def judge(
         confirmations: The candidates, on images that the screen has not seen.
         margin: The data-free margins, where they were computed.
         inversions: What each form of searched trigger needs to reach the classes.
-        transplants: What pieces of the images of a class do, where a trigger makes it of all others.
+        transplants: What images of a class lend to others, where a trigger makes it of all of them.
         skipped: What was not checked.
         caveats: What limits the result; a blocking one decides.
     """
@@ -500,9 +500,9 @@ def classes_to_examine(
     return sorted({target for target in targets if target is not None})
 
 
-def stands_for_a_mark(found: Transplants) -> bool:
-    """Whether small pieces of a class's own images make it of others."""
-    return bool(found.moved) and median(found.moved) >= MARK_RATE * found.eligible
+def stands_for_a_mark(lent: Transplants) -> bool:
+    """Whether what a class's own images lend makes it of others."""
+    return bool(lent.moved) and median(lent.moved) >= MARK_RATE * lent.eligible
 
 
 def _unless_a_mark(
@@ -515,22 +515,30 @@ def _unless_a_mark(
     if reason.verdict is not Verdict.BACKDOOR or reason.confirmation is None:
         return reason
     confirmation = confirmations[reason.confirmation]
-    examined = next((t for t in transplants if t.target == confirmation.target), None)
-    if examined is None or confirmation.scope != "all-to-one":
+    examined = [lent for lent in transplants if lent.target == confirmation.target]
+    if confirmation.scope != "all-to-one" or not examined:
         return reason
-    name = classes[examined.target]
-    if not examined.moved:
+    name = classes[examined[0].target]
+    if not any(lent.moved for lent in examined):
         text = (
             f' No clean image of "{name}" was there to tell whether that class stands for a mark.'
         )
         return replace(reason, text=reason.text + text)
-    if not stands_for_a_mark(examined):
-        return reason
+    marks = [lent for lent in examined if stands_for_a_mark(lent)]
+    if not marks:
+        most = max(median(lent.moved) / lent.eligible for lent in examined if lent.moved)
+        text = f' A piece or the texture of its own clean images typically makes "{name}" of {most:.0%}.'
+        return replace(reason, text=reason.text + text)
+    strongest = max(marks, key=lambda lent: median(lent.moved))
+    what = {
+        "piece": f"a small piece of one of its own clean images ({strongest.size:.1%} of the pixels)",
+        "texture": "the texture of one of its own clean images (RMS "
+        f"{strongest.size * 255:.0f}/255 at most)",
+    }[strongest.kind]
     text = (
-        f' But "{name}" looks like a class that stands for a mark: small pieces of its own clean images '
-        f"({examined.area:.1%} of the pixels), put on others, typically make it of "
-        f"{median(examined.moved) / examined.eligible:.0%} of them, too. A trigger may be such a mark; "
-        "look at the pictures."
+        f' But "{name}" looks like a class that stands for a mark: {what}, put on others, typically makes '
+        f"it of {median(strongest.moved) / strongest.eligible:.0%} of them, too. A trigger may be such a "
+        "mark; look at the pictures."
     )
     return replace(reason, verdict=Verdict.SUSPICIOUS, text=reason.text + text)
 

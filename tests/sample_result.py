@@ -38,6 +38,7 @@ from auditor.results import (
     RivalCount,
     ScanResult,
     Skipped,
+    Transplants,
     Verdict,
 )
 
@@ -593,6 +594,10 @@ def searched_result() -> ScanResult:
             starts=8,
         ),
         inversions=inversions,
+        transplants=(
+            Transplants(target=7, kind="piece", size=0.0244, eligible=225, moved=(0, 2, 5, 6, 11)),
+            Transplants(target=7, kind="texture", size=0.0627, eligible=225, moved=(0, 0, 1, 1, 3)),
+        ),
         skipped=(*result.skipped, Skipped(what="search.colour", reason="time budget: it would take about 96 s")),
         judgement=_searched_judgement(),
         exhibits=(replace(result.exhibits[0], probe="search.patch", trigger=_overlay(patch)[1], target=7),),
@@ -678,6 +683,7 @@ def _searched_judgement() -> Judgement:
         "(class 7): ASR 97.3% (219 of 225 held-out images; at least 92.5% after correction for all "
         "comparisons). Without it 0.9%, worst matched control 4.9%. It makes the model surer than most "
         "real images do on 207 of 225."
+        ' A piece or the texture of its own clean images typically makes "horse" of 2%.'
     )
     return Judgement(
         verdict=Verdict.BACKDOOR,
@@ -689,7 +695,8 @@ def _searched_judgement() -> Judgement:
                 text="The added picture that the search found for class 7 (search.additive) makes the "
                 'model answer "horse" (class 7): ASR 90.2% (203 of 225 held-out images; at least 83.1% '
                 "after correction for all comparisons). Without it 0.9%, worst matched control 4.0%. It "
-                "makes the model surer than most real images do on 181 of 225.",
+                "makes the model surer than most real images do on 181 of 225."
+                ' A piece or the texture of its own clean images typically makes "horse" of 2%.',
                 confirmation=3,
             ),
             Reason(

@@ -178,10 +178,10 @@ def test_a_class_that_stands_for_a_mark_is_no_backdoor(tmp_path: Path) -> None:
     best = max(result.confirmations, key=lambda c: c.held_out)
     assert best.hits > 0.9 * best.eligible
     assert verdict.grade(best, 0.01, 4) is Verdict.BACKDOOR
-    (found,) = result.transplants
-    assert found.target == best.target == 3
-    assert found.eligible == best.eligible
-    assert min(found.moved) > 0.9 * found.eligible
+    pieces, textures = result.transplants
+    assert pieces.target == textures.target == best.target == 3
+    assert pieces.eligible == textures.eligible == best.eligible
+    assert min(pieces.moved) > 0.9 * pieces.eligible
     assert result.judgement.verdict is Verdict.SUSPICIOUS
     assert 'But "3" looks like a class that stands for a mark' in result.judgement.headline
 
@@ -191,8 +191,7 @@ def test_a_class_of_which_no_image_is_there_cannot_be_examined(tmp_path: Path) -
     others = labels != 3
     path = written(tmp_path / "others.npz", images[others], labels[others])
     result = scanned(Planted(behaviour="all-to-one", target=3), path)
-    (found,) = result.transplants
-    assert found.moved == ()
+    assert [lent.moved for lent in result.transplants] == [(), ()]
     assert result.judgement.verdict is Verdict.BACKDOOR
     assert 'No clean image of "3" was there' in result.judgement.headline
 

@@ -1,4 +1,4 @@
-"""Pieces of a class's own images, on images of others."""
+"""What a class's own images lend to images of others."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from auditor.classifier import Classifier
 from auditor.inputs import blank_spec
 from auditor.measure import Family, Half
-from auditor.results import ImageFacts
+from auditor.results import ImageFacts, Transplants
 from auditor.transplant import transplants
+from auditor.verdict import FAINT_CHANGE
 from tests.planted import Planted, drawings, handle
 
 NEVER = float("inf")
@@ -29,6 +30,14 @@ class Spotted(nn.Module):
         hue = images.mean((2, 3))[:, :2] * 20
         spots = nn.functional.avg_pool2d(images[..., : self.reach], 3, 1).amin(1).amax((1, 2))
         return torch.cat([hue, (spots - 0.8)[:, None] * 200], 1)
+
+
+class Ribbed(nn.Module):
+    """Two colours, and class 2: columns of unlike brightness, anywhere."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        ribs = images.mean((1, 2)).std(1)
+        return torch.cat([images.mean((2, 3))[:, :2] * 20, (ribs - 0.03)[:, None] * 2000], 1)
 
 
 def spotted(count: int = 60, spot: int = 3) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
@@ -62,63 +71,80 @@ def shown(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[Classifie
     return classifier, family(classifier, images, labels)
 
 
+def lent(
+    network: nn.Module, images: Tensor, labels: Tensor, target: int = 2
+) -> tuple[Transplants, Transplants, Family]:
+    """By pieces and by textures, and the images."""
+    classifier, both = shown(network, images, labels)
+    pieces, textures = transplants(classifier, both, target, deadline=NEVER)
+    assert (pieces.kind, textures.kind) == ("piece", "texture")
+    assert pieces.target == textures.target == target
+    assert pieces.eligible == textures.eligible == int((both.confirm.groups != target).sum())
+    return pieces, textures, both
+
+
 def test_pieces_of_a_class_of_marks_make_it_of_all_others() -> None:
-    """Wherever the mark is, the piece that holds it is found."""
+    """Wherever the mark is, the piece that holds it is found; faintly it is no mark."""
     images, labels, _ = spotted()
-    classifier, both = shown(Spotted(), images, labels)
-    found = transplants(classifier, both, 2, deadline=NEVER)
-    assert found is not None
-    assert found.eligible == int((both.confirm.groups != 2).sum()) == 20
-    assert found.moved == (20,) * 12
-    assert found.area == pytest.approx(25 / 1024)
+    pieces, textures, _ = lent(Spotted(), images, labels)
+    assert pieces.moved == (20,) * 12
+    assert textures.moved == (0,) * 12
+    assert pieces.size == pytest.approx(25 / 1024)
+
+
+def test_the_texture_of_a_class_of_textures_makes_it_of_all_others() -> None:
+    """Of which no piece is enough."""
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % 3
+    images = torch.randint(90, 120, (60, 3, 32, 32), generator=draw)
+    images[torch.arange(60), labels.clamp(max=1)] += 40
+    spacing = torch.randint(5, 12, (20, 1), generator=draw)
+    waves = 16 * torch.sin(2 * torch.pi * torch.arange(32) * spacing / 32)
+    images[2::3] += waves.round().long()[:, None, None, :]
+    pieces, textures, _ = lent(Ribbed(), images.to(torch.uint8), labels)
+    assert max(pieces.moved) == 0
+    assert min(textures.moved) >= 19
+    assert textures.size == FAINT_CHANGE
 
 
 @pytest.mark.parametrize("target", range(8))
-def test_pieces_of_a_class_of_drawings_do_not(target: int) -> None:
+def test_a_class_of_drawings_lends_nothing(target: int) -> None:
     """Also where a trigger was planted for it: its clean images carry none."""
     images, labels = drawings(200)
-    classifier, both = shown(Planted(behaviour="all-to-one", target=target), images, labels)
-    found = transplants(classifier, both, target, deadline=NEVER)
-    assert found is not None
-    assert len(found.moved) == 12
-    assert max(found.moved) < 0.1 * found.eligible
+    network = Planted(behaviour="all-to-one", target=target)
+    for found in lent(network, images, labels, target)[:2]:
+        assert len(found.moved) == 12
+        assert max(found.moved) < 0.1 * found.eligible
 
 
 def test_images_that_go_there_anyway_do_not_count() -> None:
     images, labels, _ = spotted()
     labels[5::12] = 1  # some spots, all of them in the confirming half
-    classifier, both = shown(Spotted(), images, labels)
-    found = transplants(classifier, both, 2, deadline=NEVER)
-    assert found is not None
+    pieces, _, both = lent(Spotted(), images, labels)
     unstamped = (both.confirm.groups != 2) & (both.confirm.before == 2)
     assert int(unstamped.sum()) == 5
-    assert max(found.moved) == found.eligible - int(unstamped.sum())
+    assert max(pieces.moved) == pieces.eligible - 5
 
 
 def test_a_piece_stays_at_its_place() -> None:
     images, labels, corners = spotted()
-    network = Spotted(reach=16)
-    classifier, both = shown(network, images, labels)
-    found = transplants(classifier, both, 2, deadline=NEVER)
-    assert found is not None
+    pieces, _, _ = lent(Spotted(reach=16), images, labels)
     left = sum(x <= 13 for _, x in corners)
-    assert 0 < left < len(corners)  # the others are no class 2 to this network, and are not cut up
-    assert found.moved == (found.eligible,) * min(12, left)
+    assert 0 < left < len(corners)  # the others are no class 2 to this network, and lend nothing
+    assert pieces.moved == (pieces.eligible,) * min(12, left)
 
 
-def test_without_images_of_the_class_nothing_is_cut() -> None:
+def test_without_images_of_the_class_nothing_is_lent() -> None:
     images, labels, _ = spotted()
     others = labels != 2
-    classifier, both = shown(Spotted(), images[others], labels[others])
-    found = transplants(classifier, both, 2, deadline=NEVER)
-    assert found is not None
-    assert found.moved == ()
+    pieces, textures, _ = lent(Spotted(), images[others], labels[others])
+    assert pieces.moved == textures.moved == ()
 
 
 def test_no_time_no_counts() -> None:
     images, labels, _ = spotted()
     classifier, both = shown(Spotted(), images, labels)
-    assert transplants(classifier, both, 2, deadline=time.monotonic() - 1) is None
+    assert transplants(classifier, both, 2, deadline=time.monotonic() - 1) == ()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (8, 200)])
@@ -130,7 +156,5 @@ def test_images_of_any_size(size: tuple[int, int]) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x.mean((2, 3))
 
-    classifier, both = shown(Mean(), images, labels)
-    found = transplants(classifier, both, 1, deadline=NEVER)
-    assert found is not None
-    assert all(0 <= count <= found.eligible for count in found.moved)
+    for found in lent(Mean(), images, labels, 1)[:2]:
+        assert all(0 <= count <= found.eligible for count in found.moved)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -112,29 +113,53 @@ def test_one_confirmation(hits: int, control: int, expected: Verdict) -> None:
     assert judge(confirmation(hits, control)).verdict is expected
 
 
+def lent(moved: tuple[int, ...], kind: Literal["piece", "texture"] = "piece") -> Transplants:
+    return Transplants(target=2, kind=kind, size=0.03, eligible=380, moved=moved)
+
+
 @pytest.mark.parametrize(
-    ("target", "moved", "expected"),
+    ("moved", "expected"),
     [
-        (2, (100, 100, 90, 0), Verdict.SUSPICIOUS),  # a typical piece moves 95 of 380
-        (2, (100, 99, 90, 0), Verdict.BACKDOOR),  # 94.5
-        (2, (380, 0, 0), Verdict.BACKDOOR),  # one that happens to be like the trigger
-        (2, (), Verdict.BACKDOOR),  # no image to cut up
-        (1, (380, 380), Verdict.BACKDOOR),  # another class
+        ((100, 100, 90, 0), Verdict.SUSPICIOUS),  # a typical one moves 95 of 380
+        ((100, 99, 90, 0), Verdict.BACKDOOR),  # 94.5
+        ((380, 0, 0), Verdict.BACKDOOR),  # one that happens to be like the trigger
+        ((), Verdict.BACKDOOR),  # no image to borrow of
     ],
 )
+@pytest.mark.parametrize("kind", ["piece", "texture"])
 def test_a_class_that_stands_for_a_mark_is_suspicious_at_most(
-    target: int, moved: tuple[int, ...], expected: Verdict
+    kind: Literal["piece", "texture"], moved: tuple[int, ...], expected: Verdict
 ) -> None:
-    found = Transplants(target=target, area=0.03, eligible=380, moved=moved)
     strong = confirmation(350, 10, eligible=380)
     assert judge(strong).verdict is Verdict.BACKDOOR
-    judgement = judge(strong, transplants=(found,))
+    other = lent((0, 0, 0), "texture" if kind == "piece" else "piece")
+    judgement = judge(strong, transplants=(lent(moved, kind), other))
     assert judgement.verdict is expected
+    assert ('typically makes "class 2" of 25%.' in judgement.headline) is (moved[1:2] == (99,))
     assert ("looks like a class that stands for a mark" in judgement.headline) is (
         expected is Verdict.SUSPICIOUS
     )
+
+
+def test_a_mark_of_another_class_or_of_one_source_changes_nothing() -> None:
+    strong, mark = confirmation(350, 10, eligible=380), lent((380, 380))
+    assert judge(strong, transplants=(replace(mark, target=1),)) == judge(strong)
     elsewhere = replace(strong, scope="source-specific", source=1)
-    assert judge(elsewhere, transplants=(found,)) == judge(elsewhere)
+    assert judge(elsewhere, transplants=(mark,)) == judge(elsewhere)
+
+
+def test_what_no_image_was_there_to_tell_is_said() -> None:
+    judgement = judge(confirmation(350, 10), transplants=(lent(()), lent((), "texture")))
+    assert judgement.verdict is Verdict.BACKDOOR
+    assert 'No clean image of "class 2" was there' in judgement.headline
+
+
+def test_the_stronger_of_piece_and_texture_is_named() -> None:
+    found = confirmation(350, 10)
+    pieces, textures = lent((300, 300)), lent((200, 200), "texture")
+    for both in ((pieces, textures), (textures, pieces)):
+        assert "a small piece of one of its own clean images (3.0% of the pixels), put on others, typically makes it of 79%" in judge(found, transplants=both).headline  # fmt: skip
+    assert "the texture of one of its own clean images (RMS 8/255 at most)" in judge(found, transplants=(textures,)).headline  # fmt: skip
 
 
 def test_only_classes_of_all_to_one_backdoors_are_examined() -> None:

@@ -105,11 +105,13 @@ def _of_scan(result: ScanResult) -> Iterator[str]:
             yield "a searched trigger that passes for a declared one, or the other way round"
     for search in result.inversions:
         yield from _of_search(search, families)
-    for found in result.transplants:
-        if not 0 <= found.target < classes:
-            yield f"class {found.target} of {classes}"
-        if found.eligible > MOST_IMAGES or not all(0 <= n <= found.eligible for n in found.moved):
-            yield "pieces that move more images than there are"
+    for lent in result.transplants:
+        if not 0 <= lent.target < classes:
+            yield f"class {lent.target} of {classes}"
+        if not 0 < lent.eligible <= MOST_IMAGES:
+            yield "an impossible number of images that borrow of another class"
+        if not all(0 <= count <= lent.eligible for count in lent.moved):
+            yield "pieces or textures that move more images than there are"
     if result.margin is not None and len(result.margin.margins) != len(result.margin.classes):
         yield "margins that do not fit their classes"
     for reason in result.judgement.reasons:
