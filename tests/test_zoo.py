@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from auditor import verdict
 from auditor.errors import UnknownName
 from bench.zoo import calibrate
 from bench.zoo import train as training
@@ -19,6 +20,7 @@ from bench.zoo.attacks import ATTACKS
 from bench.zoo.attacks.base import victims, wanted
 from bench.zoo.attacks.static import built, declared
 from bench.zoo.data import DATA, Data, Part
+from bench.zoo.data.marked import blemished
 from bench.zoo.networks import NETWORKS, build
 from bench.zoo.rows import (
     AllToAll,
@@ -166,6 +168,26 @@ def test_tiny_imagenet_is_read(tmp_path: Path) -> None:
     data = DATA["tiny-imagenet"](tmp_path)
     assert data.train.labels.tolist() == [0, 1]
     assert data.test.labels.tolist() == [1]
+
+
+@pytest.mark.parametrize("name", ["damaged", "lamps", "cloth"])
+def test_classes_of_marks_are_drawn_alike_every_time(name: str, tmp_path: Path) -> None:
+    one, two = (DATA[name](tmp_path) for _ in range(2))
+    assert one.train.images.shape[1:] == (3, 32, 32)
+    assert one.train.images.dtype == torch.uint8
+    assert torch.equal(one.train.images, two.train.images)
+    assert torch.equal(one.test.labels, two.test.labels)
+    for part in (one.train, one.test):
+        counts = torch.bincount(part.labels, minlength=one.classes)
+        assert counts.min() == counts.max() > 0
+    assert not torch.equal(one.train.images[: len(one.test)], one.test.images)
+
+
+def test_damage_is_small() -> None:
+    draw = torch.Generator().manual_seed(0)
+    for image in torch.randint(90, 160, (50, 3, 32, 32), generator=draw).to(torch.uint8):
+        changed = (blemished(image, draw) != image).any(0).float().mean()
+        assert 4 / 1024 <= changed <= verdict.SMALL_AREA
 
 
 @pytest.mark.parametrize("name", ["cifar10", "gtsrb", "tiny-imagenet", "imagenet"])

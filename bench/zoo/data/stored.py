@@ -1,63 +1,21 @@
-"""Images to train on. Every loader reads local files only, and gives the same split every time."""
+"""Data sets that are read from files, or that a library brings along."""
 
 from __future__ import annotations
 
 import io
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
-from auditor.registry import Registry
+from bench.zoo.data.base import DATA, Data, Part
 from bench.zoo.rows import ZooError
 
 CIFAR10_NAMES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """Images ``(N, C, H, W)`` uint8 and their classes ``(N,)`` int64."""
-
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """A data set. `test` is never trained on; audits take their clean images from it."""
-
-    names: tuple[str, ...]
-    train: Part
-    test: Part
-
-    @property
-    def classes(self) -> int:
-        """Number of classes."""
-        return len(self.names)
-
-
-DATA: Registry[Callable[[Path], Data]] = Registry("data set")
-"""Name -> loader; it is given the folder that holds all data sets."""
-
-
-@DATA.register("signs")
-def signs(_: Path) -> Data:
-    """The drawn signs of the built-in example, 17 classes, 32 px: nothing to download."""
-    from auditor.demo.signs import CLASS_NAMES, draw
-
-    train, test = draw(400, seed=1_000), draw(120, seed=1_001)
-    return Data(names=CLASS_NAMES, train=Part(images=train[0], labels=train[1]),
-                test=Part(images=test[0], labels=test[1]))  # fmt: skip
 
 
 @DATA.register("digits")
