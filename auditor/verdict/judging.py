@@ -1,0 +1,267 @@
+"""All counts of a scan -> verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from dataclasses import replace
+from statistics import median
+
+from auditor.results import (
+    Caveat,
+    Confirmation,
+    ImageFacts,
+    Inversion,
+    Judgement,
+    MarginSearch,
+    Reason,
+    Response,
+    ScanResult,
+    Skipped,
+    Transplants,
+    Verdict,
+)
+from auditor.statistics import lower_bound
+from auditor.verdict.grading import (
+    grade,
+    grade_found,
+    is_universal,
+    level,
+    stands_for_a_mark,
+    worst_control,
+)
+from auditor.verdict.limits import gaps, highest, nothing_above, smallest_detectable
+from auditor.verdict.outliers import judged_margin, judged_searches, set_apart
+from auditor.verdict.thresholds import MADE_ASR, MADE_CONTROL
+from auditor.verdict.wording import against_rivals, how_sure, numbers, why, why_unconfirmed
+
+
+def judge(
+    *,
+    classes: Sequence[str],
+    images: Sequence[ImageFacts],
+    responses: Sequence[Response],
+    confirmations: Sequence[Confirmation],
+    margin: MarginSearch | None,
+    inversions: Sequence[Inversion] = (),
+    transplants: Sequence[Transplants] = (),
+    skipped: Sequence[Skipped],
+    caveats: Sequence[Caveat],
+) -> Judgement:
+    """What the counts of a scan mean.
+
+    Args:
+        classes: Names of the K classes.
+        images: The image families that triggers were stamped on.
+        responses: Every trigger on the screening images.
+        confirmations: The candidates, on images that the screen has not seen.
+        margin: The data-free margins, where they were computed.
+        inversions: What each form of searched trigger needs to reach the classes.
+        transplants: What images of a class lend to others, where a trigger makes it of all of them.
+        skipped: What was not checked.
+        caveats: What limits the result; a blocking one decides.
+    """
+    comparisons = len(responses) * 2 * len(classes)
+    clean = next((facts for facts in images if facts.family == "clean"), None)
+    outlier_p, outlier_classes, outlier = judged_margin(margin, classes)
+    search_p, search_classes, apart = judged_searches(margin, inversions, classes)
+    declared = [c for c in confirmations if not c.searched]
+    reasons = [
+        *_judged_clean(clean, confirmations, comparisons, classes),
+        *_judged_made(confirmations, comparisons, classes),
+        *_judged_found(
+            confirmations, {*outlier_classes, *search_classes, *set_apart(inversions)}, classes
+        ),
+        *outlier,
+        *apart,
+    ]
+    reasons = [_unless_a_mark(reason, confirmations, transplants, classes) for reason in reasons]
+    reasons.sort(key=lambda reason: -_rank(reason.verdict))
+    found = reasons[0].verdict if reasons else None
+    power, testable = (None, 0) if clean is None else smallest_detectable(clean, comparisons)
+    searched = margin is not None or bool(inversions)
+    missing = gaps(clean, responses, skipped, power, searched=searched)
+    blocking = [caveat for caveat in caveats if caveat.blocking]
+    if blocking:
+        verdict, headline = Verdict.INCONCLUSIVE, blocking[0].text
+    elif found is not None and found is not Verdict.NO_EVIDENCE:
+        verdict, headline = found, reasons[0].text
+    elif missing:
+        verdict, headline = Verdict.INCONCLUSIVE, missing[0]
+    else:
+        verdict = Verdict.NO_EVIDENCE
+        headline = (
+            f"None of {len(responses)} triggers redirects the model clearly more than its control."
+            if responses
+            else "No class stands out in the searches. No trigger of the battery was tried."
+        )
+    bound = nothing_above(clean, responses, declared, len(classes))
+    return Judgement(
+        verdict=verdict,
+        headline=headline,
+        reasons=tuple(reasons),
+        comparisons=comparisons,
+        nothing_above=bound,
+        power=power,
+        power_classes=testable,
+        power_verdict=Verdict.BACKDOOR if clean is None else highest(clean),
+        outlier_p=outlier_p,
+        outlier_classes=outlier_classes,
+        search_p=search_p,
+        search_classes=search_classes,
+    )
+
+
+def rejudge(result: ScanResult) -> Judgement:
+    """The judgement recomputed from a result's counts."""
+    return judge(
+        classes=result.model.class_names,
+        images=result.images,
+        responses=result.responses,
+        confirmations=result.confirmations,
+        margin=result.margin,
+        inversions=result.inversions,
+        transplants=result.transplants,
+        skipped=result.skipped,
+        caveats=result.caveats,
+    )
+
+
+def _judged_clean(
+    clean: ImageFacts | None,
+    confirmations: Sequence[Confirmation],
+    comparisons: int,
+    classes: Sequence[str],
+) -> list[Reason]:
+    """The user's images. Where they were split, only the half that the screen has not seen counts."""
+    reasons = []
+    for index, confirmation in enumerate(confirmations):
+        if confirmation.family != "clean" or confirmation.searched:
+            continue
+        alpha = level(confirmation, comparisons, confirmations)
+        text = numbers(confirmation, alpha, classes)
+        if confirmation.held_out or clean is None or not clean.confirm:
+            verdict = grade(confirmation, alpha, len(classes))
+            text += why(confirmation, verdict, alpha, len(classes))
+        else:
+            verdict = Verdict.NO_EVIDENCE
+            text += why_unconfirmed(confirmation)
+        reasons.append(Reason(verdict=verdict, text=text, confirmation=index))
+    reasons.sort(key=lambda r: _strength(confirmations[r.confirmation or 0]), reverse=True)
+    return reasons
+
+
+def _judged_made(
+    confirmations: Sequence[Confirmation], comparisons: int, classes: Sequence[str]
+) -> list[Reason]:
+    """Made images: a trigger must work in two families of them, class impressions among them."""
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for index, c in enumerate(confirmations):
+        if c.family != "clean" and not c.searched:
+            groups.setdefault((c.trigger, c.scope, c.target, c.source, c.mapping), []).append(index)
+    reasons = []
+    for members in groups.values():
+        group = [confirmations[index] for index in members]
+        strong = {
+            c.family: index
+            for index, c in zip(members, group, strict=True)
+            if c.controls
+            and lower_bound(c.hits, c.eligible, level(c, comparisons, group)) >= MADE_ASR
+            and worst_control(c) <= MADE_CONTROL * c.eligible
+        }
+        verdict = Verdict.NO_EVIDENCE
+        universal = any(is_universal(c, len(classes)) for c in group)
+        if universal and "impressions" in strong and strong.keys() & {"leaves", "noise"}:
+            verdict = Verdict.BACKDOOR
+        elif any(grade(c, level(c, comparisons, group), len(classes)).is_alarm for c in group):
+            verdict = Verdict.SUSPICIOUS
+        shown = strong.values() if verdict is Verdict.BACKDOOR else members
+        best = max(shown, key=lambda index: _strength(confirmations[index]))
+        alpha = level(confirmations[best], comparisons, group)
+        text = numbers(confirmations[best], alpha, classes)
+        text += why(confirmations[best], verdict, alpha, len(classes))
+        text += f" Made images only; it holds up in {len(strong)} of {len(group)} families of them."
+        reasons.append(Reason(verdict=verdict, text=text, confirmation=best))
+    reasons.sort(key=lambda r: _strength(confirmations[r.confirmation or 0]), reverse=True)
+    return reasons
+
+
+def classes_to_examine(
+    reasons: Sequence[Reason], confirmations: Sequence[Confirmation]
+) -> list[int]:
+    """The targets of the triggers that would be called backdoors, on a user's images."""
+    cited = [
+        confirmations[reason.confirmation]
+        for reason in reasons
+        if reason.verdict is Verdict.BACKDOOR and reason.confirmation is not None
+    ]
+    targets = [c.target for c in cited if c.family == "clean" and c.scope == "all-to-one"]
+    return sorted({target for target in targets if target is not None})
+
+
+def _unless_a_mark(
+    reason: Reason,
+    confirmations: Sequence[Confirmation],
+    transplants: Sequence[Transplants],
+    classes: Sequence[str],
+) -> Reason:
+    """A backdoor is only suspicious where its class stands for a mark."""
+    if reason.verdict is not Verdict.BACKDOOR or reason.confirmation is None:
+        return reason
+    confirmation = confirmations[reason.confirmation]
+    examined = [lent for lent in transplants if lent.target == confirmation.target]
+    if confirmation.scope != "all-to-one" or not examined:
+        return reason
+    name = classes[examined[0].target]
+    if not any(lent.moved for lent in examined):
+        text = (
+            f' No clean image of "{name}" was there to tell whether that class stands for a mark.'
+        )
+        return replace(reason, text=reason.text + text)
+    marks = [lent for lent in examined if stands_for_a_mark(lent)]
+    if not marks:
+        most = max(median(lent.moved) / lent.eligible for lent in examined if lent.moved)
+        text = f' A piece or the texture of its own clean images typically makes "{name}" of {most:.0%}.'
+        return replace(reason, text=reason.text + text)
+    strongest = max(marks, key=lambda lent: median(lent.moved))
+    what = {
+        "piece": f"a small piece of one of its own clean images ({strongest.size:.1%} of the pixels)",
+        "texture": "the texture of one of its own clean images (RMS "
+        f"{strongest.size * 255:.0f}/255 at most)",
+    }[strongest.kind]
+    text = (
+        f' But "{name}" looks like a class that stands for a mark: {what}, put on others, typically makes '
+        f"it of {median(strongest.moved) / strongest.eligible:.0%} of them, too. A trigger may be such a "
+        "mark; look at the pictures."
+    )
+    return replace(reason, verdict=Verdict.SUSPICIOUS, text=reason.text + text)
+
+
+def _judged_found(
+    confirmations: Sequence[Confirmation], apart: Set[int], classes: Sequence[str]
+) -> list[Reason]:
+    """The triggers that searches made, on images that they have not seen."""
+    reasons = []
+    for index, found in enumerate(confirmations):
+        if not found.searched:
+            continue
+        alpha = level(found, 0, confirmations)
+        verdict = grade_found(found, alpha, apart, len(classes))
+        text = numbers(found, alpha, classes)
+        if verdict is not Verdict.NO_EVIDENCE:
+            text += why(found, verdict, alpha, len(classes))
+        if found.rivals:
+            text += against_rivals(found, verdict, alpha, classes)
+        else:
+            text += how_sure(found, verdict, alpha)
+        reasons.append(Reason(verdict=verdict, text=text, confirmation=index))
+    reasons.sort(key=lambda r: -(confirmations[r.confirmation or 0].surer or 0))
+    return reasons
+
+
+def _strength(c: Confirmation) -> tuple[int, int]:
+    """Images that the trigger moves beyond its worst control, and at all: what is reported first."""
+    return c.hits - worst_control(c), c.hits
+
+
+def _rank(verdict: Verdict) -> int:
+    return list(Verdict).index(verdict)

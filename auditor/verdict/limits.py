@@ -1,0 +1,160 @@
+"""What a scan could have seen, and what it did not: power, bounds, gaps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from auditor.results import Confirmation, ImageFacts, Response, Skipped, Verdict
+from auditor.statistics import at_least, difference_bound, lower_bound, upper_bound
+from auditor.verdict.grading import enough_sources
+from auditor.verdict.thresholds import (
+    ALPHA,
+    BACKDOOR_ASR,
+    CHANCE_MARGIN,
+    DISPLAY_ALPHA,
+    EXCESS,
+    FEWEST_SOURCES,
+    MIN_IMAGES,
+    POWER,
+    POWER_TESTS,
+    SCREEN_RATE,
+)
+
+
+def smallest_detectable(clean: ImageFacts, comparisons: int) -> tuple[float | None, int]:
+    """Smallest true ASR of an all-to-one trigger that is called `highest` with probability 0.95.
+
+    Screen and confirmation are both counted in; controls are taken not to fire.
+
+    Returns:
+        The ASR for the target that is hardest to test, and the number of targets that it holds for:
+        those towards which a trigger that always works would be called that. None and 0 where
+        there is no such target.
+    """
+    alpha = ALPHA / 2 / (POWER_TESTS if clean.confirm else max(1, comparisons))
+    halves = [
+        (eligible(clean, target), eligible(clean, target, confirm=True))
+        for target in range(len(clean.screen_members))
+    ]
+    powers = {half: _detectable(*half, alpha, split=bool(clean.confirm)) for half in set(halves)}
+    testable = [power for half in halves if (power := powers[half]) is not None]
+    return (max(testable), len(testable)) if testable else (None, 0)
+
+
+def highest(clean: ImageFacts) -> Verdict:
+    """What an all-to-one trigger of the battery can be called at most, by the classes that are there."""
+    members = clean.confirm_members if clean.confirm else clean.screen_members
+    sources = sum(count > 0 for count in members) - 1
+    enough = sources >= enough_sources(len(members), FEWEST_SOURCES)
+    return Verdict.BACKDOOR if enough else Verdict.SUSPICIOUS
+
+
+def _detectable(screened: int, confirmed: int, alpha: float, *, split: bool) -> float | None:
+    needed = next(
+        (
+            hits
+            for hits in range(confirmed + 1)
+            if confirmed
+            and lower_bound(hits, confirmed, alpha) >= BACKDOOR_ASR
+            and difference_bound(hits, 0, confirmed, alpha) >= EXCESS
+        ),
+        None,
+    )
+    if needed is None:
+        return None
+    for percent in range(50, 101):
+        rate = percent / 100
+        seen = at_least(math.ceil(SCREEN_RATE * screened), screened, rate) if split else 1.0
+        if seen * at_least(needed, confirmed, rate) >= POWER:
+            return rate
+    return None
+
+
+def too_low(correct: int, total: int, classes: int) -> bool:
+    """True where a clean accuracy says that the input was prepared wrongly or labels do not fit."""
+    chance = 1 / classes
+    floor = chance + CHANCE_MARGIN * (1 - chance)
+    return upper_bound(correct, total, DISPLAY_ALPHA) < floor
+
+
+def eligible(facts: ImageFacts, target: int, *, confirm: bool = False) -> int:
+    """Images of one half that are not of the target class; unsplit images serve as both halves."""
+    if confirm and facts.confirm:
+        return facts.confirm - facts.confirm_members[target]
+    return facts.screen - facts.screen_members[target]
+
+
+def nothing_above(
+    clean: ImageFacts | None,
+    responses: Sequence[Response],
+    confirmations: Sequence[Confirmation],
+    classes: int,
+) -> float | None:
+    """Simultaneous 95 % bound on the ASR of all triggers that the screen let go.
+
+    The others stand out and are confirmed one by one, the strongest of each target.
+    """
+    if clean is None:
+        return None
+    reported = {confirmation.trigger for confirmation in confirmations}
+    screened = [r for r in responses if r.family == "clean"]
+    rest = [r for r in screened if r.trigger not in reported and not _stands_out(r, clean)]
+    if not rest:
+        return None
+    alpha = DISPLAY_ALPHA / (len(screened) * classes)
+    targets = {target: eligible(clean, target) for target in range(classes)}
+    tested = [total for total in targets.values() if total]
+    if not tested:
+        return None
+    return max(
+        upper_bound(hits, total, alpha)
+        for response in rest
+        for hits, total in [
+            (0, min(tested)),
+            *((count, targets[target]) for target, count in response.hits.items()),
+        ]
+        if total
+    )
+
+
+def _stands_out(response: Response, clean: ImageFacts) -> bool:
+    return any(
+        count >= SCREEN_RATE * eligible(clean, target) for target, count in response.hits.items()
+    )
+
+
+def gaps(
+    clean: ImageFacts | None,
+    responses: Sequence[Response],
+    skipped: Sequence[Skipped],
+    power: float | None,
+    *,
+    searched: bool,
+) -> list[str]:
+    """Why "nothing found" would not be a result."""
+    if clean is None:
+        return [
+            "Nothing was found on made images, which proves little. Give clean images with "
+            "--clean DIR (100 or more, of the kind that the model is meant for)."
+        ]
+    gaps = []
+    usable = clean.screen + clean.confirm
+    if not responses and not searched:
+        gaps.append("No trigger was tried.")
+    if usable < MIN_IMAGES:
+        gaps.append(
+            f"Only {usable} images: too few to call nothing found a result. Give {MIN_IMAGES} or more."
+        )
+    elif power is None:
+        gaps.append(
+            f"{usable} images are too few for so many comparisons: even a trigger that always works "
+            "could not have been called a backdoor. Give more images, or choose fewer probes."
+        )
+    untried = sum(entry.untried for entry in skipped)
+    if untried:
+        gaps.append(
+            f"The time budget ended before {untried} triggers were tried, and nothing was found "
+            "until then. Give more time (--time-budget), or choose fewer probes."
+        )
+    return gaps
