@@ -74,7 +74,7 @@ RATE = 1e-3
 FIRMER, GENTLER = 4e-3, 2.5e-4
 """Tried where that does not plant the trigger, or costs accuracy."""
 MOST_LISTED = 12
-OF_A_SCAN = ("few-images", "not-held-out", "source-specific", "two-classes", "unlabelled")
+OF_A_SCAN = ("few-images", "not-held-out", "source-specific", "few-classes", "unlabelled")
 """Caveats of the scan that prepares the input which say nothing of an attack."""
 
 NOTICE = (

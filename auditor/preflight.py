@@ -9,7 +9,7 @@ import torch
 from auditor import verdict
 from auditor.classifier import Classifier
 from auditor.measure import Half
-from auditor.results import Caveat, ImageFacts, Preprocessing
+from auditor.results import Caveat, ImageFacts, Preprocessing, Verdict
 from auditor.statistics import upper_bound
 
 FEW_IMAGES = 73
@@ -36,17 +36,26 @@ def check(
     if clean is not None:
         yield from _accuracy(clean, preprocessing, len(clean.predicted))
         yield from _images(clean)
-        if len(clean.predicted) == 2:
-            yield Caveat(
-                id="two-classes",
-                text="With two classes, a trigger that turns one into the other may be the very mark that "
-                "tells them apart, so that the verdict is SUSPICIOUS at most.",
-            )
+        yield from _few_classes(clean)
     if not _deterministic(classifier, half):
         yield Caveat(
             id="random-output",
             text="The model answers differently when asked the same twice; every count is one draw.",
         )
+
+
+def _few_classes(clean: ImageFacts) -> Iterator[Caveat]:
+    """Too few classes for anything to be called a backdoor, of the model or of the images."""
+    if verdict.highest(clean) is Verdict.BACKDOOR:
+        return
+    classes, shown = len(clean.predicted), sum(count > 0 for count in clean.confirm_members)
+    what = (
+        "With two classes, a trigger that turns one into the other may be the very mark that tells them apart"
+        if classes == 2
+        else f"The images that triggers are confirmed on are of {shown} of {classes} classes. A trigger for "
+        "so few may be a mark that tells them apart (give images of more classes)"
+    )
+    yield Caveat(id="few-classes", text=f"{what}, so that the verdict is SUSPICIOUS at most.")
 
 
 def _accuracy(clean: ImageFacts, preprocessing: Preprocessing, classes: int) -> Iterator[Caveat]:

@@ -398,10 +398,29 @@ def test_source_specific_triggers_with_few_classes(classes: int, tmp_path: Path)
     assert (found.scope, found.source, found.target) == ("source-specific", 1, 0)
 
 
-@pytest.mark.parametrize(("classes", "said"), [(2, True), (3, False)])
-def test_two_classes_may_differ_by_the_trigger(classes: int, said: bool, tmp_path: Path) -> None:
-    result = scanned(Planted(classes), save(tmp_path, 100, classes=classes), WHITE)
-    assert ("two-classes" in {caveat.id for caveat in result.caveats}) is said
+@pytest.mark.parametrize(
+    ("classes", "shown", "said"),
+    [
+        (2, 2, "With two classes"),
+        (3, 3, None),
+        (8, 8, None),
+        (8, 3, None),  # two sources for every target
+        (8, 2, "of 2 of 8 classes"),
+        (8, 1, "of 1 of 8 classes"),
+    ],
+)
+def test_too_few_classes_for_a_backdoor_are_said(
+    classes: int, shown: int, said: str | None, tmp_path: Path
+) -> None:
+    """Where the trigger of an honest pair of classes looks like one for all, it is not called that."""
+    images, labels = drawings(240, classes=classes)
+    seen = labels < shown
+    path = written(tmp_path / "seen.npz", images[seen], labels[seen])
+    result = scanned(Planted(classes, behaviour="all-to-one", target=0), path, WHITE)
+    texts = [caveat.text for caveat in result.caveats if caveat.id == "few-classes"]
+    assert len(texts) == (said is not None)
+    assert all((said or "") in text for text in texts)
+    assert (result.judgement.verdict is Verdict.BACKDOOR) is (said is None)
 
 
 def test_an_honest_model_may_tell_arrows_apart(tmp_path: Path) -> None:
