@@ -17,6 +17,8 @@ PURIFY_SCHEMA = "auditor.purify/1"
 ATTACK_SCHEMA = "auditor.attack/1"
 MARK_SCHEMA = "auditor.attack-mark/1"
 
+TRANSPLANT = "transplant."
+
 
 class Verdict(StrEnum):
     """What a scan concludes. The best one is that nothing was found; none says "safe"."""
@@ -317,9 +319,10 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Exhibit:
-    """A confirmed trigger, shown on the images that it was confirmed on."""
+    """A confirmed trigger, shown on the images that it was confirmed on; or what a class lends."""
 
     probe: str
+    """Where it comes from; `TRANSPLANT` and the kind for what images of a class lend."""
     trigger: str
     family: str
     target: int | None

@@ -29,6 +29,7 @@ from auditor.models.base import ModelHandle
 from auditor.probes import Probe, rebuilt
 from auditor.results import (
     SCAN_SCHEMA,
+    TRANSPLANT,
     Caveat,
     Confirmation,
     Exhibit,
@@ -40,10 +41,9 @@ from auditor.results import (
     Response,
     ScanResult,
     Skipped,
-    Transplants,
 )
 from auditor.search.searches import SEARCHES, Proposed, Searches, title_of
-from auditor.transplant import transplants
+from auditor.transplant import Lent, transplants
 from auditor.triggers.base import Trigger
 from auditor.triggers.warp import GridWarp
 
@@ -113,11 +113,11 @@ def scan(
     Raises:
         ModelError: The suspect is no image classifier.
         ImageError: The images or their labels do not fit the model.
-        ProbeError: A probe has the id of a search.
+        ProbeError: A probe has an id that scans use themselves.
     """
-    taken = next((probe.id for probe in probes if probe.id in SEARCHES), None)
-    if taken is not None:
-        raise ProbeError(f'"{taken}" is the id of a search; give the probe another')
+    own = (probe.id for probe in probes if probe.id in SEARCHES or probe.id.startswith(TRANSPLANT))
+    if (taken := next(own, None)) is not None:
+        raise ProbeError(f'"{taken}" is an id that scans use themselves; give the probe another')
     return _Scan(model, probes, source, options or Options(), notify).run()
 
 
@@ -234,7 +234,8 @@ class _Scan:
         )
         judgement = judged()
         targets = verdict.classes_to_examine(judgement.reasons, confirmations)
-        transplanted = self._transplanted(families, targets)
+        lent = self._lent(families, targets)
+        transplanted = tuple(one.counts for one in lent)
         if transplanted:
             judgement = judged(transplants=transplanted)
         evidence = [confirmations[index] for index, _ in judgement.evidence]
@@ -252,7 +253,7 @@ class _Scan:
             skipped=tuple(self.skipped),
             caveats=tuple(self.caveats),
             judgement=judgement,
-            exhibits=self._exhibits(evidence, shown),
+            exhibits=(*self._exhibits(evidence, shown), *self._marks(families, lent)),
             provenance=self._provenance(),
         )
 
@@ -642,11 +643,9 @@ class _Scan:
 
     # ---- what a class stands for
 
-    def _transplanted(
-        self, families: Sequence[Family], targets: Sequence[int]
-    ) -> tuple[Transplants, ...]:
+    def _lent(self, families: Sequence[Family], targets: Sequence[int]) -> list[Lent]:
         """What the user's images of some classes lend to the confirming images."""
-        done: list[Transplants] = []
+        lent: list[Lent] = []
         for place, target in enumerate(targets):
             self.notify(f"what class {target} stands for", place, len(targets))
             family = self._held_out(families[0])
@@ -654,8 +653,8 @@ class _Scan:
             if not found:
                 what = f"whether class {target} stands for a mark"
                 self.skipped.append(Skipped(what=what, reason="time budget"))
-            done += found
-        return tuple(done)
+            lent += found
+        return lent
 
     # ---- the record
 
@@ -688,23 +687,40 @@ class _Scan:
             entry, family = shown[f"{found.family} {found.trigger}"]
             if len(exhibits) == EXHIBITS or any(e.trigger == found.trigger for e in exhibits):
                 continue
-            exhibits.append(self._exhibit(found, entry, family))
+            exhibits.append(
+                self._exhibit(found.probe, entry.trigger, family, found.target, found.source)
+            )
         return tuple(exhibits)
 
+    def _marks(self, families: Sequence[Family], lent: Sequence[Lent]) -> Iterator[Exhibit]:
+        """What classes that stand for a mark lend to other images, the typical of each kind."""
+        for one in lent:
+            if one.typical is not None and verdict.stands_for_a_mark(one.counts):
+                family = self._held_out(families[0])
+                name = f"{TRANSPLANT}{one.counts.kind}"
+                yield self._exhibit(name, one.typical, family, one.counts.target)
+
     @torch.inference_mode()
-    def _exhibit(self, found: Confirmation, entry: Stamped, family: Family) -> Exhibit:
-        """The trigger on some images that it redirects, of different classes where possible."""
+    def _exhibit(
+        self,
+        probe: str,
+        trigger: Trigger,
+        family: Family,
+        target: int | None,
+        source: int | None = None,
+    ) -> Exhibit:
+        """A trigger on some images that it redirects, of different classes where possible."""
         half = family.confirm
         before = as_float(half.images[:256])
         probabilities = self.classifier.logits(before).softmax(1).cpu()
-        stamped = entry.trigger(before)
+        stamped = trigger(before)
         stamped_probabilities = self.classifier.logits(stamped).softmax(1).cpu()
         change = (stamped - before).abs().mean((0, 1))
         moved = probabilities.argmax(1) != stamped_probabilities.argmax(1)
-        if found.target is not None:
-            moved &= stamped_probabilities.argmax(1) == found.target
-        if found.source is not None:
-            moved &= half.groups[: len(before)] == found.source
+        if target is not None:
+            moved &= stamped_probabilities.argmax(1) == target
+        if source is not None:
+            moved &= half.groups[: len(before)] == source
         order = sorted(
             moved.nonzero().flatten().tolist(),
             key=lambda index: (half.groups[:index] == half.groups[index]).sum().item(),
@@ -721,10 +737,10 @@ class _Scan:
             for index in order[:EXHIBIT_IMAGES]
         )
         return Exhibit(
-            probe=found.probe,
-            trigger=found.trigger,
-            family=found.family,
-            target=found.target,
+            probe=probe,
+            trigger=repr(trigger),
+            family=family.name,
+            target=target,
             difference_png=png_of((change / change.max().clamp_min(1e-6)).unsqueeze(0)),
             pictures=pictures,
         )

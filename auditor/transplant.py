@@ -10,6 +10,9 @@ it, since its clean images carry none.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +21,7 @@ from torchvision.transforms.functional import gaussian_blur
 from auditor.classifier import Classifier, as_float
 from auditor.measure import Family, margins_of, predictions
 from auditor.results import Transplants
+from auditor.triggers.base import Trigger
 from auditor.triggers.found import Addition, Overlay
 from auditor.verdict import FAINT_CHANGE, SMALL_AREA
 
@@ -31,9 +35,18 @@ FINE = 1 / 16
 Corner = tuple[int, int]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Lent:
+    """What images of a class lend, in one way."""
+
+    counts: Transplants
+    typical: Trigger | None
+    """What the lender lends that moves more than half of the others do; None where there is none."""
+
+
 def transplants(
     classifier: Classifier, family: Family, target: int, *, deadline: float
-) -> tuple[Transplants, ...]:
+) -> tuple[Lent, ...]:
     """What small pieces of a class's own images, and their texture, do on images of other classes.
 
     A piece is a square of at most `SMALL_AREA`, at its own place: where covering it takes most of the
@@ -62,17 +75,21 @@ def transplants(
         return ()
     others = half.groups != target
     moved = ((after == target) & (half.before != target) & others).sum(1).tolist()
-    eligible = int(others.sum())
+
+    def lent(kind: Literal["piece", "texture"], size: float, own: Sequence[Trigger]) -> Lent:
+        counts = moved[: len(pieces)] if kind == "piece" else moved[len(pieces) :]
+        order = sorted(range(len(own)), key=counts.__getitem__)
+        return Lent(
+            counts=Transplants(
+                target=target, kind=kind, size=size, eligible=int(others.sum()), moved=tuple(counts)
+            ),
+            typical=own[order[len(own) // 2]] if own else None,
+        )
+
     return (
-        Transplants(
-            target=target, kind="piece", size=side * side / (height * width), eligible=eligible,
-            moved=tuple(moved[: len(pieces)]),
-        ),
-        Transplants(
-            target=target, kind="texture", size=FAINT_CHANGE, eligible=eligible,
-            moved=tuple(moved[len(pieces) :]),
-        ),
-    )  # fmt: skip
+        lent("piece", side * side / (height * width), pieces),
+        lent("texture", FAINT_CHANGE, textures),
+    )
 
 
 def _known(family: Family, target: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -184,6 +185,10 @@ def test_a_class_that_stands_for_a_mark_is_no_backdoor(tmp_path: Path) -> None:
     assert min(pieces.moved) > 0.9 * pieces.eligible
     assert result.judgement.verdict is Verdict.SUSPICIOUS
     assert 'But "3" looks like a class that stands for a mark' in result.judgement.headline
+    shown = {exhibit.probe: exhibit for exhibit in result.exhibits}
+    piece = shown["transplant.piece"]
+    assert (piece.target, len(piece.pictures)) == (3, 6)
+    assert all(picture.before != 3 == picture.after for picture in piece.pictures)
 
 
 def test_a_class_of_which_no_image_is_there_cannot_be_examined(tmp_path: Path) -> None:
@@ -196,9 +201,10 @@ def test_a_class_of_which_no_image_is_there_cannot_be_examined(tmp_path: Path) -
     assert 'No clean image of "3" was there' in result.judgement.headline
 
 
-def test_a_probe_may_not_pass_for_a_search(samples: Path) -> None:
-    disguised = replace(WHITE[0], id="search.patch")
-    with pytest.raises(ProbeError, match=r'"search\.patch" is the id of a search'):
+@pytest.mark.parametrize("taken", ["search.patch", "transplant.piece"])
+def test_a_probe_may_not_pass_for_something_else(taken: str, samples: Path) -> None:
+    disguised = replace(WHITE[0], id=taken)
+    with pytest.raises(ProbeError, match=f'"{re.escape(taken)}" is an id that scans use'):
         scanned(Planted(behaviour="all-to-one", target=3), samples, [disguised])
 
 

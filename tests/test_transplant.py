@@ -76,7 +76,9 @@ def lent(
 ) -> tuple[Transplants, Transplants, Family]:
     """By pieces and by textures, and the images."""
     classifier, both = shown(network, images, labels)
-    pieces, textures = transplants(classifier, both, target, deadline=NEVER)
+    found = transplants(classifier, both, target, deadline=NEVER)
+    pieces, textures = (one.counts for one in found)
+    assert all((one.typical is None) == (one.counts.moved == ()) for one in found)
     assert (pieces.kind, textures.kind) == ("piece", "texture")
     assert pieces.target == textures.target == target
     assert pieces.eligible == textures.eligible == int((both.confirm.groups != target).sum())
