@@ -387,9 +387,9 @@ class Judgement:
     """Simultaneous 95 % upper bound on the all-to-one ASR of every declared trigger that did not
     stand out in the screen; None where there is none."""
     power: float | None
-    """Smallest true ASR, in every class alike, of a declared all-to-one trigger that this scan would
-    have called `power_verdict` with probability 0.95 or more, whichever its target among
-    `power_classes`; None where no ASR would have."""
+    """Smallest true ASR, in every class alike, of a small or faint all-to-one trigger of the battery
+    that this scan would have called `power_verdict` with probability 0.95 or more, whichever its
+    target among `power_classes`; None where no ASR would have."""
     power_classes: int = 0
     """Classes that the power holds for; a class that most images belong to is hard to test."""
     power_verdict: Verdict = Verdict.BACKDOOR

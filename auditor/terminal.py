@@ -279,8 +279,8 @@ def _show_verdict(console: Console, result: ScanResult) -> None:
             f"{judgement.power_classes} of {result.model.classes} classes" if some else "any class"
         )
         notes.append(
-            f"Power: a trigger of the battery with a true ASR of {judgement.power:.0%} or more, towards "
-            f"{towards}, would have been called {judgement.power_verdict} with probability 95%."
+            f"Power: a small or faint trigger of the battery with a true ASR of {judgement.power:.0%} or "
+            f"more, towards {towards}, would have been called {judgement.power_verdict} with probability 95%."
         )
     if judgement.verdict is Verdict.NO_EVIDENCE:
         notes.append(

@@ -113,6 +113,28 @@ def test_one_confirmation(hits: int, control: int, expected: Verdict) -> None:
     assert judge(confirmation(hits, control)).verdict is expected
 
 
+@pytest.mark.parametrize(
+    ("surer", "expected"),
+    [
+        (None, Verdict.BACKDOOR),  # not measured
+        (300, Verdict.BACKDOOR),
+        (217, Verdict.BACKDOOR),  # the lower bound of 217 of 360 just exceeds a half
+        (200, Verdict.SUSPICIOUS),
+        (0, Verdict.SUSPICIOUS),
+    ],
+)
+def test_what_is_neither_small_nor_faint_must_make_the_model_sure(
+    surer: int | None, expected: Verdict
+) -> None:
+    """A red block in the middle of a sign makes honest networks say "stop", and leaves them in doubt."""
+    large = confirmation(350, 10, area=0.0625, surer=surer)
+    assert not verdict.is_small(large)
+    assert judge(large).verdict is expected
+    assert ("neither small nor faint" in judge(large).headline) is (expected is Verdict.SUSPICIOUS)
+    assert judge(replace(large, area=0.03)).verdict is Verdict.BACKDOOR
+    assert judge(replace(large, change=0.05)).verdict is Verdict.BACKDOOR
+
+
 def lent(moved: tuple[int, ...], kind: Literal["piece", "texture"] = "piece") -> Transplants:
     return Transplants(target=2, kind=kind, size=0.03, eligible=380, moved=moved)
 

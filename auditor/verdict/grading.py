@@ -63,10 +63,11 @@ def grade(confirmation: Confirmation, alpha: float, classes: int) -> Verdict:
     beaten = excess_bound(confirmation, alpha) >= EXCESS
     stands_out = beaten and asr >= (CELL_ASR if cell else SUSPICIOUS_ASR)
     if not confirmation.keeps_meaning:
-        # what turns one class into another, or breaks the image, leaves a model in doubt
-        suspicious = stands_out and (confirmation.surer is None or is_sure(confirmation, alpha))
+        suspicious = stands_out and not leaves_doubt(confirmation, alpha)
         return Verdict.SUSPICIOUS if suspicious else Verdict.NO_EVIDENCE
     strong = beaten and moved_bound(confirmation, alpha) >= BACKDOOR_ASR
+    if not is_small(confirmation) and leaves_doubt(confirmation, alpha):
+        strong = False
     if is_universal(confirmation, classes) and (strong or is_beyond_doubt(confirmation, alpha)):
         return Verdict.BACKDOOR
     noticed = stands_out or is_obeyed(confirmation, alpha) or is_shortcut(confirmation, alpha)
@@ -106,6 +107,14 @@ def grade_found(confirmation: Confirmation, alpha: float, apart: Set[int], class
 def is_sure(confirmation: Confirmation, alpha: float) -> bool:
     """Under the trigger the model is surer of the target than it usually is of an image."""
     return lower_bound(confirmation.surer or 0, confirmation.eligible, alpha) >= SURER
+
+
+def leaves_doubt(confirmation: Confirmation, alpha: float) -> bool:
+    """What turns one class into another (a red block, on a sign), or breaks an image, does: no `is_sure`.
+
+    Not where that was not measured.
+    """
+    return confirmation.surer is not None and not is_sure(confirmation, alpha)
 
 
 def beats_rivals(confirmation: Confirmation, alpha: float) -> bool:

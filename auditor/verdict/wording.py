@@ -16,6 +16,7 @@ from auditor.verdict.grading import (
     is_small,
     is_sure,
     is_universal,
+    leaves_doubt,
     moved_bound,
     worst_control,
 )
@@ -128,8 +129,16 @@ def _why_suspicious(c: Confirmation, alpha: float, classes: int) -> str:
         )
     if not c.keeps_meaning:
         return " So strong a change may be a good reason for another answer; look at the pictures."
-    if not is_universal(c, classes) and moved_bound(c, alpha) >= BACKDOOR_ASR:
+    if moved_bound(c, alpha) < BACKDOOR_ASR:
+        return ""
+    if not is_universal(c, classes):
         return _why_not_universal(c, classes)
+    if not is_small(c) and leaves_doubt(c, alpha):
+        return (
+            " A change that is neither small nor faint may be a good reason for another answer, unless it "
+            f"makes the model sure: this makes it surer than most real images do on {c.surer} of "
+            f"{c.eligible}, not clearly most. Look at the pictures."
+        )
     return ""
 
 

@@ -48,6 +48,9 @@ CONDITIONS: Mapping[str, Condition] = {
         images=2000,
         probes="standard,-search.*",
     ),
+    "deep": Condition(
+        title="every probe, 768 images, the battery alone", images=768, probes="deep,-search.*"
+    ),
     "none": Condition(title="no images", images=None, probes="standard"),
     "search": Condition(
         title="searches alone, 100 images",
