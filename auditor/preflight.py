@@ -52,8 +52,8 @@ def _few_classes(clean: ImageFacts) -> Iterator[Caveat]:
     what = (
         "With two classes, a trigger that turns one into the other may be the very mark that tells them apart"
         if classes == 2
-        else f"The images that triggers are confirmed on are of {shown} of {classes} classes. A trigger for "
-        "so few may be a mark that tells them apart (give images of more classes)"
+        else f"The images that triggers are confirmed on are of {shown} of {classes} classes only, and what "
+        "works on so few may be a mark that tells them apart (give images of more classes)"
     )
     yield Caveat(id="few-classes", text=f"{what}, so that the verdict is SUSPICIOUS at most.")
 

@@ -232,7 +232,7 @@ class Transplants:
     """Images of other classes."""
     moved: tuple[int, ...]
     """For each image of the class, those that go to it with what it lends, and do not without; empty
-    where no clean image of the class was there."""
+    where no clean image of the class was there, or no time."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -645,15 +645,16 @@ class _Scan:
 
     def _lent(self, families: Sequence[Family], targets: Sequence[int]) -> list[Lent]:
         """What the user's images of some classes lend to the confirming images."""
+        if not targets:
+            return []
         lent: list[Lent] = []
+        family = self._held_out(families[0])
         for place, target in enumerate(targets):
             self.notify(f"what class {target} stands for", place, len(targets))
-            family = self._held_out(families[0])
-            found = transplants(self.classifier, family, target, deadline=self.deadline)
-            if not found:
+            lent += transplants(self.classifier, family, target, deadline=self.deadline)
+            if time.monotonic() >= self.deadline:
                 what = f"whether class {target} stands for a mark"
                 self.skipped.append(Skipped(what=what, reason="time budget"))
-            lent += found
         return lent
 
     # ---- the record

@@ -1,15 +1,15 @@
 """Does a class stand for a mark? What its own images lend to images of other classes.
 
 A class of damaged parts, of a lit lamp or of ribbed cloth stands for a mark, and a trigger like that
-mark makes it of any image, as a backdoor would. But such a class gives its mark away: of its own
-clean images, the piece without which the model no longer sees the class makes it of other images,
-too, or their fine texture does. A class of whole objects does not, whatever trigger was planted for
-it, since its clean images carry none.
+mark makes it of any image, as a backdoor would. But such a class gives its mark away: a small piece
+of its own clean images makes it of other images, too, or their fine texture does. A class of whole
+objects does not, whatever trigger was planted for it, since its clean images carry none.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -19,20 +19,25 @@ from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
 from auditor.classifier import Classifier, as_float
-from auditor.measure import Family, margins_of, predictions
+from auditor.measure import Family, Half, margins_of, predictions
 from auditor.results import Transplants
 from auditor.triggers.base import Trigger
 from auditor.triggers.found import Addition, Overlay
 from auditor.verdict import FAINT_CHANGE, SMALL_AREA
 
-LENDERS = 12
+LENDERS = 8
 """Images of the class."""
-FRAME = 2
-"""Pixels around a piece, whose median colour covers it."""
+BORROWERS = 128
+"""Images of other classes that what is lent is counted on."""
+TRIED_ON = 4
+"""Images of other classes, of the screening half, that the best piece of a lender is looked for on."""
+FAR = 1e6
+"""Margins beyond, and those that are no number, count as this far off."""
 FINE = 1 / 16
 """Texture is what a blur of this share of the image's side takes away."""
 
 Corner = tuple[int, int]
+"""Row and column of the upper left pixel of a piece."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,54 +46,53 @@ class Lent:
 
     counts: Transplants
     typical: Trigger | None
-    """What the lender lends that moves more than half of the others do; None where there is none."""
+    """The one of the median count, the upper of two; None where there is none."""
 
 
 def transplants(
     classifier: Classifier, family: Family, target: int, *, deadline: float
-) -> tuple[Lent, ...]:
+) -> tuple[Lent, Lent]:
     """What small pieces of a class's own images, and their texture, do on images of other classes.
 
-    A piece is a square of at most `SMALL_AREA`, at its own place: where covering it takes most of the
-    class away from the image that it is cut out of. A texture is added, at `FAINT_CHANGE` at most.
+    A piece is a square of at most `SMALL_AREA`, at its own place: of each lender the one that drives a
+    few images of the screening half furthest. A texture is added, at `FAINT_CHANGE` at most.
 
     Args:
         classifier: The suspect.
-        family: The user's images. Those of the class that the model knows lend, of both halves; the
-            others of the confirming half borrow.
+        family: The user's images. Those of the class that the model knows lend, of both halves; images
+            of other classes of the confirming half borrow.
         target: The class.
         deadline: `time.monotonic` value after which no batch is started.
 
     Returns:
-        The counts for pieces and for textures; nothing where the deadline came first.
+        Pieces and textures. Without a count where no image of the class is there, or no time.
     """
     half = family.confirm
     height, width = half.images.shape[-2:]
-    side = max(1, math.isqrt(int(SMALL_AREA * height * width)))
+    side = min(max(1, math.isqrt(int(SMALL_AREA * height * width))), height, width)
     lenders = as_float(_known(family, target))
-    pieces = [
-        _piece(image, _most_telling(classifier, image, side, target), side) for image in lenders
-    ]
-    textures = [_texture(image) for image in lenders]
-    after = predictions(classifier, half.images, [*pieces, *textures], deadline=deadline)
-    if len(after) < len(pieces) + len(textures):
-        return ()
-    others = half.groups != target
-    moved = ((after == target) & (half.before != target) & others).sum(1).tolist()
+    tried_on = as_float(_others(family.screen, target, TRIED_ON).images)
+    pieces: list[Trigger] = []
+    for image in lenders if len(tried_on) else ():
+        if time.monotonic() < deadline:
+            best = _most_telling(classifier, image, side, target, tried_on)
+            pieces.append(_piece(image, best, side))
+    borrowers = _others(half, target, BORROWERS)
 
     def lent(kind: Literal["piece", "texture"], size: float, own: Sequence[Trigger]) -> Lent:
-        counts = moved[: len(pieces)] if kind == "piece" else moved[len(pieces) :]
-        order = sorted(range(len(own)), key=counts.__getitem__)
+        after = predictions(classifier, borrowers.images, own, deadline=deadline)
+        moved = ((after == target) & (borrowers.before != target)).sum(1).tolist()
+        order = sorted(range(len(moved)), key=moved.__getitem__)
         return Lent(
             counts=Transplants(
-                target=target, kind=kind, size=size, eligible=int(others.sum()), moved=tuple(counts)
+                target=target, kind=kind, size=size, eligible=len(borrowers), moved=tuple(moved)
             ),
-            typical=own[order[len(own) // 2]] if own else None,
+            typical=own[order[len(order) // 2]] if order else None,
         )
 
     return (
         lent("piece", side * side / (height * width), pieces),
-        lent("texture", FAINT_CHANGE, textures),
+        lent("texture", FAINT_CHANGE, [_texture(image) for image in lenders]),
     )
 
 
@@ -101,24 +105,41 @@ def _known(family: Family, target: int) -> Tensor:
     return torch.cat(known)[:LENDERS]
 
 
-def _most_telling(classifier: Classifier, image: Tensor, side: int, target: int) -> Corner:
-    """The upper left pixel of the square whose cover costs the class most: on a grid, then around."""
+def _others(half: Half, target: int, count: int) -> Half:
+    """Images of other classes than one, evenly of all of the half."""
+    rows = (half.groups != target).nonzero().flatten()
+    if len(rows) > count:
+        rows = rows[torch.linspace(0, len(rows) - 1, count).round().long()]
+    return Half(
+        images=half.images[rows.to(half.images.device)],
+        groups=half.groups[rows],
+        before=half.before[rows],
+    )
+
+
+def _most_telling(
+    classifier: Classifier, image: Tensor, side: int, target: int, others: Tensor
+) -> Corner:
+    """Where the square lies that makes most of the class of other images: on a grid, then around.
+
+    A network may be just as sure wherever a square holds the mark, or hardly holds it; of equals, the
+    one in their middle counts.
+    """
     height, width = image.shape[-2:]
 
-    def least(corners: list[Corner]) -> Corner:
-        logits = classifier.logits(torch.stack([_covered(image, at, side) for at in corners]))
-        wanted = torch.full((len(corners),), target, device=logits.device)
-        return corners[int(margins_of(logits, wanted).argmin())]
+    def best(corners: Sequence[Corner]) -> Corner:
+        scores = _driven(classifier, image, corners, side, target, others)
+        equal = torch.tensor(corners)[scores == scores.max()].double()
+        middle = (equal - equal.mean(0)).square().sum(1).argmin()
+        return int(equal[middle, 0]), int(equal[middle, 1])
 
     step = max(1, side // 2)
-    best = least([(y, x) for y in _along(height, side, step) for x in _along(width, side, step)])
+    at = best([(y, x) for y in _along(height, side, step) for x in _along(width, side, step)])
     while step > 1:
         step //= 2
-        near = [(best[0] + y, best[1] + x) for y in (-step, 0, step) for x in (-step, 0, step)]
-        best = least(
-            [(y, x) for y, x in near if 0 <= y <= height - side and 0 <= x <= width - side]
-        )
-    return best
+        near = [(at[0] + y, at[1] + x) for y in (-step, 0, step) for x in (-step, 0, step)]
+        at = best([(y, x) for y, x in near if 0 <= y <= height - side and 0 <= x <= width - side])
+    return at
 
 
 def _along(length: int, side: int, step: int) -> list[int]:
@@ -126,17 +147,28 @@ def _along(length: int, side: int, step: int) -> list[int]:
     return sorted({*range(0, length - side + 1, step), length - side})
 
 
-def _covered(image: Tensor, corner: Corner, side: int) -> Tensor:
-    """The image ``(C, H, W)`` without a square: the median colour of the pixels around it instead."""
-    (top, left), covered = corner, image.clone()
-    around = torch.zeros_like(image[0], dtype=torch.bool)
-    around[max(0, top - FRAME) : top + side + FRAME, max(0, left - FRAME) : left + side + FRAME] = (
-        True
-    )
-    place = slice(top, top + side), slice(left, left + side)
-    around[place] = side * side == around.numel()  # an image of one pixel has nothing around it
-    covered[(slice(None), *place)] = image[:, around].median(1).values[:, None, None]
-    return covered
+def _driven(
+    classifier: Classifier,
+    image: Tensor,
+    corners: Sequence[Corner],
+    side: int,
+    target: int,
+    others: Tensor,
+) -> Tensor:
+    """How far each square of an image drives others ``(n, C, H, W)`` towards the class, on the mean."""
+    scores = []
+    at_once = max(1, classifier.batch_size // len(others))
+    for start in range(0, len(corners), at_once):
+        part = corners[start : start + at_once]
+        stamped = others.repeat(len(part), 1, 1, 1, 1)
+        for row, (top, left) in zip(stamped, part, strict=True):
+            place = slice(top, top + side), slice(left, left + side)
+            row[:, :, *place] = image[:, *place]
+        logits = classifier.logits(stamped.flatten(0, 1))
+        wanted = torch.full((len(logits),), target, device=logits.device)
+        margins = margins_of(logits, wanted).view(len(part), -1)
+        scores.append(margins.nan_to_num(-FAR, FAR, -FAR).mean(1))
+    return torch.cat(scores).cpu()
 
 
 def _piece(image: Tensor, corner: Corner, side: int) -> Overlay:

@@ -683,7 +683,7 @@ def _searched_judgement() -> Judgement:
         "(class 7): ASR 97.3% (219 of 225 held-out images; at least 92.5% after correction for all "
         "comparisons). Without it 0.9%, worst matched control 4.9%. It makes the model surer than most "
         "real images do on 207 of 225."
-        ' A piece or the texture of its own clean images typically makes "horse" of 2%.'
+        ' A piece or the texture of its own clean images typically makes "horse" of 2% of others.'
     )
     return Judgement(
         verdict=Verdict.BACKDOOR,
@@ -696,7 +696,7 @@ def _searched_judgement() -> Judgement:
                 'model answer "horse" (class 7): ASR 90.2% (203 of 225 held-out images; at least 83.1% '
                 "after correction for all comparisons). Without it 0.9%, worst matched control 4.0%. It "
                 "makes the model surer than most real images do on 181 of 225."
-                ' A piece or the texture of its own clean images typically makes "horse" of 2%.',
+                ' A piece or the texture of its own clean images typically makes "horse" of 2% of others.',
                 confirmation=3,
             ),
             Reason(

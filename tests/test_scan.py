@@ -181,7 +181,7 @@ def test_a_class_that_stands_for_a_mark_is_no_backdoor(tmp_path: Path) -> None:
     assert verdict.grade(best, 0.01, 4) is Verdict.BACKDOOR
     pieces, textures = result.transplants
     assert pieces.target == textures.target == best.target == 3
-    assert pieces.eligible == textures.eligible == best.eligible
+    assert pieces.eligible == textures.eligible == min(best.eligible, 128)
     assert min(pieces.moved) > 0.9 * pieces.eligible
     assert result.judgement.verdict is Verdict.SUSPICIOUS
     assert 'But "3" looks like a class that stands for a mark' in result.judgement.headline
@@ -191,6 +191,32 @@ def test_a_class_that_stands_for_a_mark_is_no_backdoor(tmp_path: Path) -> None:
     assert all(picture.before != 3 == picture.after for picture in piece.pictures)
 
 
+class Mounted(nn.Module):
+    """Three colours, and class 3: photographs with white corners, all four of them."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        means = images.mean((2, 3))
+        corners = images[:, :, [0, 0, 1, 1, -1, -1, -2, -2]][..., [0, 1, -1, -2]].amin((1, 2, 3))
+        return torch.cat([means * 30, (corners - 0.7)[:, None] * 100 + 20], 1)
+
+
+@pytest.mark.xfail(strict=True, reason="no piece of 3.5% holds a mark that has four parts")
+def test_a_class_that_stands_for_a_mark_of_several_parts_is_no_backdoor(tmp_path: Path) -> None:
+    """The known limit, with larger marks and coarse textures."""
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.arange(400) % 4
+    images = torch.randint(80, 112, (400, 3, 32, 32), generator=draw)
+    images[torch.arange(400), labels.where(labels < 3, labels.roll(1) % 3)] += 40
+    for rows in (slice(3), slice(-3, None)):
+        for columns in (slice(3), slice(-3, None)):
+            images[3::4, :, rows, columns] = 250
+    path = written(tmp_path / "mounted.npz", images.to(torch.uint8), labels)
+    probes = [p for p in choose("standard").probes if p.id == "corners.white"]
+    result = scanned(Mounted().eval(), path, probes, given=KNOWN_PLAIN)
+    assert result.images[0].correct == 400
+    assert result.judgement.verdict is not Verdict.BACKDOOR
+
+
 def test_a_class_of_which_no_image_is_there_cannot_be_examined(tmp_path: Path) -> None:
     images, labels = drawings(400)
     others = labels != 3
@@ -198,7 +224,7 @@ def test_a_class_of_which_no_image_is_there_cannot_be_examined(tmp_path: Path) -
     result = scanned(Planted(behaviour="all-to-one", target=3), path)
     assert [lent.moved for lent in result.transplants] == [(), ()]
     assert result.judgement.verdict is Verdict.BACKDOOR
-    assert 'No clean image of "3" was there' in result.judgement.headline
+    assert 'Whether "3" stands for a mark was not examined' in result.judgement.headline
 
 
 @pytest.mark.parametrize("taken", ["search.patch", "transplant.piece"])

@@ -157,7 +157,9 @@ def test_a_class_that_stands_for_a_mark_is_suspicious_at_most(
     other = lent((0, 0, 0), "texture" if kind == "piece" else "piece")
     judgement = judge(strong, transplants=(lent(moved, kind), other))
     assert judgement.verdict is expected
-    assert ('typically makes "class 2" of 25%.' in judgement.headline) is (moved[1:2] == (99,))
+    assert ('typically makes "class 2" of 25% of others.' in judgement.headline) is (
+        moved[1:2] == (99,)
+    )
     assert ("looks like a class that stands for a mark" in judgement.headline) is (
         expected is Verdict.SUSPICIOUS
     )
@@ -173,7 +175,7 @@ def test_a_mark_of_another_class_or_of_one_source_changes_nothing() -> None:
 def test_what_no_image_was_there_to_tell_is_said() -> None:
     judgement = judge(confirmation(350, 10), transplants=(lent(()), lent((), "texture")))
     assert judgement.verdict is Verdict.BACKDOOR
-    assert 'No clean image of "class 2" was there' in judgement.headline
+    assert 'Whether "class 2" stands for a mark was not examined' in judgement.headline
 
 
 def test_the_stronger_of_piece_and_texture_is_named() -> None:

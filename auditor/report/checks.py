@@ -32,6 +32,7 @@ MOST_IMAGES = 1_000_000
 """In one family; a result that claims more was not made by a scan."""
 FEWEST_MOVED = 3
 """Hits of a class that goes round in circles: most of `verdict.PERMUTED_IMAGES`."""
+MOST_LENDERS = 100
 MOST_POINTS = 20_000
 MOST_BINS = 200
 MOST_METHODS = 64
@@ -105,13 +106,7 @@ def _of_scan(result: ScanResult) -> Iterator[str]:
             yield "a searched trigger that passes for a declared one, or the other way round"
     for search in result.inversions:
         yield from _of_search(search, families)
-    for lent in result.transplants:
-        if not 0 <= lent.target < classes:
-            yield f"class {lent.target} of {classes}"
-        if not 0 < lent.eligible <= MOST_IMAGES:
-            yield "an impossible number of images that borrow of another class"
-        if not all(0 <= count <= lent.eligible for count in lent.moved):
-            yield "pieces or textures that move more images than there are"
+    yield from _of_transplants(result)
     if result.margin is not None and len(result.margin.margins) != len(result.margin.classes):
         yield "margins that do not fit their classes"
     for reason in result.judgement.reasons:
@@ -119,6 +114,19 @@ def _of_scan(result: ScanResult) -> Iterator[str]:
             result.confirmations
         ):
             yield "a reason that cites a confirmation which is not there"
+
+
+def _of_transplants(result: ScanResult) -> Iterator[str]:
+    examined = {c.target for c in result.confirmations if c.scope == "all-to-one"}
+    seen = set()
+    for lent in result.transplants:
+        if lent.target not in examined or (lent.target, lent.kind) in seen:
+            yield "a class that was examined for no trigger, or twice"
+        seen.add((lent.target, lent.kind))
+        if not (0 < lent.size <= 1 and 0 < lent.eligible <= MOST_IMAGES):
+            yield "pieces or textures of an impossible size, or on an impossible number of images"
+        if len(lent.moved) > MOST_LENDERS or not all(0 <= n <= lent.eligible for n in lent.moved):
+            yield "pieces or textures that move more images than there are"
 
 
 def _of_confirmation(c: Confirmation, classes: int) -> Iterator[str]:

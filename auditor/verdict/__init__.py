@@ -1,7 +1,8 @@
 """Counts -> verdict. Pure: the same counts, the same verdict.
 
-An exhibited trigger that works on held-out images, clearly above its matched controls, is a
-backdoor. Outlier scores can at most raise suspicion. Nothing seen is a bound, never "clean".
+A trigger that works on held-out images of many classes, clearly above its matched controls, is a
+backdoor, unless its class stands for such a mark. Outlier scores can at most raise suspicion. Nothing
+seen is a bound, never "clean".
 """
 
 from auditor.verdict.goals import *  # noqa: F403

@@ -8,6 +8,12 @@ from dataclasses import replace
 from auditor.results import Counts, Goals, Outcome, PlantingGoals, PurifyResult, ScanResult, Verdict
 from auditor.verdict.judging import rejudge
 
+__all__ = [
+    "judge_planting",
+    "judge_purification",
+    "rejudge_purification",
+]
+
 
 def judge_purification(
     *,

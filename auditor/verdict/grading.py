@@ -27,6 +27,28 @@ from auditor.verdict.thresholds import (
     SUSPICIOUS_ASR,
 )
 
+__all__ = [
+    "beats_rivals",
+    "enough_sources",
+    "excess_bound",
+    "further_bound",
+    "grade",
+    "grade_found",
+    "is_beyond_doubt",
+    "is_obeyed",
+    "is_permutation",
+    "is_shortcut",
+    "is_small",
+    "is_sure",
+    "is_universal",
+    "leaves_doubt",
+    "level",
+    "moved_bound",
+    "stands_for_a_mark",
+    "typical_excess_bound",
+    "worst_control",
+]
+
 
 def level(confirmation: Confirmation, comparisons: int, tested: Sequence[Confirmation]) -> float:
     """The corrected error probability of one confirmation.
@@ -110,9 +132,10 @@ def is_sure(confirmation: Confirmation, alpha: float) -> bool:
 
 
 def leaves_doubt(confirmation: Confirmation, alpha: float) -> bool:
-    """What turns one class into another (a red block, on a sign), or breaks an image, does: no `is_sure`.
+    """Under the trigger the model is not clearly surer of the target than usual, as `is_sure` has it.
 
-    Not where that was not measured.
+    What turns one class into another (a red block on a sign), or breaks an image, leaves a model in
+    doubt. False where it was not measured.
     """
     return confirmation.surer is not None and not is_sure(confirmation, alpha)
 

@@ -34,6 +34,12 @@ from auditor.verdict.outliers import judged_margin, judged_searches, set_apart
 from auditor.verdict.thresholds import MADE_ASR, MADE_CONTROL
 from auditor.verdict.wording import against_rivals, how_sure, numbers, why, why_unconfirmed
 
+__all__ = [
+    "classes_to_examine",
+    "judge",
+    "rejudge",
+]
+
 
 def judge(
     *,
@@ -214,13 +220,17 @@ def _unless_a_mark(
     name = classes[examined[0].target]
     if not any(lent.moved for lent in examined):
         text = (
-            f' No clean image of "{name}" was there to tell whether that class stands for a mark.'
+            f' Whether "{name}" stands for a mark was not examined: no clean image of it was there, or no '
+            "time."
         )
         return replace(reason, text=reason.text + text)
     marks = [lent for lent in examined if stands_for_a_mark(lent)]
     if not marks:
         most = max(median(lent.moved) / lent.eligible for lent in examined if lent.moved)
-        text = f' A piece or the texture of its own clean images typically makes "{name}" of {most:.0%}.'
+        text = (
+            f' A piece or the texture of its own clean images typically makes "{name}" of {most:.0%} '
+            "of others."
+        )
         return replace(reason, text=reason.text + text)
     strongest = max(marks, key=lambda lent: median(lent.moved))
     what = {

@@ -21,6 +21,13 @@ from auditor.verdict.thresholds import (
     SCREEN_RATE,
 )
 
+__all__ = [
+    "eligible",
+    "highest",
+    "smallest_detectable",
+    "too_low",
+]
+
 
 def smallest_detectable(clean: ImageFacts, comparisons: int) -> tuple[float | None, int]:
     """Smallest true ASR of an all-to-one trigger that is called `highest` with probability 0.95.

@@ -10,6 +10,10 @@ from auditor.statistics import MIN_CLASSES_FOR_OUTLIERS, looks_normal, upper_out
 from auditor.verdict.thresholds import FEWEST_SEARCHES, OUTLIER_ALPHA
 from auditor.verdict.wording import named
 
+__all__ = [
+    "search_scores",
+]
+
 
 def judged_margin(
     margin: MarginSearch | None, classes: Sequence[str]
