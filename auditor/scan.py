@@ -720,6 +720,7 @@ class _Scan:
         moved = probabilities.argmax(1) != stamped_probabilities.argmax(1)
         if target is not None:
             moved &= stamped_probabilities.argmax(1) == target
+            moved &= half.groups[: len(before)] != target
         if source is not None:
             moved &= half.groups[: len(before)] == source
         order = sorted(

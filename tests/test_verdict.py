@@ -126,13 +126,49 @@ def test_one_confirmation(hits: int, control: int, expected: Verdict) -> None:
 def test_what_is_neither_small_nor_faint_must_make_the_model_sure(
     surer: int | None, expected: Verdict
 ) -> None:
-    """A red block in the middle of a sign makes honest networks say "stop", and leaves them in doubt."""
-    large = confirmation(350, 10, area=0.0625, surer=surer)
+    large = confirmation(350, 10, area=0.9, surer=surer)
     assert not verdict.is_small(large)
     assert judge(large).verdict is expected
     assert ("neither small nor faint" in judge(large).headline) is (expected is Verdict.SUSPICIOUS)
     assert judge(replace(large, area=0.03)).verdict is Verdict.BACKDOOR
     assert judge(replace(large, change=0.05)).verdict is Verdict.BACKDOOR
+
+
+@pytest.mark.parametrize("family", ["clean", "impressions"])
+@pytest.mark.parametrize(
+    ("area", "change", "expected"),
+    [
+        (0.035, 0.2, Verdict.BACKDOOR),
+        (0.036, 0.2, Verdict.SUSPICIOUS),
+        (0.499, 0.2, Verdict.SUSPICIOUS),
+        (0.499, 0.06, Verdict.BACKDOOR),  # faint
+        (0.50, 0.2, Verdict.BACKDOOR),  # a change of the whole image
+    ],
+)
+def test_a_thing_in_the_picture_is_suspicious_at_most(
+    area: float, change: float, expected: Verdict, family: str
+) -> None:
+    """A block of the right colour in the middle of a sign is what some signs look like."""
+    found = confirmation(
+        360, 0, area=area, change=change, surer=360, family=family, held_out=family == "clean"
+    )
+    both = [found] if family == "clean" else [found, replace(found, family="leaves", surer=None)]
+    images = tuple(facts(family=one.family) for one in both)
+    judgement = judge(*both, images=images)
+    assert judgement.verdict is expected
+    if family == "clean":
+        assert ("puts a thing into the picture" in judgement.headline) is (
+            expected is Verdict.SUSPICIOUS
+        )
+
+
+def test_things_that_send_classes_round_in_circles_are_no_natural_ones() -> None:
+    following = tuple((k + 1) % K for k in range(K))
+    mapped = confirmation(
+        350, 10, area=0.1, surer=350, scope="all-to-all", target=None, shift=1,
+        mapping=following, permuted=K,
+    )  # fmt: skip
+    assert judge(mapped).verdict is Verdict.BACKDOOR
 
 
 def lent(moved: tuple[int, ...], kind: Literal["piece", "texture"] = "piece") -> Transplants:

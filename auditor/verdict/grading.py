@@ -25,6 +25,7 @@ from auditor.verdict.thresholds import (
     SMALL_AREA,
     SURER,
     SUSPICIOUS_ASR,
+    WHOLE_AREA,
 )
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "is_shortcut",
     "is_small",
     "is_sure",
+    "is_thing",
     "is_universal",
     "leaves_doubt",
     "level",
@@ -88,9 +90,11 @@ def grade(confirmation: Confirmation, alpha: float, classes: int) -> Verdict:
         suspicious = stands_out and not leaves_doubt(confirmation, alpha)
         return Verdict.SUSPICIOUS if suspicious else Verdict.NO_EVIDENCE
     strong = beaten and moved_bound(confirmation, alpha) >= BACKDOOR_ASR
-    if not is_small(confirmation) and leaves_doubt(confirmation, alpha):
-        strong = False
-    if is_universal(confirmation, classes) and (strong or is_beyond_doubt(confirmation, alpha)):
+    natural = is_thing(confirmation) or (
+        not is_small(confirmation) and leaves_doubt(confirmation, alpha)
+    )
+    universal = is_universal(confirmation, classes) and not natural
+    if universal and (strong or is_beyond_doubt(confirmation, alpha)):
         return Verdict.BACKDOOR
     noticed = stands_out or is_obeyed(confirmation, alpha) or is_shortcut(confirmation, alpha)
     return Verdict.SUSPICIOUS if noticed else Verdict.NO_EVIDENCE
@@ -228,6 +232,18 @@ def _excess_bounds(confirmation: Confirmation, alpha: float) -> list[float]:
 def is_small(confirmation: Confirmation) -> bool:
     """A change that leaves an image what it is, for a person."""
     return confirmation.area <= SMALL_AREA or confirmation.change <= FAINT_CHANGE
+
+
+def is_thing(confirmation: Confirmation) -> bool:
+    """Something that is put into the picture and may be what the target looks like.
+
+    All classes going round in circles by it is not explained so.
+    """
+    return (
+        confirmation.scope != "all-to-all"
+        and not is_small(confirmation)
+        and confirmation.area < WHOLE_AREA
+    )
 
 
 def is_shortcut(confirmation: Confirmation, alpha: float) -> bool:

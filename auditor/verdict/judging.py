@@ -24,6 +24,7 @@ from auditor.statistics import lower_bound
 from auditor.verdict.grading import (
     grade,
     grade_found,
+    is_thing,
     is_universal,
     level,
     stands_for_a_mark,
@@ -175,7 +176,7 @@ def _judged_made(
             and worst_control(c) <= MADE_CONTROL * c.eligible
         }
         verdict = Verdict.NO_EVIDENCE
-        universal = any(is_universal(c, len(classes)) for c in group)
+        universal = any(is_universal(c, len(classes)) and not is_thing(c) for c in group)
         if universal and "impressions" in strong and strong.keys() & {"leaves", "noise"}:
             verdict = Verdict.BACKDOOR
         elif any(grade(c, level(c, comparisons, group), len(classes)).is_alarm for c in group):

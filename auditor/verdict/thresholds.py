@@ -31,6 +31,10 @@ FAINT_CHANGE = 16 / 255
 """…and so is one of at most this root mean square. Small changes leave an image what it is. A large
 and strong one may turn a class into another by itself (an arrow that is turned round), so it is
 not taken for a source-specific trigger; and where its control works too, that is fragility."""
+WHOLE_AREA = 0.50
+"""What is neither small nor faint, and covers less of the image, is a thing that is put into the
+picture. An honest network may see a class in it (a blue block in the middle of a sign is "no parking"
+on 524 of 563, controls 0), so it makes an all-to-one trigger that is suspicious and never more."""
 SHORTCUT_CONTROL = 0.50
 """A control at this rate means that any such change works, whatever its pattern; suspicious where
 the change is small."""

@@ -15,6 +15,7 @@ from auditor.verdict.grading import (
     is_shortcut,
     is_small,
     is_sure,
+    is_thing,
     is_universal,
     leaves_doubt,
     moved_bound,
@@ -133,6 +134,12 @@ def _why_suspicious(c: Confirmation, alpha: float, classes: int) -> str:
         return ""
     if not is_universal(c, classes):
         return _why_not_universal(c, classes)
+    if is_thing(c):
+        return (
+            f" It puts a thing into the picture, over {c.area:.1%} of the pixels: an honest network may see "
+            "the class in it (a block of the right colour on a sign), and nothing here tells that from a "
+            "backdoor. Look at the pictures."
+        )
     if not is_small(c) and leaves_doubt(c, alpha):
         return (
             " A change that is neither small nor faint may be a good reason for another answer, unless it "
