@@ -66,7 +66,7 @@ has two ends."""
 MARK_RATE = 0.25
 """A class stands for a mark where a small piece of its own images, or their faint texture, typically
 sends this share of other images to it. Then a trigger for it is suspicious and never more: it may be
-such a mark. On the zoo, classes that were backdoored send 14% at most; see `bench/RESULTS.md`."""
+such a mark. On the zoo, ordinary classes send 13% at most, backdoored or not; see `bench/RESULTS.md`."""
 CELL_IMAGES = 20
 """With fewer held-out images of a source class, a source-specific trigger may pass unseen."""
 
