@@ -34,7 +34,7 @@ RANKS = [
     {"inputs", "synthesis"},
     {"verdict"},
     {"measure"},
-    {"preflight", "search", "choosing"},
+    {"preflight", "search", "choosing", "transplant"},
     {"purifiers"},
     {"scan", "report", "demo", "embedding", "stress", "changing", "comparison"},
     {"purify", "attack"},

@@ -191,28 +191,31 @@ def test_a_class_that_stands_for_a_mark_is_no_backdoor(tmp_path: Path) -> None:
     assert all(picture.before != 3 == picture.after for picture in piece.pictures)
 
 
-class Mounted(nn.Module):
-    """Three colours, and class 3: photographs with white corners, all four of them."""
+class Ribbed(nn.Module):
+    """Three colours, and class 3: three wide ribs across the image."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         means = images.mean((2, 3))
-        corners = images[:, :, [0, 0, 1, 1, -1, -1, -2, -2]][..., [0, 1, -1, -2]].amin((1, 2, 3))
-        return torch.cat([means * 30, (corners - 0.7)[:, None] * 100 + 20], 1)
+        colour = (means - means.mean(1, keepdim=True)) * 30
+        ribs = torch.fft.rfft(images.mean((1, 2)), dim=1).abs()[:, 3] / 16
+        return torch.cat([colour, ((ribs * 255 - 13) * 4)[:, None]], 1)
 
 
-@pytest.mark.xfail(strict=True, reason="no piece of 3.5% holds a mark that has four parts")
-def test_a_class_that_stands_for_a_mark_of_several_parts_is_no_backdoor(tmp_path: Path) -> None:
-    """The known limit, with larger marks and coarse textures."""
+@pytest.mark.xfail(
+    strict=True, reason="no piece of 3.5% holds wide ribs, and fine detail leaves them out"
+)
+def test_a_class_that_stands_for_a_coarse_texture_is_no_backdoor(tmp_path: Path) -> None:
+    """The known limit, with distortions of the whole image."""
     draw = torch.Generator().manual_seed(0)
     labels = torch.arange(400) % 4
-    images = torch.randint(80, 112, (400, 3, 32, 32), generator=draw)
+    images = torch.randint(100, 112, (400, 3, 32, 32), generator=draw)
     images[torch.arange(400), labels.where(labels < 3, labels.roll(1) % 3)] += 40
-    for rows in (slice(3), slice(-3, None)):
-        for columns in (slice(3), slice(-3, None)):
-            images[3::4, :, rows, columns] = 250
-    path = written(tmp_path / "mounted.npz", images.to(torch.uint8), labels)
-    probes = [p for p in choose("standard").probes if p.id == "corners.white"]
-    result = scanned(Mounted().eval(), path, probes, given=KNOWN_PLAIN)
+    start = torch.rand(100, 1, generator=draw)
+    waves = 20 * torch.sin(2 * torch.pi * (3 * torch.arange(32) / 32 + start))
+    images[3::4] += waves.round().long()[:, None, None, :]
+    path = written(tmp_path / "ribbed.npz", images.to(torch.uint8), labels)
+    probes = [p for p in choose("deep").probes if p.id == "sine.more"]
+    result = scanned(Ribbed().eval(), path, probes, given=KNOWN_PLAIN)
     assert result.images[0].correct == 400
     assert result.judgement.verdict is not Verdict.BACKDOOR
 
