@@ -178,8 +178,8 @@ def lent(moved: tuple[int, ...], kind: Literal["piece", "texture"] = "piece") ->
 @pytest.mark.parametrize(
     ("moved", "expected"),
     [
-        ((100, 100, 90, 0), Verdict.SUSPICIOUS),  # a typical one moves 95 of 380
-        ((100, 99, 90, 0), Verdict.BACKDOOR),  # 94.5
+        ((80, 77, 75, 0), Verdict.SUSPICIOUS),  # a typical one moves 76 of 380
+        ((80, 76, 75, 0), Verdict.BACKDOOR),  # 75.5
         ((380, 0, 0), Verdict.BACKDOOR),  # one that happens to be like the trigger
         ((), Verdict.BACKDOOR),  # no image to borrow of
     ],
@@ -193,8 +193,8 @@ def test_a_class_that_stands_for_a_mark_is_suspicious_at_most(
     other = lent((0, 0, 0), "texture" if kind == "piece" else "piece")
     judgement = judge(strong, transplants=(lent(moved, kind), other))
     assert judgement.verdict is expected
-    assert ('typically makes "class 2" of 25% of others.' in judgement.headline) is (
-        moved[1:2] == (99,)
+    assert ('typically makes "class 2" of 20% of others.' in judgement.headline) is (
+        moved[1:2] == (76,)
     )
     assert ("looks like a class that stands for a mark" in judgement.headline) is (
         expected is Verdict.SUSPICIOUS

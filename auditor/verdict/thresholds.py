@@ -63,7 +63,7 @@ SHORTEST_CIRCLE = 3
 """…in circles of so many classes or more: two may look alike, and a scale (how many spots there are)
 has two ends."""
 
-MARK_RATE = 0.25
+MARK_RATE = SUSPICIOUS_ASR
 """A class stands for a mark where a small piece of its own images, or their faint texture, typically
 sends this share of other images to it. Then a trigger for it is suspicious and never more: it may be
 such a mark. On the zoo, ordinary classes send 13% at most, backdoored or not; see `bench/RESULTS.md`."""
