@@ -211,11 +211,13 @@ class _Scan:
         )
         margin = searches.margins()
         inversions: list[Inversion] = []
-        if clean is not None:
-            family = self._held_out(families[0])
-            inversions, proposed = searches.inversions(family.name, family.screen, margin)
-            confirmations += self._confirm_found(family, proposed)
-            shown |= {f"{family.name} {p.stamped.trigger!r}": (p.stamped, family) for p in proposed}
+        held_out = None if clean is None else self._held_out(families[0])
+        if held_out is not None:
+            inversions, proposed = searches.inversions(held_out.name, held_out.screen, margin)
+            confirmations += self._confirm_found(held_out, proposed)
+            shown |= {
+                f"{held_out.name} {p.stamped.trigger!r}": (p.stamped, held_out) for p in proposed
+            }
         else:
             searches.without_images()
         self.skipped += searches.skipped
@@ -234,7 +236,7 @@ class _Scan:
         )
         judgement = judged()
         targets = verdict.classes_to_examine(judgement.reasons, confirmations)
-        lent = self._lent(families, targets)
+        lent = self._lent(held_out, targets) if held_out is not None else []
         transplanted = tuple(one.counts for one in lent)
         if transplanted:
             judgement = judged(transplants=transplanted)
@@ -253,7 +255,7 @@ class _Scan:
             skipped=tuple(self.skipped),
             caveats=tuple(self.caveats),
             judgement=judgement,
-            exhibits=(*self._exhibits(evidence, shown), *self._marks(families, lent)),
+            exhibits=(*self._exhibits(evidence, shown), *self._marks(held_out, lent)),
             provenance=self._provenance(),
         )
 
@@ -643,15 +645,14 @@ class _Scan:
 
     # ---- what a class stands for
 
-    def _lent(self, families: Sequence[Family], targets: Sequence[int]) -> list[Lent]:
+    def _lent(self, family: Family, targets: Sequence[int]) -> list[Lent]:
         """What the user's images of some classes lend to the confirming images."""
-        if not targets:
-            return []
         lent: list[Lent] = []
-        family = self._held_out(families[0])
         for place, target in enumerate(targets):
             self.notify(f"what class {target} stands for", place, len(targets))
-            lent += transplants(self.classifier, family, target, deadline=self.deadline)
+            lent += transplants(
+                self.classifier, family.screen, family.confirm, target, deadline=self.deadline
+            )
             if time.monotonic() >= self.deadline:
                 what = f"whether class {target} stands for a mark"
                 self.skipped.append(Skipped(what=what, reason="time budget"))
@@ -693,11 +694,12 @@ class _Scan:
             )
         return tuple(exhibits)
 
-    def _marks(self, families: Sequence[Family], lent: Sequence[Lent]) -> Iterator[Exhibit]:
+    def _marks(self, family: Family | None, lent: Sequence[Lent]) -> Iterator[Exhibit]:
         """What classes that stand for a mark lend to other images, the typical of each kind."""
+        if family is None:
+            return
         for one in lent:
             if one.typical is not None and verdict.stands_for_a_mark(one.counts):
-                family = self._held_out(families[0])
                 name = f"{TRANSPLANT}{one.counts.kind}"
                 yield self._exhibit(name, one.typical, family, one.counts.target)
 

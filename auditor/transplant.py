@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
 from auditor.classifier import Classifier, as_float
-from auditor.measure import Family, Half, margins_of, predictions
+from auditor.measure import Half, margins_of, predictions
 from auditor.results import Transplants
 from auditor.triggers.base import Trigger
 from auditor.triggers.found import Addition, Overlay
@@ -50,7 +50,7 @@ class Lent:
 
 
 def transplants(
-    classifier: Classifier, family: Family, target: int, *, deadline: float
+    classifier: Classifier, screen: Half, confirm: Half, target: int, *, deadline: float
 ) -> tuple[Lent, Lent]:
     """What small pieces of a class's own images, and their texture, do on images of other classes.
 
@@ -59,25 +59,24 @@ def transplants(
 
     Args:
         classifier: The suspect.
-        family: The user's images. Those of the class that the model knows lend, of both halves; images
-            of other classes of the confirming half borrow.
+        screen: The user's images. Of both halves, those of the class that the model knows lend…
+        confirm: …and of this one, images of other classes borrow.
         target: The class.
         deadline: `time.monotonic` value after which no batch is started.
 
     Returns:
         Pieces and textures. Without a count where no image of the class is there, or no time.
     """
-    half = family.confirm
-    height, width = half.images.shape[-2:]
+    height, width = confirm.images.shape[-2:]
     side = min(max(1, math.isqrt(int(SMALL_AREA * height * width))), height, width)
-    lenders = as_float(_known(family, target))
-    tried_on = as_float(_others(family.screen, target, TRIED_ON).images)
+    lenders = as_float(_known((screen, confirm), target))
+    tried_on = as_float(_others(screen, target, TRIED_ON).images)
     pieces: list[Trigger] = []
     for image in lenders if len(tried_on) else ():
         if time.monotonic() < deadline:
             best = _most_telling(classifier, image, side, target, tried_on)
             pieces.append(_piece(image, best, side))
-    borrowers = _others(half, target, BORROWERS)
+    borrowers = _others(confirm, target, BORROWERS)
 
     def lent(kind: Literal["piece", "texture"], size: float, own: Sequence[Trigger]) -> Lent:
         after = predictions(classifier, borrowers.images, own, deadline=deadline)
@@ -96,10 +95,10 @@ def transplants(
     )
 
 
-def _known(family: Family, target: int) -> Tensor:
+def _known(halves: Sequence[Half], target: int) -> Tensor:
     """Images ``(n, C, H, W)`` of a class that the model takes for it, the first few."""
     known = []
-    for half in (family.screen, family.confirm):
+    for half in halves:
         own = (half.groups == target) & (half.before == target)
         known.append(half.images[own.to(half.images.device)])
     return torch.cat(known)[:LENDERS]

@@ -13,16 +13,15 @@ import argparse
 import fnmatch
 import math
 from pathlib import Path
-from statistics import median
 
 import torch
 
 from auditor import api
 from auditor.classifier import Classifier
 from auditor.inputs import spec_of
-from auditor.measure import Family, Half
-from auditor.results import ImageFacts
+from auditor.measure import Half
 from auditor.transplant import transplants
+from auditor.verdict import typical_share
 from bench.zoo.__main__ import ROWS, _loader
 from bench.zoo.calibrate import clean_images, shape_of
 from bench.zoo.rows import AllToAll, Row, read_rows
@@ -31,18 +30,14 @@ from bench.zoo.train import read_made
 SCREENING, IMAGES = 170, 768
 
 
-def family(classifier: Classifier, images: torch.Tensor, labels: torch.Tensor) -> Family:
+def halves(classifier: Classifier, images: torch.Tensor, labels: torch.Tensor) -> tuple[Half, Half]:
     """The images as a scan splits them."""
     before = classifier.predict(images)
     screen, confirm = (
         Half(images=images[part], groups=labels[part], before=before[part])
         for part in (slice(SCREENING), slice(SCREENING, None))
     )
-    facts = ImageFacts(
-        family="clean", labelled=True, screen=len(screen), confirm=len(confirm),
-        screen_members=(), confirm_members=(), predicted=(), correct=None, digest="",
-    )  # fmt: skip
-    return Family(facts=facts, screen=screen, confirm=confirm, held_out=True)
+    return screen, confirm
 
 
 def examined(row: Row, classes: int, count: int) -> list[int]:
@@ -71,11 +66,11 @@ def main() -> None:
         assert clean.labels is not None
         model = api.load_model(arguments.zoo / f"{row.id}.pt")
         classifier = Classifier(model, spec)
-        both = family(classifier, clean.images, clean.labels)
+        both = halves(classifier, clean.images, clean.labels)
         for k in examined(row, load(row.data).classes, arguments.classes):
             shares = " ".join(
-                f"{one.counts.kind} {median(one.counts.moved) / one.counts.eligible:6.1%}"
-                for one in transplants(classifier, both, k, deadline=math.inf)
+                f"{one.counts.kind} {typical_share(one.counts):6.1%}"
+                for one in transplants(classifier, *both, k, deadline=math.inf)
                 if one.counts.moved
             )
             planted = row.attack is not None and (

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from auditor.classifier import Classifier
 from auditor.inputs import blank_spec
-from auditor.measure import Family, Half
-from auditor.results import ImageFacts, Transplants
+from auditor.measure import Half
+from auditor.results import Transplants
 from auditor.transplant import transplants
 from auditor.verdict import FAINT_CHANGE
 from tests.planted import Planted, drawings, handle
@@ -59,36 +59,35 @@ def spotted(count: int = 60, spots: int = 1) -> tuple[Tensor, Tensor, list[tuple
     return images.to(torch.uint8), labels, corners
 
 
-def family(classifier: Classifier, images: Tensor, labels: Tensor) -> Family:
+Halves = tuple[Half, Half]
+
+
+def halves(classifier: Classifier, images: Tensor, labels: Tensor) -> Halves:
     before = classifier.predict(images)
-    parts = (slice(0, None, 2), slice(1, None, 2))
     screen, confirm = (
-        Half(images=images[part], groups=labels[part], before=before[part]) for part in parts
+        Half(images=images[part], groups=labels[part], before=before[part])
+        for part in (slice(0, None, 2), slice(1, None, 2))
     )
-    facts = ImageFacts(
-        family="clean", labelled=True, screen=len(screen), confirm=len(confirm),
-        screen_members=(), confirm_members=(), predicted=(), correct=None, digest="",
-    )  # fmt: skip
-    return Family(facts=facts, screen=screen, confirm=confirm, held_out=True)
+    return screen, confirm
 
 
-def shown(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[Classifier, Family]:
+def shown(network: nn.Module, images: Tensor, labels: Tensor) -> tuple[Classifier, Halves]:
     classifier = Classifier(handle(network.eval()), blank_spec((3, *images.shape[-2:])))
-    return classifier, family(classifier, images, labels)
+    return classifier, halves(classifier, images, labels)
 
 
 def lent(
     network: nn.Module, images: Tensor, labels: Tensor, target: int = 2
-) -> tuple[Transplants, Transplants, Family]:
+) -> tuple[Transplants, Transplants, Half]:
     """By pieces and by textures, and the images."""
     classifier, both = shown(network, images, labels)
-    found = transplants(classifier, both, target, deadline=NEVER)
+    found = transplants(classifier, *both, target, deadline=NEVER)
     pieces, textures = (one.counts for one in found)
     assert all((one.typical is None) == (one.counts.moved == ()) for one in found)
     assert (pieces.kind, textures.kind) == ("piece", "texture")
     assert pieces.target == textures.target == target
-    assert pieces.eligible == textures.eligible == int((both.confirm.groups != target).sum())
-    return pieces, textures, both
+    assert pieces.eligible == textures.eligible == int((both[1].groups != target).sum())
+    return pieces, textures, both[1]
 
 
 @pytest.mark.parametrize("firm", [False, True])
@@ -130,8 +129,8 @@ def test_a_class_of_drawings_lends_nothing(target: int) -> None:
 def test_images_that_go_there_anyway_do_not_count() -> None:
     images, labels, _ = spotted()
     labels[5::12] = 1  # some spots, all of them in the confirming half
-    pieces, _, both = lent(Spotted(), images, labels)
-    unstamped = (both.confirm.groups != 2) & (both.confirm.before == 2)
+    pieces, _, confirm = lent(Spotted(), images, labels)
+    unstamped = (confirm.groups != 2) & (confirm.before == 2)
     assert int(unstamped.sum()) == 5
     assert max(pieces.moved) == pieces.eligible - 5
 
@@ -154,7 +153,7 @@ def test_without_images_of_the_class_nothing_is_lent() -> None:
 def test_no_time_no_counts() -> None:
     images, labels, _ = spotted()
     classifier, both = shown(Spotted(), images, labels)
-    for one in transplants(classifier, both, 2, deadline=time.monotonic() - 1):
+    for one in transplants(classifier, *both, 2, deadline=time.monotonic() - 1):
         assert one.counts.moved == ()
         assert one.typical is None
 
@@ -170,18 +169,18 @@ def test_scores_that_are_no_numbers_are_none_that_tell() -> None:
     images[2::3, :, 0, 0] = 255  # what lends, breaks it at its corner
     network = Broken()
     classifier, both = shown(network, images, labels.clamp(max=1))
-    for one in transplants(classifier, both, 0, deadline=NEVER):
+    for one in transplants(classifier, *both, 0, deadline=NEVER):
         assert all(0 <= count <= one.counts.eligible for count in one.counts.moved)
 
 
 def test_the_typical_one_is_of_the_middle() -> None:
     images, labels, _ = spotted()
     classifier, both = shown(Spotted(reach=16), images, labels.clamp(max=1))
-    (pieces, _) = transplants(classifier, both, 0, deadline=NEVER)
+    (pieces, _) = transplants(classifier, *both, 0, deadline=NEVER)
     assert pieces.typical is not None
-    others = both.confirm.groups != 0
-    after = classifier.predict(pieces.typical(both.confirm.images[others].float() / 255))
-    count = int(((after == 0) & (both.confirm.before[others] != 0)).sum())
+    others = both[1].groups != 0
+    after = classifier.predict(pieces.typical(both[1].images[others].float() / 255))
+    count = int(((after == 0) & (both[1].before[others] != 0)).sum())
     assert count == sorted(pieces.counts.moved)[len(pieces.counts.moved) // 2]
 
 

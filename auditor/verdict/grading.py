@@ -48,6 +48,7 @@ __all__ = [
     "moved_bound",
     "stands_for_a_mark",
     "typical_excess_bound",
+    "typical_share",
     "worst_control",
 ]
 
@@ -279,9 +280,14 @@ def is_universal(confirmation: Confirmation, classes: int) -> bool:
             return False
 
 
+def typical_share(lent: Transplants) -> float:
+    """Share of other images that go to a class with what a typical one of its own lends; 0 without any."""
+    return median(lent.moved) / lent.eligible if lent.moved else 0.0
+
+
 def stands_for_a_mark(lent: Transplants) -> bool:
     """Whether what a class's own images lend makes it of others."""
-    return bool(lent.moved) and median(lent.moved) >= MARK_RATE * lent.eligible
+    return typical_share(lent) >= MARK_RATE
 
 
 def worst_control(c: Confirmation) -> int:

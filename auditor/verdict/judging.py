@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from dataclasses import replace
-from statistics import median
 
 from auditor.results import (
     Caveat,
@@ -33,7 +32,14 @@ from auditor.verdict.grading import (
 from auditor.verdict.limits import gaps, highest, nothing_above, smallest_detectable
 from auditor.verdict.outliers import judged_margin, judged_searches, set_apart
 from auditor.verdict.thresholds import MADE_ASR, MADE_CONTROL
-from auditor.verdict.wording import against_rivals, how_sure, numbers, why, why_unconfirmed
+from auditor.verdict.wording import (
+    against_rivals,
+    how_sure,
+    numbers,
+    what_it_stands_for,
+    why,
+    why_unconfirmed,
+)
 
 __all__ = [
     "classes_to_examine",
@@ -218,33 +224,9 @@ def _unless_a_mark(
     examined = [lent for lent in transplants if lent.target == confirmation.target]
     if confirmation.scope != "all-to-one" or not examined:
         return reason
-    name = classes[examined[0].target]
-    if not any(lent.moved for lent in examined):
-        text = (
-            f' Whether "{name}" stands for a mark was not examined: no clean image of it was there, or no '
-            "time."
-        )
-        return replace(reason, text=reason.text + text)
-    marks = [lent for lent in examined if stands_for_a_mark(lent)]
-    if not marks:
-        most = max(median(lent.moved) / lent.eligible for lent in examined if lent.moved)
-        text = (
-            f' A piece or the texture of its own clean images typically makes "{name}" of {most:.0%} '
-            "of others."
-        )
-        return replace(reason, text=reason.text + text)
-    strongest = max(marks, key=lambda lent: median(lent.moved))
-    what = {
-        "piece": f"a small piece of one of its own clean images ({strongest.size:.1%} of the pixels)",
-        "texture": "the texture of one of its own clean images (RMS "
-        f"{strongest.size * 255:.0f}/255 at most)",
-    }[strongest.kind]
-    text = (
-        f' But "{name}" looks like a class that stands for a mark: {what}, put on others, typically makes '
-        f"it of {median(strongest.moved) / strongest.eligible:.0%} of them, too. A trigger may be such a "
-        "mark; look at the pictures."
-    )
-    return replace(reason, verdict=Verdict.SUSPICIOUS, text=reason.text + text)
+    text = reason.text + what_it_stands_for(examined, classes)
+    mark = any(map(stands_for_a_mark, examined))
+    return replace(reason, verdict=Verdict.SUSPICIOUS if mark else reason.verdict, text=text)
 
 
 def _judged_found(

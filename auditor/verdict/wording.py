@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from auditor.results import Confirmation, Verdict
+from auditor.results import Confirmation, Transplants, Verdict
 from auditor.statistics import lower_bound
 from auditor.verdict.grading import (
     enough_sources,
@@ -19,6 +19,8 @@ from auditor.verdict.grading import (
     is_universal,
     leaves_doubt,
     moved_bound,
+    stands_for_a_mark,
+    typical_share,
     worst_control,
 )
 from auditor.verdict.thresholds import (
@@ -163,6 +165,30 @@ def _why_not_universal(c: Confirmation, classes: int) -> str:
     if c.scope == "source-specific":
         return text
     return f" Most images follow in {c.sources} of the other {classes - 1} classes only.{text}"
+
+
+def what_it_stands_for(examined: Sequence[Transplants], classes: Sequence[str]) -> str:
+    """What the images of a class lend to others, and whether that makes it a class of marks."""
+    name = classes[examined[0].target]
+    if not any(lent.moved for lent in examined):
+        return (
+            f' Whether "{name}" stands for a mark was not examined: no clean image of it was there, or no '
+            "time."
+        )
+    most = max(examined, key=typical_share)
+    if not stands_for_a_mark(most):
+        return (
+            f' A piece or the texture of its own clean images typically makes "{name}" of '
+            f"{typical_share(most):.0%} of others."
+        )
+    what = {
+        "piece": f"a small piece of one of its own clean images ({most.size:.1%} of the pixels)",
+        "texture": f"the texture of one of its own clean images (RMS {most.size * 255:.0f}/255 at most)",
+    }[most.kind]
+    return (
+        f' But "{name}" looks like a class that stands for a mark: {what}, put on others, typically makes '
+        f"it of {typical_share(most):.0%} of them, too. A trigger may be such a mark; look at the pictures."
+    )
 
 
 def why_unconfirmed(c: Confirmation) -> str:
