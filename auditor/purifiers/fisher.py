@@ -71,7 +71,8 @@ class FlatMinimum(Purifier):
     the cross-entropy's, since Tr F is in the thousands at the sharp minimum where training starts.
 
     The pair (eta_F, eta_r) is chosen a model at a time: the first of `strengths` that clean accuracy
-    on kept-back images can bear, all of them with the same draws.
+    on kept-back images can bear, all of them with the same draws (the last, where there are too few
+    images to keep some back).
     """
 
     what: ClassVar[What]

@@ -48,8 +48,7 @@ class FeatureShiftTuning(Purifier):
 
     ``<w, w_ori> = ||w_ori||^2 cos``, so that the alpha that accuracy can bear depends on the head: it
     is chosen a model at a time, the first of `alphas`, all of them with the same draws, that clean
-    accuracy on kept-back images can bear. Where the images are too few to keep some back, nothing
-    can choose: the images that are fitted on are learnt by heart at any alpha. It is the last then.
+    accuracy on kept-back images can bear (the last, where there are too few to keep some back).
     """
 
     title: ClassVar[str] = "Feature shift tuning (FST)"
@@ -71,10 +70,9 @@ class FeatureShiftTuning(Purifier):
             "does not end in a linear layer (nor in a 1x1 convolution) that could be trained, and FST "
             "replaces that.",
         )
-        parts = parted(len(task.images), task.seed)
-        alphas = self.alphas if parts.apart else self.alphas[-1:]
+        fit = parted(len(task.images), task.seed).fit
         chosen = bisected(
-            task, [partial(self._tuned, task, head, parts.fit, alpha, notify) for alpha in alphas]
+            task, [partial(self._tuned, task, head, fit, alpha, notify) for alpha in self.alphas]
         )
         return Purified(
             tensors=chosen.candidate.tensors,

@@ -48,7 +48,8 @@ class SharpnessAware(Purifier):
     steps). A step costs two of plain fine-tuning's, and each rho that accuracy cannot bear costs a
     training: with 500 images that is some minutes on a CPU. And the paper fixes rho by data set:
     here it is the largest of 2, 1, 0.5 and 0.1 that clean accuracy can bear. Where it bears none,
-    because fine-tuning itself costs too much, 0.1 is tried with a tenth of the learning rate.
+    because fine-tuning itself costs too much, 0.1 is tried with a tenth of the learning rate; so it
+    is where there are too few images to keep some back.
     """
 
     title: ClassVar[str] = "Sharpness-aware fine-tuning"
