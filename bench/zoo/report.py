@@ -31,8 +31,9 @@ def all_to_one(row: Row) -> bool:
 PARTS: Mapping[str, Callable[[Row], bool]] = {
     "calibration": lambda row: row.half == "calibration",
     "report": lambda row: row.half == "report",
-    "both": lambda row: True,
-    "both, all-to-one by a fixed trigger": all_to_one,
+    "unseen": lambda row: row.half == "unseen",
+    "all": lambda row: True,
+    "all, all-to-one by a fixed trigger": all_to_one,
     "the same without clean-label ones": lambda row: (
         all_to_one(row) and (row.attack is None or row.attack.kind != "clean-label")
     ),

@@ -13,7 +13,7 @@ import yaml
 from auditor.errors import AuditorError
 
 Where = Literal["cpu", "gpu"]
-Half = Literal["calibration", "report"]
+Half = Literal["calibration", "report", "unseen"]
 
 
 class ZooError(AuditorError):
@@ -94,7 +94,8 @@ class Row(Record):
     where: Where = "cpu"
     """`gpu`: minutes on a GPU, hours without."""
     half: Half = "report"
-    """`calibration`: constants of `auditor.verdict` were moved after looking at this network."""
+    """`calibration`: constants of `auditor.verdict` were moved after looking at this network. `unseen`:
+    all of them, and the search, were as they are before this network was trained."""
 
     @property
     def benign(self) -> bool:
