@@ -80,14 +80,6 @@ OBEYED = verdict.SCREEN_RATE
 """A judge trigger, or a relative of a found one, counts where the suspect goes along with so many
 images."""
 NEAR_ZERO, NEAR_ONE = 0.1, 0.9
-RELATIVES = (
-    ("search.patch", 2.5),
-    ("search.additive", 1.0),
-    ("search.patch", 2.5),
-    ("search.patch", 1.0),
-)
-"""Further triggers that are sought for a class that a search found one for: search, and room
-(see `Form.strongest`)."""
 STRONG_RELATIVES = 7
 """Pictures that are blended in, which are sought for each trigger that was held against others, whichever
 searches were chosen."""
@@ -110,6 +102,15 @@ class _Sought:
     """`size` of `Form.strongest`, in the measure of that form."""
     size: float | None = None
     """See `Known.size`."""
+
+
+RELATIVES = (
+    _Sought(search="search.patch", room=2.5),
+    _Sought(search="search.additive"),
+    _Sought(search="search.patch", room=2.5),
+    _Sought(search="search.patch"),
+)
+"""Further triggers that are sought for a class that a search found one for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -544,11 +545,8 @@ class _Purification:
                 if entry.size is not None and max(entry.mapping) == target
                 for _ in range(STRONG_RELATIVES)
             ]
-            wanted += [
-                _Sought(search=search, room=room)
-                for search, room in RELATIVES
-                if search in self.options.scan.searches
-            ]
+            searches = self.options.scan.searches
+            wanted += [sought for sought in RELATIVES if sought.search in searches]
             for number, sought in enumerate(wanted, start=1):
                 inverted = invert(
                     self.classifier, self.fit.images, self.fit.labels, [target],

@@ -188,8 +188,13 @@ def mixes(impressions: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def spread(classifier: Classifier, images: Tensor) -> float:
-    """Standard deviation of a model's scores over the classes, typical of some images."""
-    return max(float(classifier.logits(images).std(1).median()), 1e-12)
+    """Standard deviation of a model's scores over the classes, typical of some images.
+
+    Scores that are no numbers, or infinite, are left out; 1 where there are no others.
+    """
+    rows = [row[row.isfinite()] for row in classifier.logits(images).double().cpu()]
+    spreads = torch.tensor([float(row.std()) for row in rows if len(row) > 1])
+    return max(float(spreads.median()), 1e-12) if len(spreads) else 1.0
 
 
 def accepted(

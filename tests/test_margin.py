@@ -166,3 +166,19 @@ def test_the_scale_of_the_logits_does_not_choose_the_images() -> None:
         kept, _ = accepted(network, made, 10, generator, typical_spread=typical)
         found.append(len(kept))
     assert min(found) > 0.95 * max(found)
+
+
+def test_scores_that_are_no_numbers_do_not_hide_the_scale_of_the_others() -> None:
+    images = torch.randint(0, 256, (8, 3, 8, 8), generator=torch.Generator().manual_seed(0)).byte()
+    whole = classifier(Linear(weights()))
+    typical = spread(whole, images)
+
+    class Broken(Linear):
+        def forward(self, images: Tensor) -> Tensor:
+            scores = super().forward(images)
+            scores[0] = torch.nan
+            return scores.index_fill(1, torch.tensor([7]), -torch.inf)
+
+    assert 0.7 * typical < spread(classifier(Broken(weights())), images) < 1.4 * typical
+    nothing = Linear(torch.full((10, 192), torch.nan))
+    assert spread(classifier(nothing), images) == 1

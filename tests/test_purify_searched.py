@@ -124,7 +124,7 @@ def test_a_found_trigger_brings_relatives_of_other_seeds(
     result = purify(load_model(files[0]), (), open_images(files[1]), None, options)
     assert len(recorder.tasks) == 2
     told = [{repr(known.stamped.trigger) for known in task.known} for task in recorder.tasks]
-    patches = sum(search == "search.patch" for search, _ in RELATIVES)
+    patches = sum(sought.search == "search.patch" for sought in RELATIVES)
     assert len(told[0]) > patches
     assert all(fewer < more for fewer, more in itertools.pairwise(told))
     assert result.written is None

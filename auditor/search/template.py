@@ -9,7 +9,6 @@ https://arxiv.org/abs/2503.21305), which anneals templates of triggers for one t
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,7 +21,7 @@ from auditor.images import Notify, silent
 from auditor.search.forms import PatchForm, coarse, resized
 from auditor.search.inversion import HANDED_ON, MARGIN, WORKS, Candidate, Inverted
 from auditor.search.pace import Pace
-from auditor.synthesis import TYPICAL_SPREAD
+from auditor.synthesis import TYPICAL_SPREAD, spread
 from auditor.triggers.found import Overlay
 from auditor.verdict import SMALL_AREA
 
@@ -139,7 +138,7 @@ class _Search:
             raise UnsuitableImages(f"needs {FEWEST} images of other classes or more")
         if not self.sides or judged**2 > SMALL_AREA * area:
             raise UnsuitableImages(f"images of {height} x {width} pixels are too small for patches")
-        self.scale = TYPICAL_SPREAD / _spread(self.classifier.logits(self.images))
+        self.scale = TYPICAL_SPREAD / spread(self.classifier, self.images)
         self.rounds = len(self.sides) * (EXPLORING + CLIMBING)
         self.pace, self.done = Pace(self.rounds, budget, classifier.device), 0
 
@@ -281,13 +280,6 @@ class _Search:
         free = torch.rand(shape, generator=self.draw)
         mixed = torch.rand(shape[:1] + (1,) * (len(shape) - 1), generator=self.draw) < 0.25
         return torch.where(mixed, free, free.round())
-
-
-def _spread(logits: Tensor) -> float:
-    """Standard deviation of the scores that are numbers over the classes, typical of some images."""
-    rows = [row[row.isfinite()] for row in logits.double().cpu()]
-    spreads = [float(row.std()) for row in rows if len(row) > 1]
-    return max(statistics.median(spreads), 1e-12) if spreads else 1.0
 
 
 def _merged(old: Templates, new: Templates, better: Tensor) -> Templates:
