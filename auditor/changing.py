@@ -84,6 +84,7 @@ def labelled(
 
     Raises:
         ImageError: A label is none of the model's classes.
+        UnsuitableModel: The model's scores for an image that has no label name no class.
     """
     spec = classifier.spec
     size = blank_spec((spec.channels, spec.height, spec.width))
@@ -91,7 +92,7 @@ def labelled(
     images = clean.images.to(classifier.device)
     labels = clean.labels
     if labels is None:
-        labels = classifier.predict(images)
+        labels = classifier.answers(images)
     if int(labels.max()) >= classes:
         raise ImageError(
             f"{clean_text(source.name)}: label {int(labels.max())} is beyond the model's "

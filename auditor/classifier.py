@@ -21,6 +21,13 @@ CPU_BATCH_SIZES = BATCH_SIZES[:3]
 TUNING_SECONDS = 1.5
 """Time that finding the fastest batch size may take on a slow machine."""
 LOG_FLOOR = 1e-30
+REFUSALS = (
+    ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, RuntimeError,
+    TypeError, ValueError, torch.jit.Error,
+)  # fmt: skip
+"""What a network raises that does not run on what it is given."""
+UNDECIDED = -1
+"""In place of a predicted class."""
 
 
 class Classifier:
@@ -75,8 +82,20 @@ class Classifier:
 
         Returns:
             ``(N, K)`` float32; with a gradient where grad mode is on and the model has one.
+
+        Raises:
+            ModelError: The network does not run on them.
         """
-        raw = self.model.call(self.prepared(images), overrides, train=train)
+        name = clean_text(self.model.file.path.name)
+        try:
+            raw = self.model.call(self.prepared(images), overrides, train=train)
+        except REFUSALS as error:
+            if is_out_of_memory(error):
+                raise
+            shape = "x".join(map(str, images.shape))
+            raise ModelError(
+                f"{name} does not run on images of {shape}: {reason(error)}."
+            ) from error
         logits = logits_of(raw, self.model.file.path.name)
         return logits.clamp_min(LOG_FLOOR).log() if self.probabilities else logits
 
@@ -88,15 +107,32 @@ class Classifier:
             images = (images - low) / (high - low).clamp_min(1e-6)
         if self.spec.order == "bgr":
             images = images.flip(1)
-        return images if self._plain else torch.addcmul(self._offset, images, self._scale)
+        # a network that works in place must not change the caller's images
+        return images.clone() if self._plain else torch.addcmul(self._offset, images, self._scale)
 
     def predict(self, images: Tensor) -> Tensor:
-        """Predicted classes ``(N,)`` int64 on the CPU.
+        """Predicted classes ``(N,)`` int64 on the CPU; -1 where the scores name none, see `decided`.
 
         Args:
             images: ``(N, C, H, W)``, uint8, or float in [0, 1], on any device.
         """
-        return self.logits(images).argmax(1).cpu()
+        return decided(self.logits(images)).cpu()
+
+    def answers(self, images: Tensor) -> Tensor:
+        """The same for images that every sound model has an answer to: the user's own.
+
+        Raises:
+            UnsuitableModel: The scores of some name no class.
+        """
+        predicted = self.predict(images)
+        missing = int((predicted == UNDECIDED).sum())
+        if missing:
+            raise UnsuitableModel(
+                f"{clean_text(self.model.file.path.name)} gives NaN or infinite scores for {missing} of "
+                f"{len(images)} images with normalize={self.spec.normalize}. The file may be damaged, "
+                "or --normalize is wrong."
+            )
+        return predicted
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
@@ -179,9 +215,26 @@ class Classifier:
         return best_speed
 
 
+def decided(logits: Tensor) -> Tensor:
+    """Predicted classes ``(N,)`` of logits ``(N, K)``.
+
+    `UNDECIDED` where the scores name none: one is NaN, or the largest is infinite. What is answered
+    then depends on the program that runs the model, and is no class of the model's choice.
+    """
+    largest, predicted = logits.max(1)
+    named = largest.isfinite() & ~logits.isnan().any(1)
+    return torch.where(named, predicted, UNDECIDED)
+
+
 def as_float(images: Tensor) -> Tensor:
     """Images as float32 in [0, 1]; uint8 is divided by 255."""
     return images.float().div_(255) if images.dtype == torch.uint8 else images
+
+
+def reason(error: BaseException) -> str:
+    """The last line of what a network said when it did not run; its words are the suspect's."""
+    lines = str(error).strip().splitlines()
+    return clean_text(lines[-1] if lines else type(error).__name__, limit=200)
 
 
 def synchronize(device: torch.device) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from auditor.classifier import Classifier, as_float
+from auditor.classifier import UNDECIDED, Classifier, as_float, decided
 from auditor.purifiers.features import anchor_layers
 from auditor.results import Embedding, Point
 from auditor.triggers import Trigger
@@ -52,7 +52,8 @@ def embed(
     answers = [predicted for _, predicted in views]
     parts = [features for features, _ in views]
     table = torch.cat(parts).double()
-    if table.shape[1] < DIMENSIONS:
+    answered = all(bool((predicted != UNDECIDED).all()) for predicted in answers)
+    if table.shape[1] < DIMENSIONS or not answered or not bool(table.isfinite().all()):
         return None
     # a few components carry the structure, and t-SNE of them is fast and the same everywhere
     table = table - table.mean(0)
@@ -96,5 +97,5 @@ def _view(
             logits = classifier(seen if trigger is None else trigger(seen))
             features = (taken() or [logits])[-1]
             kept.append((features if len(features) == len(part) else logits).flatten(1).cpu())
-            predicted.append(logits.argmax(1).cpu())
+            predicted.append(decided(logits).cpu())
     return torch.cat(kept).float(), torch.cat(predicted)

@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 from auditor.architectures import TORCHVISION_SIDE
 from auditor.batchnorm import watched
-from auditor.classifier import Classifier, logits_of, looks_like_probabilities
+from auditor.classifier import (
+    REFUSALS,
+    UNDECIDED,
+    Classifier,
+    decided,
+    logits_of,
+    looks_like_probabilities,
+    reason,
+)
 from auditor.errors import UnsuitableModel, UsageError
 from auditor.images import CleanSet, ImageSource
 from auditor.models.base import ModelHandle
@@ -249,10 +257,8 @@ def _refusal(model: ModelHandle, size: tuple[int, int, int]) -> str:
             logits_of(raw, model.file.path.name)
     except UnsuitableModel as error:
         return clean_text(str(error), limit=400)
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError,
-            RuntimeError, TypeError, ValueError) as error:  # fmt: skip
-        lines = str(error).strip().splitlines()
-        return clean_text(lines[-1] if lines else type(error).__name__, limit=200)
+    except REFUSALS as error:
+        return reason(error)
     return ""
 
 
@@ -313,7 +319,7 @@ def resolve(
         given: What the user said.
 
     Raises:
-        UnsuitableModel: The outputs are not finite numbers.
+        UnsuitableModel: The scores of some of the images name no class.
     """
     if clean is None and stand_ins is None:
         raise ValueError("neither clean images nor stand-ins were given")
@@ -328,7 +334,7 @@ def resolve(
     else:
         ranked, probabilities, classes = _ranked(model, size, given, evaluated)
         source, reason, advice = _decide(ranked, evaluated.labels is not None, clean is not None)
-    _refuse_nonfinite(model, ranked[0][0].spec, evaluated)
+    Classifier(model, ranked[0][0].spec).answers(evaluated.images)
     if not size_reason:
         source = "unresolved"
         reason = f"the network accepts several input sizes; {reason}"
@@ -463,8 +469,8 @@ def _evaluate_all(
     probabilities = looks_like_probabilities(logits)
     shares = logits if probabilities else logits.softmax(1)
     confidence = float(shares.amax(1).mean())
-    predictions = logits.argmax(1).cpu()
-    finite = bool(logits.isfinite().all())
+    predictions = decided(logits).cpu()
+    finite = bool((predictions != UNDECIDED).all())
     correct = None
     if images.labels is not None:
         correct = int((predictions == images.labels).sum()) if finite else 0
@@ -505,14 +511,3 @@ def _subset(
     count = max(MIN_EVALUATED, min(EVALUATED_IMAGES, count))
     labels = None if images.labels is None else images.labels[:count]
     return CleanSet(images=images.images[:count], labels=labels), classifier.batch_size
-
-
-def _refuse_nonfinite(model: ModelHandle, spec: InputSpec, images: CleanSet) -> None:
-    logits = Classifier(model, spec).logits(images.images)
-    bad = int((~logits.isfinite()).any(1).sum())
-    if bad:
-        raise UnsuitableModel(
-            f"{clean_text(model.file.path.name)} gives NaN or infinite scores for {bad} of "
-            f"{len(images)} {'clean' if images.labels is not None else ''} images with "
-            f"normalize={spec.normalize}. The file may be damaged, or --normalize is wrong."
-        )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from auditor import verdict
-from auditor.classifier import Classifier, as_float, synchronize
+from auditor.classifier import UNDECIDED, Classifier, as_float, decided, synchronize
 from auditor.images import Notify, silent
 from auditor.results import Confirmation, ControlCount, ImageFacts, Response, RivalCount, Scope
 from auditor.triggers.base import Trigger
@@ -114,7 +114,8 @@ def predictions(
         deadline: `time.monotonic` value after which no batch is started.
 
     Returns:
-        ``(T', N)`` int64 on the CPU; T' < T where the deadline came first.
+        ``(T', N)`` int64 on the CPU, `UNDECIDED` where the scores name no class; T' < T where the
+        deadline came first.
     """
     count, total = len(images), len(triggers) * len(images)
     if not total:
@@ -126,7 +127,7 @@ def predictions(
         logits = classifier.guarded(lambda: _block(triggers, images, position, stop))  # noqa: B023
         if logits is None:
             continue
-        found[position:stop] = logits.argmax(1)
+        found[position:stop] = decided(logits)
         position = stop
         if time.monotonic() - reported > PROGRESS_SECONDS:
             synchronize(classifier.device)
@@ -171,8 +172,7 @@ def response(stamped: Stamped, family: Family, after: Tensor, classes: int) -> R
         classes: K.
     """
     half = family.screen
-    moved = after[after != half.groups]
-    hits = torch.bincount(moved, minlength=classes)
+    hits = cross_table(half.groups, after, classes).fill_diagonal_(0).sum(0)
     area, change = footprint(stamped.trigger, half.images)
     return Response(
         probe=stamped.probe,
@@ -183,7 +183,20 @@ def response(stamped: Stamped, family: Family, after: Tensor, classes: int) -> R
         flips=int((after != half.before).sum()),
         area=area,
         change=change,
+        unanswered=int((after == UNDECIDED).sum()),
     )
+
+
+def cross_table(groups: Tensor, predicted: Tensor, classes: int) -> Tensor:
+    """Images of each class that are predicted as each, ``(K, K)`` int64; without the undecided.
+
+    Args:
+        groups: ``(N,)`` class of each image.
+        predicted: ``(N,)`` class that it is predicted as, or `UNDECIDED`.
+        classes: K.
+    """
+    cells = (groups * classes + predicted)[predicted != UNDECIDED]
+    return torch.bincount(cells, minlength=classes * classes).view(classes, classes)
 
 
 def hypotheses(groups: Tensor, after: Tensor, classes: int, *, held_out: bool) -> list[Hypothesis]:
@@ -196,9 +209,8 @@ def hypotheses(groups: Tensor, after: Tensor, classes: int, *, held_out: bool) -
         held_out: Other images are there to confirm on; maps and cells are picked by looking, so
             they are only proposed then.
     """
-    table = torch.bincount(groups * classes + after, minlength=classes * classes)
-    table = table.view(classes, classes).double()
-    members = table.sum(1)
+    table = cross_table(groups, after, classes).double()
+    members = torch.bincount(groups, minlength=classes).double()
     total = len(groups)
     found = _all_to_one(table, members, total)
     overall = {hypothesis.target: hypothesis.rate for hypothesis in found}
@@ -246,22 +258,20 @@ def _fitted_map(groups: Tensor, after: Tensor, classes: int) -> list[Hypothesis]
     """The best map of classes, fitted on one half of the screening images, scored on the other."""
 
     def fitted(part: slice) -> Tensor:
-        table = torch.bincount(groups[part] * classes + after[part], minlength=classes * classes)
-        table = table.view(classes, classes)
-        table.fill_diagonal_(0)
+        table = cross_table(groups[part], after[part], classes).fill_diagonal_(0)
         best = table.argmax(1)
         best[table.amax(1) == 0] = -1
         return best
 
     half = len(groups) // 2
     mapping = fitted(slice(half, None))
-    rate = float((mapping[groups[:half]] == after[:half]).float().mean())
+    rate = float(_follows(mapping, groups[:half], after[:half]).float().mean())
     members = torch.bincount(groups, minlength=classes)
     targets = set(mapping.tolist()) - {-1}
     if rate < verdict.SCREEN_RATE or len(targets) < 3 or not _enough_sources(members, classes):
         return []
     best = fitted(slice(None))
-    follow = 2 * torch.bincount(groups[after == best[groups]], minlength=classes) > members
+    follow = 2 * torch.bincount(groups[_follows(best, groups, after)], minlength=classes) > members
     shared = torch.bincount(best[follow], minlength=classes)
     if shared.max() > MOST_TO_ONE * shared.sum():
         return []
@@ -327,12 +337,13 @@ def confirmation(
         rivals: Triggers searched for other classes: target, trigger and ``(N,)`` bool, which images
             it drives less far towards its own target.
     """
-    wanted = torch.tensor(hypothesis.mapping)[half.groups]
+    mapping = torch.tensor(hypothesis.mapping)
+    wanted = mapping[half.groups]
     eligible = wanted >= 0
-    hit = (after == wanted) & eligible
+    hit = _follows(mapping, half.groups, after)
     counts = []
     for control, other in controls:
-        control_hit = (other == wanted) & eligible
+        control_hit = _follows(mapping, half.groups, other)
         counts.append(
             ControlCount(
                 trigger=repr(control),
@@ -361,7 +372,7 @@ def confirmation(
         surer=None if surer is None else int((surer & eligible).sum()),
         eligible=int(eligible.sum()),
         hits=int(hit.sum()),
-        clean_hits=int(((half.before == wanted) & eligible).sum()),
+        clean_hits=int(_follows(mapping, half.groups, half.before).sum()),
         controls=tuple(counts),
         rivals=tuple(
             RivalCount(trigger=repr(rival), target=k, weaker=int((weaker & eligible).sum()))
@@ -370,6 +381,12 @@ def confirmation(
         area=area,
         change=change,
     )
+
+
+def _follows(mapping: Tensor, groups: Tensor, after: Tensor) -> Tensor:
+    """Which images ``(N,)`` go where a map ``(K,)`` of classes, -1 for none, sends their class."""
+    wanted = mapping[groups]
+    return (after == wanted) & (wanted >= 0)
 
 
 def _following(groups: Tensor, hit: Tensor, mapping: Sequence[int]) -> tuple[int, int]:

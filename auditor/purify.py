@@ -14,7 +14,7 @@ from torch import Tensor
 
 from auditor import changing, measure, verdict
 from auditor import images as image_sets
-from auditor.classifier import Classifier, as_float
+from auditor.classifier import Classifier, as_float, decided
 from auditor.comparison import Compared, Made, OverBudget, compare, ranked_by_goals
 from auditor.embedding import embed
 from auditor.errors import ImageError
@@ -584,10 +584,11 @@ class _Purification:
             obeyed = []
             best = 0.0
             for entry, predicted in zip(stamped, after, strict=True):
-                moved = predicted[predicted != self.judge.labels]
-                target = int(torch.bincount(moved, minlength=self.classes).argmax())
+                moved = measure.cross_table(self.judge.labels, predicted, self.classes)
+                hits = moved.fill_diagonal_(0).sum(0)
+                target = int(hits.argmax())
                 eligible = int((self.judge.labels != target).sum())
-                rate = int((moved == target).sum()) / max(1, eligible)
+                rate = int(hits[target]) / max(1, eligible)
                 best = max(best, rate)
                 if rate >= OBEYED:
                     mapping = all_to_one(target, self.classes).mapping
@@ -740,10 +741,8 @@ class _Purification:
 
     def _table(self, classifier: Classifier) -> tuple[tuple[int, ...], ...]:
         predicted = classifier.predict(self.judge.images)
-        cells = torch.bincount(
-            self.judge.labels * self.classes + predicted, minlength=self.classes**2
-        )
-        return tuple(tuple(row) for row in cells.view(self.classes, self.classes).tolist())
+        cells = measure.cross_table(self.judge.labels, predicted, self.classes)
+        return tuple(tuple(row) for row in cells.tolist())
 
     def _stressed(self, known: Sequence[Known], rivals: Sequence[Rival]) -> Stress | None:
         single = [entry for entry in known if len(set(entry.mapping) - {-1}) == 1]
@@ -767,7 +766,7 @@ class _Purification:
             for classifier in (self.classifier, after)
             for part in (images, stamped)
         ]
-        moved = known.hits(views[1].argmax(1), labels).nonzero().flatten().tolist()
+        moved = known.hits(decided(views[1]), labels).nonzero().flatten().tolist()
         order = sorted(moved, key=lambda index: int((labels[:index] == labels[index]).sum()))
         change = (stamped - images).abs().mean((0, 1))
         cases = []

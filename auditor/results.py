@@ -152,6 +152,8 @@ class Response:
     """Share of pixels that the trigger changes visibly (by 2/255 or more), mean over images."""
     change: float
     """Root mean square change, in [0, 1] units, mean over images."""
+    unanswered: int = 0
+    """Images whose scores name no class when stamped: one is NaN, or the largest is infinite."""
 
 
 @dataclass(frozen=True, kw_only=True)

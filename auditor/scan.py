@@ -19,7 +19,7 @@ from torch import Tensor
 
 import auditor
 from auditor import inputs, measure, preflight, synthesis, verdict
-from auditor.classifier import Classifier, as_float
+from auditor.classifier import UNDECIDED, Classifier, as_float, decided
 from auditor.errors import ImageError, ProbeError
 from auditor.images import CleanSet, ImageSource, Notify, silent
 from auditor.inputs import GivenInput, Resolution
@@ -42,7 +42,14 @@ from auditor.results import (
     ScanResult,
     Skipped,
 )
-from auditor.search.searches import SEARCHES, Proposed, Searches, title_of
+from auditor.search.searches import (
+    NEEDS_GRADIENTS,
+    SEARCHES,
+    Proposed,
+    Searches,
+    gradient_of,
+    title_of,
+)
 from auditor.transplant import Lent, transplants
 from auditor.triggers.base import Trigger
 from auditor.triggers.warp import GridWarp
@@ -201,10 +208,13 @@ class _Scan:
                 responses.append(measure.response(entry, family, predicted, self.classes))
                 shown[f"{family.name} {entry.trigger!r}"] = (entry, family)
             confirmations += self._confirm(family, entries[: len(after)], after)
+        if (silent := verdict.unanswered(responses)) is not None:
+            self.caveats.append(Caveat(id="unanswered", text=silent))
         searches = Searches(
             self.classifier,
             self.classes,
             self.options.searches,
+            sample=families[0].screen.images if families else self._made["noise"],
             seed=self.options.seed,
             deadline=self.deadline,
             notify=self.notify,
@@ -321,7 +331,7 @@ class _Scan:
             )
 
     def _clean_family(self, clean: CleanSet) -> Family:
-        before = self.classifier.predict(clean.images)
+        before = self.classifier.answers(clean.images)
         groups = before if clean.labels is None else clean.labels
         total = len(clean)
         fewest, many_classes, most = SCREEN_IMAGES
@@ -380,6 +390,10 @@ class _Scan:
         return families
 
     def _impressions(self, generator: torch.Generator) -> Tensor | None:
+        what = "class impressions and mixes"
+        if gradient_of(self.classifier, self._made["noise"]) is None:
+            self.skipped.append(Skipped(what=what, reason=NEEDS_GRADIENTS))
+            return None
         try:
             impressions = synthesis.class_impressions(
                 self.classifier,
@@ -394,7 +408,7 @@ class _Scan:
                 raise
             impressions, why = None, "out of memory"
         if impressions is None:
-            self.skipped.append(Skipped(what="class impressions and mixes", reason=why))
+            self.skipped.append(Skipped(what=what, reason=why))
         return impressions
 
     def _family(
@@ -719,9 +733,10 @@ class _Scan:
         stamped = trigger(before)
         stamped_probabilities = self.classifier.logits(stamped).softmax(1).cpu()
         change = (stamped - before).abs().mean((0, 1))
-        moved = probabilities.argmax(1) != stamped_probabilities.argmax(1)
+        after = decided(stamped_probabilities)
+        moved = (after != decided(probabilities)) & (after != UNDECIDED)
         if target is not None:
-            moved &= stamped_probabilities.argmax(1) == target
+            moved &= after == target
             moved &= half.groups[: len(before)] != target
         if source is not None:
             moved &= half.groups[: len(before)] == source
@@ -735,7 +750,7 @@ class _Scan:
                 after_png=png_of(stamped[index]),
                 before=int(probabilities[index].argmax()),
                 before_probability=float(probabilities[index].max()),
-                after=int(stamped_probabilities[index].argmax()),
+                after=int(after[index]),
                 after_probability=float(stamped_probabilities[index].max()),
             )
             for index in order[:EXHIBIT_IMAGES]

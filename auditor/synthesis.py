@@ -26,7 +26,9 @@ multiplying a model's logits by a constant changes nothing."""
 NOISE = 2 / 255
 """Standard deviation of the noise under which the answer must stay."""
 LARGEST_SHARE = 0.3
-"""No class may make up more of an accepted family."""
+"""No class may make up more of an accepted family…"""
+LEAST_EVEN = 1.5
+"""…or than so many times its even share, where there are few classes."""
 FEWEST_IMAGES = 24
 
 NATURAL_MIX = ((0.78, 0.18, -0.06), (0.80, 0.00, 0.10), (0.78, -0.20, -0.06))
@@ -34,6 +36,8 @@ NATURAL_MIX = ((0.78, 0.18, -0.06), (0.80, 0.00, 0.10), (0.78, -0.20, -0.06))
 
 IMPRESSIONS = 128
 IMPRESSION_STEPS = 200
+TOGETHER = 64
+"""Impressions whose BatchNorm statistics are those of one batch, whatever batch size is fastest."""
 BATCHNORM_WEIGHT = 0.01
 VARIATION_WEIGHT = 1e-4
 NORM_WEIGHT = 1e-5
@@ -137,8 +141,8 @@ def class_impressions(
     with watched(classifier.model.module, lambda *seen: distances.append(_statistics_loss(*seen))):
         while step < steps:
             shift = torch.randint(-JITTER, JITTER + 1, (2,), generator=generator).tolist()
-            for start in range(0, len(images), max(classifier.batch_size, 32)):
-                part = slice(start, start + max(classifier.batch_size, 32))
+            for start in range(0, len(images), TOGETHER):
+                part = slice(start, start + TOGETHER)
                 distances.clear()
                 view = images[part].roll(shift, dims=(2, 3))
                 logits = classifier(view)
@@ -230,11 +234,11 @@ def accepted(
             f"the model takes them for only {len(members)} of {classes} classes with confidence"
         )
     # The largest cap on a class's images that keeps it below the share, given the other classes.
+    share = max(LARGEST_SHARE, LEAST_EVEN / classes)
     cap = max(
         size
         for size in range(1, len(usable) + 1)
-        if size == 1
-        or size <= LARGEST_SHARE * sum(min(size, len(chosen)) for chosen in members.values())
+        if size == 1 or size <= share * sum(min(size, len(chosen)) for chosen in members.values())
     )
     kept = sorted(index for chosen in members.values() for index in chosen[:cap])
     if len(kept) < FEWEST_IMAGES:

@@ -128,7 +128,7 @@ def timed(classifier: Classifier, classes: int, images: torch.Tensor) -> None:
     """One line a search."""
     groups = classifier.predict(images)
     half = Half(images=images.to(classifier.device), groups=groups, before=groups)
-    run = Searches(classifier, classes, SEARCHES, seed=0, deadline=float("inf"))
+    run = Searches(classifier, classes, SEARCHES, sample=images, seed=0, deadline=float("inf"))
     begin = time.perf_counter()
     margin = run.margins()
     first = time.perf_counter() - begin

@@ -15,12 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 from PIL import Image
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from auditor import report
 from auditor.cli import app, parse_time
+from auditor.cli.base import reporting
 from auditor.errors import UsageError
 from auditor.results import ScanResult, Verdict
 from tests.conftest import PairFiles
@@ -363,3 +365,17 @@ def test_times() -> None:
     for text in ("0", "-1s", "5 days", ""):
         with pytest.raises(UsageError):
             parse_time(text)
+
+
+def test_a_bug_of_ours_is_no_finding(capsys: pytest.CaptureFixture[str]) -> None:
+    @reporting
+    def broken() -> None:
+        raise KeyError("nobody thought of this")
+
+    with pytest.raises(typer.Exit) as ended:
+        broken()
+    assert ended.value.exit_code == 2
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert "nobody thought of this" in said
+    assert "There is no result" in said

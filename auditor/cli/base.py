@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import traceback
 from collections.abc import Callable
 from typing import Annotated, ParamSpec, TypeVar
 
@@ -36,7 +37,10 @@ app = typer.Typer(
 
 
 def reporting(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn an `AuditorError` into one message and exit code 2, Ctrl-C into 130."""
+    """Turn an `AuditorError` into one message and exit code 2, Ctrl-C into 130.
+
+    What nobody foresaw keeps its traceback, with exit code 2, too: 1 would be a finding.
+    """
 
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -54,6 +58,12 @@ def reporting(command: Callable[P, R]) -> Callable[P, R]:
         except KeyboardInterrupt:
             typer.echo("Stopped. Nothing was written.", err=True)
             raise typer.Exit(INTERRUPTED) from None
+        except (typer.Exit, typer.Abort):
+            raise
+        except Exception:  # a bug of ours, which must not look like a verdict
+            traceback.print_exc()
+            typer.echo("This is a bug of auditor. There is no result.", err=True)
+            raise typer.Exit(USAGE_ERROR) from None
 
     return wrapped
 

@@ -17,7 +17,7 @@ from auditor.classifier import Classifier
 from auditor.images import Notify, silent
 from auditor.measure import margins_of
 from auditor.results import MarginSearch
-from auditor.search.pace import NoGradient, Pace
+from auditor.search.pace import NoGradient, NoNumber, Pace
 from auditor.synthesis import TYPICAL_SPREAD, smooth_noise, spread
 
 STARTS = 6
@@ -49,6 +49,7 @@ def search_margins(
 
     Raises:
         OverBudget: It would take longer.
+        NoNumber: The scores are NaN or infinite for all images that are made for some class.
     """
     spec = classifier.spec
     chosen = torch.linspace(0, classes - 1, min(classes, MAX_CLASSES)).round().long().tolist()
@@ -68,7 +69,10 @@ def search_margins(
             pace.step()
             share = (first + len(targets) * step / STEPS) / len(chosen)
             notify("data-free margins", round(share * 1000), 1000)
-        margins += best.view(len(targets), STARTS).amax(1).tolist()
+        largest = best.view(len(targets), STARTS).amax(1)
+        if not bool(largest.isfinite().all()):
+            raise NoNumber
+        margins += largest.tolist()
     return MarginSearch(margins=tuple(margins), classes=tuple(chosen), steps=STEPS, starts=STARTS)
 
 
@@ -91,7 +95,7 @@ def _climb(
             raise NoGradient
         (-margin.sum() * scale).backward()  # type: ignore[no-untyped-call]
         if step >= STEPS - KEEP_LAST:
-            best = torch.maximum(best, margin.detach())
+            best = torch.fmax(best, margin.detach())
         optimiser.step()
         schedule.step()
         with torch.no_grad():

@@ -21,6 +21,10 @@ class NoGradient(Exception):
     """The scores do not depend on the image, or not differentiably."""
 
 
+class NoNumber(Exception):
+    """The scores are NaN or infinite on the images that the search makes."""
+
+
 class Pace:
     """How long a search will take, by its first steps."""
 

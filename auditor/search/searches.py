@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from auditor.classifier import Classifier, as_float
+from auditor.errors import ModelError
 from auditor.images import Notify, silent
 from auditor.measure import Half, Stamped
 from auditor.memory import is_out_of_memory
 from auditor.results import FoundTrigger, Inversion, MarginSearch, Skipped
 from auditor.search.inversion import MOST_CLASSES, Candidate, Inverted, invert
 from auditor.search.margin import search_margins
-from auditor.search.pace import NoGradient, OverBudget
+from auditor.search.pace import NoGradient, NoNumber, OverBudget
 from auditor.search.template import UnsuitableImages, search_templates
 from auditor.triggers import TRIGGERS
 from auditor.triggers.base import Trigger
@@ -26,6 +27,7 @@ from auditor.triggers.base import Trigger
 T = TypeVar("T")
 
 MARGIN, TEMPLATE = "search.margin", "search.template"
+NEEDS_GRADIENTS = "needs gradients"
 SECONDS = 300.0
 """Time that one search may take; on a slower machine it is skipped, and that is said."""
 
@@ -85,13 +87,28 @@ class Searches:
         classes: int,
         chosen: Sequence[str],
         *,
+        sample: Tensor,
         seed: int,
         deadline: float,
         notify: Notify = silent,
     ) -> None:
+        """Choose.
+
+        Args:
+            classifier: The suspect.
+            classes: K.
+            chosen: Names of `SEARCHES`.
+            sample: ``(N, C, H, W)`` uint8, to see on whether the scores have a gradient.
+            seed: Of all draws.
+            deadline: `time.monotonic` value.
+            notify: Progress.
+        """
         self.classifier, self.classes, self.chosen = classifier, classes, chosen
         self.seed, self.deadline, self.notify = seed, deadline, notify
         self.skipped: list[Skipped] = []
+        gradient = gradient_of(classifier, sample)
+        self.followable = gradient is not None
+        self.telling = gradient is not None and bool(gradient.any())
 
     def margins(self) -> MarginSearch | None:
         """The data-free margins, if they were chosen and can be had."""
@@ -109,7 +126,7 @@ class Searches:
         self.skipped += [
             Skipped(what=name, reason="needs clean images (--clean DIR)")
             for name in self.chosen
-            if name in INVERSIONS and (name != TEMPLATE or not self.classifier.differentiable)
+            if name in INVERSIONS and (name != TEMPLATE or not self.followable)
         ]
 
     def inversions(
@@ -126,7 +143,7 @@ class Searches:
         classes = self._worth_searching(margin)
         others = INVERSIONS.intersection(self.chosen) - {TEMPLATE}
         for name in (n for n in self.chosen if n != MARGIN):
-            if name == TEMPLATE and has_gradients(self.classifier, half.images):
+            if name == TEMPLATE and self.telling:
                 if not others:
                     reason = "the model has gradients, by which search.patch finds more"
                     self.skipped.append(Skipped(what=name, reason=reason))
@@ -184,14 +201,16 @@ class Searches:
 
     def _run(self, name: str, search: Callable[[float], T]) -> T | None:
         """One search, or None with the reason noted."""
-        if not self.classifier.differentiable and name != TEMPLATE:
-            self.skipped.append(Skipped(what=name, reason="needs gradients"))
+        if not self.followable and name != TEMPLATE:
+            self.skipped.append(Skipped(what=name, reason=NEEDS_GRADIENTS))
             return None
         left = self.deadline - time.monotonic()
         try:
             return search(min(left, SECONDS))
         except NoGradient:
             reason = "the scores have no gradient with respect to the image"
+        except NoNumber:
+            reason = "the scores are NaN or infinite on the images that it makes"
         except UnsuitableImages as error:
             reason = str(error)
         except OverBudget as over:
@@ -205,22 +224,25 @@ class Searches:
         return None
 
 
-def has_gradients(classifier: Classifier, images: Tensor) -> bool:
-    """Whether the scores depend on an image in a way that a search can follow."""
+def gradient_of(classifier: Classifier, images: Tensor) -> Tensor | None:
+    """How the largest score of the first of some images depends on it; None where it cannot be told.
+
+    A network may have no gradient, hide it, or hold operators without derivative.
+    """
     if not classifier.differentiable:
-        return False
+        return None
     rows = classifier.model.batch or 1
-    image = as_float(images[:1]).repeat(rows, 1, 1, 1).requires_grad_()
+    image = as_float(images[:1]).repeat(rows, 1, 1, 1).to(classifier.device).requires_grad_()
     try:
         scores = classifier(image)
         if not scores.requires_grad:
-            return False
+            return None
         (gradient,) = torch.autograd.grad(scores.amax(1).sum(), image, allow_unused=True)
-    except RuntimeError as error:
+    except (ModelError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
-        return False  # an operator without derivative
-    return gradient is not None and bool(gradient.any())
+        return None
+    return gradient
 
 
 def recorded(search: str, family: str, inverted: Inverted) -> Inversion:

@@ -26,6 +26,7 @@ __all__ = [
     "highest",
     "smallest_detectable",
     "too_low",
+    "unanswered",
 ]
 
 
@@ -131,6 +132,19 @@ def _stands_out(response: Response, clean: ImageFacts) -> bool:
     )
 
 
+def unanswered(responses: Sequence[Response]) -> str | None:
+    """That the model has no answer under some triggers, where it has none; else None."""
+    silent = [response for response in responses if response.unanswered]
+    if not silent:
+        return None
+    worst = max(silent, key=lambda response: response.unanswered / response.images)
+    return (
+        f"Under {len(silent)} of {len(responses)} triggers the model's scores are NaN or infinite for some "
+        f"images (under {worst.probe} for {worst.unanswered} of {worst.images}). What is answered then "
+        "depends on the program that runs it, and is counted as no answer here."
+    )
+
+
 def gaps(
     clean: ImageFacts | None,
     responses: Sequence[Response],
@@ -145,7 +159,7 @@ def gaps(
             "Nothing was found on made images, which proves little. Give clean images with "
             "--clean DIR (100 or more, of the kind that the model is meant for)."
         ]
-    gaps = []
+    gaps = [] if (silent := unanswered(responses)) is None else [silent]
     usable = clean.screen + clean.confirm
     if not responses and not searched:
         gaps.append("No trigger was tried.")
