@@ -17,6 +17,7 @@ from torch import Tensor
 
 from auditor import verdict
 from auditor.classifier import UNDECIDED, Classifier, as_float, decided, synchronize
+from auditor.errors import ProbeError
 from auditor.images import Notify, silent
 from auditor.results import Confirmation, ControlCount, ImageFacts, Response, RivalCount, Scope
 from auditor.triggers.base import Trigger
@@ -160,6 +161,21 @@ def footprint(trigger: Trigger, images: Tensor) -> tuple[float, float]:
     change = trigger(before) - before
     area = (change.abs().amax(1) > VISIBLE).float().mean()
     return float(area), float(change.square().mean().sqrt())
+
+
+def inapplicable(trigger: Trigger, images: Tensor) -> str:
+    """Why a trigger, or a control of it, cannot be stamped on images like these; empty where it can.
+
+    Args:
+        trigger: What to stamp.
+        images: ``(N, C, H, W)`` uint8; the first one is used.
+    """
+    try:
+        for each in (trigger, *matched_controls(trigger)):
+            footprint(each, images[:1])
+    except ProbeError as error:
+        return str(error)
+    return ""
 
 
 def response(stamped: Stamped, family: Family, after: Tensor, classes: int) -> Response:

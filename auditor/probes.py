@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import msgspec
 import yaml
@@ -24,6 +24,7 @@ from auditor.results import FoundTrigger, ProbeFacts
 from auditor.text import slug
 from auditor.triggers import TRIGGERS, Trigger
 from auditor.triggers.compose import Compose
+from auditor.triggers.geometry import Where
 from auditor.triggers.image import ImageFile, read_picture
 from auditor.triggers.patch import Block, Patch
 
@@ -144,6 +145,8 @@ def from_image(path: Path, mask: Path | None = None) -> Probe:
     With a mask, or with transparent pixels, the image overwrites what is under it. Otherwise it is
     not known how it was used, so the usual ways are tried: a small one as a patch in each corner; a
     larger one added, mixed in at three strengths, and written over the image where it is not black.
+    Without a mask it may be a sticker, too: where it is at most half as high and wide as the model's
+    images, it is put into each corner and the centre at its own size.
 
     Raises:
         ProbeError: A file cannot be read as an image.
@@ -151,10 +154,11 @@ def from_image(path: Path, mask: Path | None = None) -> Probe:
     pixels, file = read_picture(str(path)), str(path)
     height, width = pixels.shape[1:]
     triggers: tuple[Trigger, ...]
+    pasted = tuple(ImageFile(file=file, mode="paste", where=where) for where in get_args(Where))
     if mask is not None:
         triggers = (ImageFile(file=file, mask=str(mask), mode="overwrite"),)
     elif bool((pixels[3] < 1).any()):
-        triggers = (ImageFile(file=file, mode="overwrite"),)
+        triggers = (ImageFile(file=file, mode="overwrite"), *pasted)
     elif max(height, width) <= SMALL_PICTURE:
         cells = tuple(
             tuple(tuple(levels) for levels in row)
@@ -168,6 +172,7 @@ def from_image(path: Path, mask: Path | None = None) -> Probe:
         triggers = (
             ImageFile(file=file, mode="add"),
             *(ImageFile(file=file, mode="blend", alpha=alpha) for alpha in (0.1, 0.2, 0.5)),
+            *pasted,
         )
         if float((pixels[:3].amax(0) == 0).float().mean()) >= MANY_ZEROS:
             triggers = (ImageFile(file=file, mode="nonzero"), *triggers)

@@ -577,6 +577,7 @@ class _Purification:
             stamped = [
                 Stamped(probe=probe.id, title=probe.title, trigger=trigger)
                 for trigger in probe.triggers
+                if not measure.inapplicable(trigger, self.judge.images)
             ]
             after = measure.predictions(
                 self.classifier, self.judge.images, [entry.trigger for entry in stamped]

@@ -463,13 +463,12 @@ class _Scan:
             return []
         usable = []
         for entry in stamped_triggers(self.model, self.probes):
-            try:
-                for trigger in (entry.trigger, *measure.matched_controls(entry.trigger)):
-                    measure.footprint(trigger, families[0].screen.images[:1])
-            except ProbeError as error:
-                self.skipped.append(Skipped(what=entry.probe, reason=f"not applicable: {error}"))
-                continue
-            usable.append(entry)
+            why = measure.inapplicable(entry.trigger, families[0].screen.images)
+            skipped = Skipped(what=entry.probe, reason=f"not applicable: {why}")
+            if not why:
+                usable.append(entry)
+            elif skipped not in self.skipped:
+                self.skipped.append(skipped)
         return usable
 
     def _visible(self, stamped: Sequence[Stamped], family: Family) -> list[Stamped]:

@@ -310,9 +310,42 @@ def test_from_image_without_hints_tries_the_usual_ways(tmp_path: Path) -> None:
     probe = from_image(picture(tmp_path / "Hello Kitty!.png", np.full((64, 48, 3), 99)))
     assert probe.id == "user.hello-kitty"
     modes = [(t.mode, t.alpha) for t in probe.triggers if isinstance(t, ImageFile)]
-    assert modes == [("add", 1.0), ("blend", 0.1), ("blend", 0.2), ("blend", 0.5)]
+    assert modes[:4] == [("add", 1.0), ("blend", 0.1), ("blend", 0.2), ("blend", 0.5)]
+    assert modes[4:] == [("paste", 1.0)] * 5
     x = torch.zeros(2, 3, 32, 32)
-    assert all(trigger(x).shape == x.shape for trigger in probe.triggers)
+    assert all(trigger(x).shape == x.shape for trigger in probe.triggers[:4])
+    for trigger in probe.triggers[4:]:  # it is no sticker on images as small as that
+        with pytest.raises(
+            ProbeError, match="a picture of 64×48 is pasted into images of 128×96 or"
+        ):
+            trigger(x)
+
+
+@pytest.mark.parametrize("transparent", [False, True])
+def test_from_image_may_be_a_sticker(transparent: bool, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(1, 255, (20, 24, 3))
+    if transparent:
+        opaque = np.full((20, 24, 1), 255)
+        opaque[0] = 0
+        pixels = np.concatenate([pixels, opaque], 2)
+    probe = from_image(picture(tmp_path / "s.png", pixels))
+    pasted = {t.where: t for t in probe.triggers if isinstance(t, ImageFile) and t.mode == "paste"}
+    x = torch.full((2, 3, 96, 80), 0.4)
+    sticker = torch.from_numpy(pixels[:, :, :3] / 255).permute(2, 0, 1).float()
+    top = int(transparent)
+    for where, rows, columns in (
+        ("bottom-right", slice(76, 96), slice(56, 80)),
+        ("top-left", slice(0, 20), slice(0, 24)),
+        ("centre", slice(38, 58), slice(28, 52)),
+    ):
+        stamped = pasted[where](x)
+        place = stamped[:, :, rows, columns]
+        assert torch.allclose(place[:, :, top:], sticker[:, top:].expand(2, -1, -1, -1), atol=1e-6)
+        assert torch.equal(place[:, :, :top], x[:, :, :top, :24])
+        assert int((stamped != x).any(1).sum()) == 2 * (20 - top) * 24
+        control = pasted[where].control(0)(x)
+        assert int((control != x).any(1).sum()) == 2 * (20 - top) * 24
+        assert not torch.equal(control, stamped)
 
 
 def test_from_image_on_a_black_canvas_is_a_patch(tmp_path: Path) -> None:
@@ -342,8 +375,8 @@ def test_from_image_with_mask_or_transparency_overwrites(tmp_path: Path) -> None
     masked = from_image(picture(tmp_path / "w.png", white), picture(tmp_path / "m.png", mask))
     transparent = from_image(picture(tmp_path / "a.png", np.dstack([white, mask])))
     for probe in (masked, transparent):
-        (trigger,) = probe.triggers
-        assert torch.equal(trigger(x), expected)
+        assert torch.equal(probe.triggers[0](x), expected)
+    assert len(masked.triggers) == 1
 
 
 def test_from_unreadable_image(tmp_path: Path) -> None:

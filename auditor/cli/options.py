@@ -81,7 +81,8 @@ TriggerImage = Annotated[
     Path | None,
     typer.Option(
         metavar="IMG",
-        help="An image that may be the trigger; tried as patch, blend and addition.",
+        help="An image that may be the trigger; tried in the usual ways: a small one as a patch in each "
+        "corner; others added, blended, written over the image, and pasted at their own size.",
     ),
 ]
 MaskImage = Annotated[

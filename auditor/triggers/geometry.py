@@ -7,6 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+Where = Literal["top-left", "top-right", "bottom-left", "bottom-right", "centre"]
+
 Resize = Literal["scale", "keep"]
 """`scale`: places and sizes grow with the image. `keep`: pixel sizes stay, and the pattern keeps
 its distance in pixels to the border that it is nearest to."""
@@ -34,6 +36,16 @@ def span(start: int, length: int, *, native: int, size: int, resize: Resize) -> 
         start = far = (size - length) // 2
     first = start if start <= far else size - far - length
     return min(max(first, 0), max(size - length, 0)), min(length, size)
+
+
+def corner(where: Where, rows: int, columns: int, height: int, width: int) -> tuple[int, int]:
+    """Top row and left column of a rectangle in an image of `height` x `width` pixels."""
+    if where == "centre":
+        return (height - rows) // 2, (width - columns) // 2
+    return (
+        0 if where.startswith("top") else height - rows,
+        0 if where.endswith("left") else width - columns,
+    )
 
 
 def sampled(pattern: Tensor, rows: int, columns: int) -> Tensor:

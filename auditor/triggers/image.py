@@ -14,7 +14,7 @@ from torch import Tensor
 
 from auditor.errors import ProbeError
 from auditor.triggers.base import TRIGGERS, Trigger, cached, within
-from auditor.triggers.geometry import on_channels
+from auditor.triggers.geometry import Where, corner, on_channels
 from auditor.triggers.pictures import fitted, scattered, scrambled
 
 MOST_PIXELS = 16_000_000
@@ -24,7 +24,7 @@ MOST_BYTES = 64_000_000
 @TRIGGERS.register("image")
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ImageFile(Trigger):
-    """A user's trigger image, resized to the images it is stamped on.
+    """A user's trigger image, resized to the images it is stamped on (but where it is pasted).
 
     - ``add``: ``x + alpha p``, clipped.
     - ``blend``: ``(1 - alpha) x + alpha p``.
@@ -32,14 +32,18 @@ class ImageFile(Trigger):
       without mask and alpha channel everywhere.
     - ``nonzero``: ``p`` in every pixel and channel where it is above 0 after resizing: the rule of
       BackdoorBench.
+    - ``paste``: as ``overwrite``, at its own size, in a corner or the centre; it may be half as high and
+      half as wide as the images, no more.
     """
 
     file: str
     """PNG, JPEG, …, or ``.npy`` of ``(h, w)`` or ``(h, w, 1, 3 or 4)``, uint8 or [0, 1]."""
-    mode: Literal["add", "blend", "overwrite", "nonzero"] = "blend"
+    mode: Literal["add", "blend", "overwrite", "nonzero", "paste"] = "blend"
     alpha: float = 1.0
     mask: str | None = None
     """Picture whose bright pixels (128 and above) are overwritten."""
+    where: Where = "bottom-right"
+    """Of what is pasted."""
     sha256: str = ""
     """If given, the file must have this digest."""
     scramble: int | None = None
@@ -128,8 +132,10 @@ def _layers(
 ) -> tuple[Tensor, Tensor]:
     """What to stamp and how opaque, ``(C, H, W)`` each."""
     source = read_picture(image.file)
+    if image.mode == "paste":
+        source = _pasted(source, image.where, height, width)
     tiny = source.shape[1] <= height and source.shape[2] <= width
-    hard = image.mode == "overwrite" and tiny
+    hard = image.mode in ("overwrite", "paste") and tiny
     # premultiplied, so that invisible colours do not bleed into the border of the visible ones
     rgba = fitted(torch.cat([source[:3] * source[3:], source[3:]]), height, width, nearest=hard)
     opacity = rgba[3:].clamp(0, 1)
@@ -149,6 +155,20 @@ def _layers(
     return (value * weight if image.mode == "add" else value).to(device, dtype), weight.to(
         device, dtype
     )
+
+
+def _pasted(picture: Tensor, where: Where, height: int, width: int) -> Tensor:
+    """A picture at its own size on a transparent canvas ``(4, height, width)``."""
+    rows, columns = picture.shape[1:]
+    if 2 * rows > height or 2 * columns > width:
+        raise ProbeError(
+            f"a picture of {rows}×{columns} is pasted into images of {2 * rows}×{2 * columns} or more; the "
+            f"input is {height}×{width}"
+        )
+    top, left = corner(where, rows, columns, height, width)
+    canvas = picture.new_zeros(4, height, width)
+    canvas[:, top : top + rows, left : left + columns] = picture
+    return canvas
 
 
 def _is_whole(image: ImageFile, weight: Tensor) -> bool:

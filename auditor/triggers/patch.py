@@ -17,12 +17,11 @@ from torch import Tensor
 from auditor.errors import ProbeError
 from auditor.registry import nearest
 from auditor.triggers.base import TRIGGERS, Trigger, cached, generator, within, wrapped
-from auditor.triggers.geometry import Resize, on_channels, sampled, span
+from auditor.triggers.geometry import Resize, Where, on_channels, sampled, span
 
 Cell = int | float | tuple[int | float, ...] | None
 """One pixel, 0 to 255: a grey value, (R, G, B), (R, G, B, opacity in [0, 1]), None: transparent."""
 
-Where = Literal["top-left", "top-right", "bottom-left", "bottom-right", "centre"]
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "black": (0, 0, 0),
