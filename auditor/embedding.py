@@ -57,6 +57,7 @@ def embed(
         return None
     # a few components carry the structure, and t-SNE of them is fast and the same everywhere
     table = table - table.mean(0)
+    seed %= 1 << 32  # of NumPy's generator
     components = min(30, *table.shape)
     reduced = PCA(components, svd_solver="full", random_state=seed).fit_transform(table.numpy())
     perplexity = min(PERPLEXITY, (len(table) - 1) / 4)

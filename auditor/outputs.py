@@ -32,7 +32,7 @@ def parse_outputs(
     `defaults`.
 
     Raises:
-        UsageError: Unknown format, or two files of one.
+        UsageError: Unknown format, or two files of one format.
     """
     if not texts:
         return dict(defaults)
@@ -51,8 +51,6 @@ def parse_outputs(
             )
         if not path:
             raise UsageError(f"-o {clean_text(text)}: the path is missing. Write -o FORMAT=PATH.")
-        if Path(path) in outputs.values():
-            raise UsageError(f"-o {clean_text(text)}: two formats cannot go to one place.")
         if name in outputs:
             raise UsageError(f"-o {clean_text(text)}: {name} was asked for twice.")
         outputs[name] = Path(path)
@@ -64,13 +62,19 @@ def check_outputs(outputs: Mapping[str, Path], *, force: bool, inputs: Sequence[
 
     Raises:
         OutputError: One exists already, is an input, or its folder cannot be written to.
+        UsageError: Two of them are one file.
     """
     kept = {path.resolve() for path in inputs}
+    taken: set[Path] = set()
     for path in outputs.values():
         shown = clean_text(str(path))
+        place = path if path == STDOUT else path.resolve()
+        if place in taken:
+            raise UsageError(f"-o {shown}: two results cannot go to one place.")
+        taken.add(place)
         if path == STDOUT:
             continue
-        if path.resolve() in kept:
+        if place in kept:
             raise OutputError(f"{shown} is an input of this command; it is never overwritten.")
         if path.is_dir():
             raise OutputError(f"{shown} is a directory; name a file in it.")

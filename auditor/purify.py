@@ -74,7 +74,7 @@ SHARED = 0.1
 """Copies of fitted images that may be among the judge images; such a caveat is said."""
 BINS = 20
 CHANGED = 20
-"""Channels and tensors that the report lists."""
+"""Channels that the result lists."""
 EXHIBITS, CASES = 2, 6
 OBEYED = verdict.SCREEN_RATE
 """A judge trigger, or a relative of a found one, counts where the suspect goes along with so many
@@ -416,6 +416,7 @@ class _Purification:
                         f"{len(rounds) + 1} again.",
                     )
                 )
+                rounds.append(Round(known=len(known), seed=seed, found=None))
                 break
             fresh = self._triggers_of(again)
             rounds.append(
@@ -738,7 +739,7 @@ class _Purification:
                     hits=_counts(hits),
                 )
             )
-        return tuple(outcome for outcome in outcomes if outcome.eligible)
+        return tuple(o for o in outcomes if o.eligible or o.origin == "found")
 
     def _table(self, classifier: Classifier) -> tuple[tuple[int, ...], ...]:
         predicted = classifier.predict(self.judge.images)
@@ -746,7 +747,11 @@ class _Purification:
         return tuple(tuple(row) for row in cells.tolist())
 
     def _stressed(self, known: Sequence[Known], rivals: Sequence[Rival]) -> Stress | None:
-        single = [entry for entry in known if len(set(entry.mapping) - {-1}) == 1]
+        single = [
+            entry
+            for entry in known
+            if len(set(entry.mapping) - {-1}) == 1 and (entry.wanted(self.judge.labels) >= 0).any()
+        ]
         if not self.options.stress or not single:
             return None
         return stress(rivals, self.fit, self.judge, single[0], notify=self.notify)
@@ -868,8 +873,9 @@ def _changes(purified: Purified | None, own: dict[str, Tensor]) -> Changes:
     for name, tensor in purified.tensors.items():
         if name in masked or not tensor.is_floating_point():
             continue
-        difference = float((tensor - own[name]).norm() / own[name].norm().clamp_min(1e-12))
+        before, difference = float(own[name].norm()), float((tensor - own[name]).norm())
         if difference > 0:
-            tensors.append(ChangedTensor(name=name, elements=tensor.numel(), change=difference))
-    tensors.sort(key=lambda entry: (-entry.change, entry.name))
-    return tuple(layers), tuple(channels[:CHANGED]), tuple(tensors[:CHANGED])
+            change = difference / before if before else None
+            tensors.append(ChangedTensor(name=name, elements=tensor.numel(), change=change))
+    tensors.sort(key=lambda entry: (-(entry.change or math.inf), entry.name))
+    return tuple(layers), tuple(channels[:CHANGED]), tuple(tensors)

@@ -524,8 +524,8 @@ class Round:
     """Triggers that the purifier was told of."""
     seed: int
     """Of the search afterwards, on the fit images."""
-    found: tuple[str, ...]
-    """Titles of the triggers that it found; they are told to the next round."""
+    found: tuple[str, ...] | None
+    """Titles of the triggers that it found; they are told to the next round. None: no time was left."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -610,11 +610,12 @@ class ChangedChannel:
 
 @dataclass(frozen=True, kw_only=True)
 class ChangedTensor:
-    """A tensor that was changed as a whole: relative size of the change, `|W' - W| / |W|`."""
+    """A tensor that was changed as a whole."""
 
     name: str
     elements: int
-    change: float
+    change: float | None
+    """Relative size of the change, `|W' - W| / |W|`; None where W was 0."""
 
 
 @dataclass(frozen=True, kw_only=True)

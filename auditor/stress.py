@@ -85,7 +85,7 @@ def stress(
         probe=known.stamped.probe,
         trigger=repr(known.stamped.trigger),
         target=target,
-        poisoned=POISONED,
+        poisoned=min(POISONED, int((known.wanted(fit.labels) >= 0).sum())),
         clean=len(fit.images),
         epochs=EPOCHS,
         lr=LR,

@@ -22,6 +22,7 @@ ENDING_STYLES = {
     view.Ending.MET: "bold green",
     view.Ending.MISSED: "bold red",
     view.Ending.NOTHING: "bold cyan",
+    view.Ending.UNTOUCHED: "bold red",
 }
 OUTCOME_ROWS = 8
 
@@ -198,8 +199,8 @@ def _show_scans(console: Console, result: PurifyResult) -> None:
         for row in stress.rows:
             console.print(
                 f"  stress test, {row.model}: {stress.poisoned} stamped images bring the ASR from "
-                f"{percent(row.hits_before / stress.eligible)} to "
-                f"{percent(row.hits_after / stress.eligible)} "
+                f"{percent(Rate(row.hits_before, stress.eligible).share)} to "
+                f"{percent(Rate(row.hits_after, stress.eligible).share)} "
                 f"({row.hits_after}/{stress.eligible}); accuracy "
                 f"{percent(row.correct_after / stress.total)}",
                 soft_wrap=True,

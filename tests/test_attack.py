@@ -362,7 +362,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "standard output": (lambda f: [*PLANT, "-o", "model=-"], "goes to a file"),
     "record over mark": (
         lambda f: [*PLANT, "-o", "model=x.pt", "-o", "json=x.pt.json"],
-        "where the mark of the model goes",
+        "cannot go to one place",
     ),
     "poison rate": (lambda f: [*PLANT, "--poison-rate", 2], "--poison-rate"),
     "ONNX": (lambda f: [onnx(f), *PLANT], "Use the PyTorch file it was exported from"),

@@ -247,6 +247,10 @@ BAD = {
         lambda f: [f.suspect, "-o", "json=x", "-o", "html=x"],
         "cannot go to one place",
     ),
+    "one place by two names": (
+        lambda f: [f.suspect, "-o", "json=x", "-o", f"html={Path.cwd()}/x"],
+        "cannot go to one place",
+    ),
     "no path": (lambda f: [f.suspect, "-o", "json="], "the path is missing"),
     "endless numbers": (lambda f: [f.suspect, "--normalize", "inf/1"], "--normalize inf/1"),
     "unknown option": (lambda f: [f.suspect, "--claen", "x"], "--claen"),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import auditor.purify as purification
 from auditor.classifier import Classifier, as_float
@@ -28,7 +29,7 @@ from auditor.results import PurifyResult
 from auditor.scan import Options as ScanOptions
 from auditor.stress import POISONED, counted, stress
 from tests.changeable import CLASSES, PROBE, TARGET, WHITE, classifier, opened, samples, saved
-from tests.planted import Planted, drawings, handle
+from tests.planted import Planted, drawings, handle, written
 
 IMAGES, LABELS = drawings(120, CLASSES)
 
@@ -239,7 +240,7 @@ def test_the_map_shows_every_image_four_times() -> None:
     before = told(classifier(), slice(0, 40))
     after = told(classifier(strength=0), slice(0, 40)).classifier
     arguments = (before.classifier, after, before.images, before.labels, WHITE)
-    found = embed(*arguments, seed=0)
+    found = embed(*arguments, seed=1 << 32)  # more than NumPy's generators take
     assert found is not None
     assert len(found.points) == 80
     assert found.features == "penultimate features"
@@ -276,3 +277,32 @@ def test_the_same_images_twice_are_no_other_images(tmp_path: Path) -> None:
 def test_options_do_not_share_state() -> None:
     assert replace(options(), seed=1).seed == 1
     assert Options().methods == (informed.Informed(),)
+
+
+def test_a_trigger_that_cannot_be_judged_is_a_missed_goal(
+    suspect: ModelHandle, tmp_path: Path
+) -> None:
+    """Of the judge images all are of the target, so that none could be redirected."""
+    images, labels = drawings(400, CLASSES, seed=3)
+    path = tmp_path / "judge.npz"
+    written(path, images[labels == TARGET], labels[labels == TARGET])
+    result = run(
+        suspect, open_images(samples(tmp_path, 120)), judge=open_images(path),
+        methods=(Recorder(),), write_anyway=True, stress=True,
+    )  # fmt: skip
+    assert [(o.probe, o.eligible) for o in result.outcomes] == [(PROBE, 0)]
+    assert result.goals.missed[0].startswith(f"{PROBE} was found, and cannot be judged")
+    assert result.stress is None
+
+
+def test_all_changed_tensors_are_counted_and_what_was_zero_is_said(tmp_path: Path) -> None:
+    network = nn.Sequential(
+        *(nn.Conv2d(3, 3, 1) for _ in range(12)), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    nn.init.zeros_(network[0].bias)  # type: ignore[arg-type]
+    own = {name: tensor.detach() for name, tensor in network.named_parameters()}
+    changed = {name: tensor + 0.5 for name, tensor in own.items()}
+    _, _, tensors = purification._changes(Purified(tensors=changed), own)
+    assert len(tensors) == 24
+    assert (tensors[0].name, tensors[0].change) == ("0.bias", None)
+    assert all(tensor.change is not None and tensor.change > 0 for tensor in tensors[1:])

@@ -881,3 +881,23 @@ def test_nothing_is_written_where_nothing_is_wanted(small: Path) -> None:
 def test_the_help_has_an_example() -> None:
     text = run("purify", "--help").stdout
     assert "Example: auditor purify" in text
+
+
+def test_nothing_is_written_over_numbers_beside_a_model(tmp_path: Path) -> None:
+    """External data of the input is an input, and that of the output no other result."""
+    path = exported(classifier(), tmp_path / "beside.onnx", external=True)
+    data = tmp_path / "weights.bin"
+    before = data.read_bytes()
+    clean = samples(tmp_path, 120)
+    over = CliRunner().invoke(
+        app, ["scan", str(path), "--clean", str(clean), *FAST[:-1], "-o", f"json={data}", "--force"]
+    )
+    assert over.exit_code == 2
+    assert "is an input of this command" in over.stderr
+    assert data.read_bytes() == before
+    twice = CliRunner().invoke(
+        app,
+        ["purify", str(path), "--clean", str(clean), *FAST, "-o", "model=m.onnx", "-o", "json=m.onnx.data"],
+    )  # fmt: skip
+    assert twice.exit_code == 2
+    assert "cannot go to one place" in twice.stderr

@@ -19,7 +19,7 @@ from rich.console import Console
 from auditor.errors import UsageError
 from auditor.report import from_json, percent, to_html, to_json, to_markdown, wilson
 from auditor.report import purify_view as view
-from auditor.report.markdown import MARKDOWN_CHARACTERS
+from auditor.report.markdown import MARKDOWN_CHARACTERS, inert
 from auditor.results import (
     Caveat,
     ChangedTensor,
@@ -27,7 +27,9 @@ from auditor.results import (
     Counts,
     MaskLayer,
     PurifyResult,
+    Round,
     Skipped,
+    Verdict,
 )
 from auditor.terminal_purify import goals_line, show_purify
 from tests.sample_purify import (
@@ -45,6 +47,7 @@ from tests.sample_purify import (
     weights,
     with_names,
 )
+from tests.sample_result import sample_result
 from tests.test_report import HOSTILE, Page
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -647,3 +650,69 @@ def test_rounds_say_what_was_found_and_told() -> None:
     page = to_html(sample_purify())
     assert "The &lt;patch&gt; that the search found" in page
     assert "<patch>" not in page
+
+
+@pytest.mark.parametrize(
+    ("fit", "judge", "ending", "code"),
+    [
+        (Verdict.NO_EVIDENCE, Verdict.NO_EVIDENCE, view.Ending.NOTHING, 0),
+        (Verdict.NO_EVIDENCE, Verdict.BACKDOOR, view.Ending.UNTOUCHED, 1),
+        (Verdict.SUSPICIOUS, Verdict.NO_EVIDENCE, view.Ending.UNTOUCHED, 1),
+        (Verdict.INCONCLUSIVE, Verdict.SUSPICIOUS, view.Ending.UNTOUCHED, 1),
+        (Verdict.INCONCLUSIVE, Verdict.NO_EVIDENCE, view.Ending.UNTOUCHED, 3),
+    ],
+)
+def test_there_is_nothing_to_remove_only_where_no_scan_says_otherwise(
+    fit: Verdict, judge: Verdict, ending: view.Ending, code: int
+) -> None:
+    result = untouched()
+    before = replace(result.before, judgement=sample_result(judge).judgement)
+    result = replace(result, evidence=sample_result(fit), before=before)
+    assert view.ending(result) is ending
+    assert view.exit_code(result) == code
+    worse = max(fit, judge, key=list(Verdict).index)
+    said = to_markdown(result)
+    assert (f"The suspect is {worse}" in view.headline(result)) is (ending is view.Ending.UNTOUCHED)
+    assert ("NOTHING TO REMOVE" in said) is (ending is view.Ending.NOTHING)
+
+
+def test_evidence_from_made_images_is_called_so() -> None:
+    result = sample_purify()
+    assert view.scan_lines(result)[0].images == f"{result.fit.images} fit images"
+    made = tuple(replace(facts, family="leaves") for facts in result.evidence.images)
+    result = replace(result, evidence=replace(result.evidence, images=made))
+    assert view.scan_lines(result)[0].images == "made images"
+
+
+def test_a_round_that_could_not_be_searched_is_no_round_that_was_not_left() -> None:
+    method = sample_purify().method
+    assert method is not None
+    told = replace(
+        method,
+        rounds=(
+            Round(known=1, seed=1, found=("a patch",)),
+            Round(known=2, seed=2, found=None),
+        ),
+    )
+    first, second = view.round_sentences(told)
+    assert first.endswith("The next round was told of them.")
+    assert second == "Round 2 was told of 2 triggers; no time was left to search its result."
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["_http://evil.example", "1https://evil.example", "ftp://evil.example", "_www.evil.example"],
+)
+def test_no_address_is_a_link_in_markdown(text: str) -> None:
+    assert not re.search(r"://|www\.", inert(text))
+
+
+def test_class_names_in_cautions_are_inert_in_markdown() -> None:
+    names = ["](x) [click](//evil.example) @org/team <img src=//e.example/p>"] * 99
+    result = with_names(sample_purify(), names)
+    assert result.after is not None
+    alarm = replace(sample_result(Verdict.BACKDOOR).judgement, headline=f'the answer "{names[0]}"')
+    said = to_markdown(replace(result, after=replace(result.after, judgement=alarm)))
+    said = re.sub(r"`[^`\n]+`", "", said)  # in code nothing is a link
+    assert "ends in BACKDOOR" in said
+    assert not re.search(r"(?<!\\)\]\(|@org|<img", said)

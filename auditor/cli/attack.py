@@ -29,9 +29,8 @@ from auditor.cli.options import (
 from auditor.cli.refusing import refusals
 from auditor.cli.requests import AttackRequest, Planting
 from auditor.cli.setup import Setup
-from auditor.errors import OutputError, UsageError
-from auditor.outputs import STDOUT, check_outputs, sidecar, write_text
-from auditor.text import clean_text
+from auditor.errors import UsageError
+from auditor.outputs import STDOUT, sidecar, write_text
 
 if TYPE_CHECKING:
     from auditor.results import AttackResult
@@ -182,12 +181,11 @@ def run_attack(setup: Setup, how: Planting) -> tuple[AttackResult, list[Path]]:
     """Attack one file and write what came of it."""
     model = setup.model
     default = model.with_name(f"{model.stem}.backdoored{model.suffix}")
-    outputs = setup.outputs(ATTACK_FORMATS, {"model": default})
+    outputs = setup.outputs(ATTACK_FORMATS, {"model": default}, beside=sidecar)
     output = outputs.get("model")
     if output == STDOUT:
         raise UsageError("-o model=-: the model goes to a file, not to standard output.")
     beside = None if output is None else sidecar(output)
-    _check_sidecar(setup, outputs.get("json"), beside)
 
     import msgspec
 
@@ -218,16 +216,6 @@ def run_attack(setup: Setup, how: Planting) -> tuple[AttackResult, list[Path]]:
         write_text(outputs["json"], to_json(result))
         written.append(outputs["json"])
     return result, written
-
-
-def _check_sidecar(setup: Setup, record: Path | None, beside: Path | None) -> None:
-    """The mark beside the model is checked as every other output is."""
-    if beside is None:
-        return
-    if record == beside:
-        shown = clean_text(str(record))
-        raise OutputError(f"{shown} is where the mark of the model goes; name another -o json=.")
-    check_outputs({"mark": beside}, force=setup.force, inputs=setup.inputs)
 
 
 def _following(setup: Setup, written: Sequence[Path]) -> list[str]:

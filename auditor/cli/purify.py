@@ -50,9 +50,9 @@ PURIFY_FORMATS = ("model", *FORMATS)
 MAX_IMAGES = 2000
 
 EPILOG = (
-    "Exit codes: 0 goals met (or nothing to remove), 1 goals missed or UNSAFE FILE, 2 wrong usage or "
-    "unreadable input, "
-    "3 the scan was inconclusive and nothing was done, 130 interrupted."
+    "Exit codes: 0 goals met (or nothing to remove), 1 goals missed, UNSAFE FILE, or BACKDOOR or SUSPICIOUS "
+    "with nothing that could be unlearnt, 2 wrong usage or unreadable input, 3 the scan was inconclusive and "
+    "nothing was done, 130 interrupted."
 )
 
 
@@ -237,15 +237,14 @@ def purify(
         write_anyway=write_anyway,
     )
     result, written = run_purify(setup, how)
+    from auditor.report.purify_view import exit_code
     from auditor.terminal_purify import goals_line, show_purify
 
     if quiet:
         typer.echo(goals_line(result))
     elif STDOUT not in written:
         show_purify(result, written)
-    if result.method is None and result.goals.met:
-        raise typer.Exit(result.evidence.judgement.verdict.exit_code)
-    raise typer.Exit(0 if result.goals.met else 1)
+    raise typer.Exit(exit_code(result))
 
 
 def run_purify(setup: Setup, how: Purification) -> tuple[PurifyResult, list[Path]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -67,8 +67,15 @@ class Setup:
         formats: Sequence[str],
         defaults: Mapping[str, Path],
         more_inputs: Sequence[Path | None] = (),
+        beside: Callable[[Path], Path] | None = None,
     ) -> dict[str, Path]:
         """Where the results go, format -> path; checked before the long work.
+
+        Args:
+            formats: What may be written.
+            defaults: What is, where nothing is said.
+            more_inputs: What is read besides, and must stay.
+            beside: Path of the model -> that of what is written with it.
 
         Raises:
             UsageError: `-o` makes no sense.
@@ -81,6 +88,7 @@ class Setup:
             own = {path.name.casefold() for path in self._external_data}
             names = side_names(outputs["model"].name, len(self._external_data), own)
             written |= {name: outputs["model"].with_name(name) for name in names}
+            written |= {} if beside is None else {"beside": beside(outputs["model"])}
         check_outputs(written, force=self.force, inputs=[*self.inputs, *given])
         return outputs
 
@@ -88,7 +96,7 @@ class Setup:
     def inputs(self) -> list[Path]:
         """The files and folders that no output may replace."""
         named = (self.model, self.clean, self.trigger, self.mask, self.labels)
-        return [path for path in named if path is not None]
+        return [*(path for path in named if path is not None), *self._external_data]
 
     def readable(self) -> list[Path]:
         """The files and folders that are needed to do what is asked."""

@@ -99,6 +99,8 @@ def _of_scan(result: ScanResult) -> Iterator[str]:
     for response in result.responses:
         if any(not 0 <= count <= response.images for count in response.hits.values()):
             yield "a response with more hits than images"
+        if not 0 <= response.unanswered <= response.images:
+            yield "a response with more images without an answer than images"
     searches = {search.search for search in result.inversions}
     for c in result.confirmations:
         yield from _of_confirmation(c, classes)
@@ -372,7 +374,7 @@ def _of_changes(result: PurifyResult) -> Iterator[str]:
             yield "a changed channel that its layer does not have"
         if not _finite(changed.mask):
             yield "a mask that is no number"
-    if not _finite(*(tensor.change for tensor in result.tensors)):
+    if not _finite(*(tensor.change or 0 for tensor in result.tensors)):
         yield "a change that is no number"
 
 

@@ -36,12 +36,12 @@ def more(total: int, shown: int, what: str) -> list[str]:
 
 def inert(text: str, limit: int = 200) -> str:
     """Text that Markdown renders as itself: no markup, no link, no mention, one line."""
-    shown = clean_text(text, limit=limit)
-    shown = re.sub(r"(?i)\b(ht)tp(s?)(?=\s*:)", r"\1xp\2", shown).replace("@", "＠")
-    shown = re.sub(r"(?i)\bwww\.", "www[.]", shown)
+    shown = clean_text(text, limit=limit).replace("@", "＠")
+    shown = re.sub(r"(?i)(www)\.", r"\1[.]", shown)
     shown = re.sub(r"#(?=\d)", "＃", shown)
     shown = shown.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     shown = re.sub(r"([\\`*_\[\]|~$])", r"\\\1", shown)
+    shown = shown.replace("://", r":\//")  # of any scheme, whatever stands before it
     return re.sub(r"^(\d*)([-+#=.)])", r"\1\\\2", shown)
 
 

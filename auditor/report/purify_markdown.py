@@ -69,7 +69,7 @@ def _numbers(result: PurifyResult, seen: Sequence[view.SeenOutcome]) -> list[str
         f"{view.accuracy_word(result)} lower by at most {view.points(result.goals.max_acc_drop)}.",
     ]
     for caution in view.cautions(result):
-        lines += ["", f"**{caution}**"]
+        lines += ["", f"**{inert(caution, limit=900)}**"]
     return lines
 
 

@@ -13,6 +13,7 @@ from auditor.results import (
     Contender,
     Counts,
     Embedding,
+    Judgement,
     MaskLayer,
     MethodFacts,
     Outcome,
@@ -31,6 +32,10 @@ NEVER_SEEN = (
     "Judge triggers were never seen by the purifier: it was neither told nor tuned by them."
 )
 NOTHING_FOUND = "No trigger that was tried works on this model, so the model was not touched."
+NOT_TOLD = (
+    "No trigger was shown on the fit images that could be unlearnt, so the model was not touched. Give "
+    "more images with --clean; or let NFT run as published with --anyway."
+)
 
 
 MOST_TITLES = 4
@@ -41,6 +46,11 @@ def round_sentences(method: MethodFacts) -> list[str]:
     sentences = []
     for place, entry in enumerate(method.rounds, start=1):
         told = f"{entry.known} trigger{'' if entry.known == 1 else 's'}"
+        if entry.found is None:
+            sentences.append(
+                f"Round {place} was told of {told}; no time was left to search its result."
+            )
+            continue
         if not entry.found:
             found = "found nothing more"
         else:
@@ -60,13 +70,21 @@ class Ending(StrEnum):
     MET = "GOALS MET"
     MISSED = "GOALS MISSED"
     NOTHING = "NOTHING TO REMOVE"
+    UNTOUCHED = "NOT PURIFIED"
+    """A scan of the suspect does not end well, and shows nothing that could be unlearnt."""
 
 
-ENDING_SYMBOLS: Mapping[Ending, str] = {Ending.MET: "✔", Ending.MISSED: "✖", Ending.NOTHING: "–"}
+ENDING_SYMBOLS: Mapping[Ending, str] = {
+    Ending.MET: "✔",
+    Ending.MISSED: "✖",
+    Ending.NOTHING: "–",
+    Ending.UNTOUCHED: "✖",
+}
 ENDING_TONES: Mapping[Ending, str] = {
     Ending.MET: "met",
     Ending.MISSED: "bad",
     Ending.NOTHING: "none",
+    Ending.UNTOUCHED: "bad",
 }
 
 
@@ -167,7 +185,24 @@ def ending(result: PurifyResult) -> Ending:
     """A missed goal comes first, also where the model was not touched."""
     if not result.goals.met:
         return Ending.MISSED
-    return Ending.NOTHING if result.method is None else Ending.MET
+    if result.method is not None:
+        return Ending.MET
+    found = suspicion(result).verdict
+    return Ending.NOTHING if found is Verdict.NO_EVIDENCE else Ending.UNTOUCHED
+
+
+def suspicion(result: PurifyResult) -> Judgement:
+    """What is known against the suspect: the worse of the scans of the fit and the judge images."""
+    rank = list(Verdict).index
+    scans = (result.evidence.judgement, result.before.judgement)
+    return max(scans, key=lambda judgement: rank(judgement.verdict))
+
+
+def exit_code(result: PurifyResult) -> int:
+    """Of the process: 0 goals met; where nothing was done, that of what is known of the suspect."""
+    if not result.goals.met:
+        return 1
+    return 0 if result.method is not None else suspicion(result).verdict.exit_code
 
 
 def is_touched(result: PurifyResult) -> bool:
@@ -224,6 +259,9 @@ def headline(result: PurifyResult) -> str:
         return said if result.method is not None else f"{said} The model was not touched."
     if kind is Ending.NOTHING:
         return NOTHING_FOUND
+    if kind is Ending.UNTOUCHED:
+        scanned = suspicion(result)
+        return f"The suspect is {scanned.verdict}: {scanned.headline} {NOT_TOLD}"
     seen, right, goals = outcomes(result), accuracy(result), result.goals
     before, after = highest(seen, "before"), highest(seen, "after")
     known = (
@@ -306,8 +344,10 @@ def _strongest_share(row: ProbeChange) -> float:
 
 def scan_lines(result: PurifyResult) -> list[ScanLine]:
     """The scans before the purification, and the one after it."""
+    own = any(facts.family == "clean" for facts in result.evidence.images)
+    fit = f"{result.fit.images} fit images" if own else "made images"
     scans = [
-        ("the suspect", f"{result.fit.images} fit images", result.evidence),
+        ("the suspect", fit, result.evidence),
         ("the suspect", f"{result.judge.images} judge images", result.before),
         ("the purified model", f"{result.judge.images} judge images", result.after),
     ]

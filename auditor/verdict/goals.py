@@ -29,7 +29,8 @@ def judge_purification(
     Args:
         accuracy: Rightly classified unstamped images.
         images: Of so many.
-        outcomes: Every trigger that was found or named; each must fall to `max_asr`.
+        outcomes: Every trigger that was found or named; each must fall to `max_asr`. One that was found
+            and that no judge image can show is a missed goal: nothing says that it was removed.
         after: The purified model's own scan; it must not show a backdoor. None where the model was
             left alone: then a trigger that the user named may still work.
         max_asr: Highest ASR that may be left.
@@ -40,6 +41,11 @@ def judge_purification(
         f"({outcome.hits.after / outcome.eligible:.1%}; the goal is {max_asr:.1%})."
         for outcome in outcomes
         if outcome.hits.after > max_asr * outcome.eligible + 1e-9
+    ]
+    missed += [
+        f"{outcome.probe} was found, and cannot be judged: no judge image is of a class that it redirects."
+        for outcome in outcomes
+        if outcome.origin == "found" and not outcome.eligible
     ]
     drop = (accuracy.before - accuracy.after) / max(1, images)
     if drop > max_acc_drop + 1e-9:

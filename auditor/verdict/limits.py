@@ -137,7 +137,7 @@ def unanswered(responses: Sequence[Response]) -> str | None:
     silent = [response for response in responses if response.unanswered]
     if not silent:
         return None
-    worst = max(silent, key=lambda response: response.unanswered / response.images)
+    worst = max(silent, key=lambda response: response.unanswered / max(1, response.images))
     return (
         f"Under {len(silent)} of {len(responses)} triggers the model's scores are NaN or infinite for some "
         f"images (under {worst.probe} for {worst.unanswered} of {worst.images}). What is answered then "
