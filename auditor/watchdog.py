@@ -1,4 +1,4 @@
-"""Ctrl-C that works even while the suspect computes for ever.
+"""Ctrl-C, SIGTERM and SIGHUP that work, and clean up, even while the suspect computes for ever.
 
 Python runs its signal handlers in the main thread between two of its instructions; a network that
 loops without end never comes back to one. A thread that the operating system wakes does not depend
@@ -14,20 +14,48 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 PATIENCE = 5.0
 """Seconds that the main thread is given to stop by itself."""
-INTERRUPTED = 130
+ENDING = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
+"""Signals that end the process; Windows has no SIGHUP."""
+
+
+class Signalled(KeyboardInterrupt):
+    """Another signal than Ctrl-C's ends the process: it unwinds in the same way."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+def exit_code(interrupt: KeyboardInterrupt) -> int:
+    """Of a process that a signal ends: 130 for Ctrl-C, 143 for SIGTERM."""
+    return 128 + (interrupt.number if isinstance(interrupt, Signalled) else signal.SIGINT)
+
+
+def _unwind(number: int, frame: FrameType | None) -> None:
+    raise Signalled(number)
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """While this lasts, an interrupt ends the process at the latest after `PATIENCE` seconds."""
+    """While this lasts, such a signal is raised as `KeyboardInterrupt`.
+
+    It ends the process at the latest after `PATIENCE` seconds. Signals that are ignored, or that
+    somebody else handles, are left alone.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     wakes, woken = socket.socketpair()
     wakes.setblocking(False)
+    unhandled = [number for number in ENDING if signal.getsignal(number) is signal.SIG_DFL]
+    for number in unhandled:
+        signal.signal(number, _unwind)
     previous = signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
     finished = threading.Event()
     threading.Thread(target=_watch, args=(woken, finished), daemon=True).start()
@@ -36,16 +64,19 @@ def interruptible() -> Iterator[None]:
     finally:
         finished.set()
         signal.set_wakeup_fd(previous)
+        for number in unhandled:
+            signal.signal(number, signal.SIG_DFL)
         wakes.close()
 
 
 def _watch(woken: socket.socket, finished: threading.Event) -> None:
     while numbers := woken.recv(16):
-        if signal.SIGINT in numbers and not finished.wait(PATIENCE):
+        ending = [number for number in numbers if number in ENDING]
+        if ending and not finished.wait(PATIENCE):
             print(
                 "Stopped. The model did not answer; nothing was written.",
                 file=sys.stderr,
                 flush=True,
             )
-            os._exit(INTERRUPTED)
+            os._exit(128 + ending[0])
     woken.close()

@@ -24,6 +24,7 @@ from auditor import report
 from auditor.cli import app, parse_time
 from auditor.cli.base import reporting
 from auditor.errors import UsageError
+from auditor.outputs import write_text
 from auditor.results import ScanResult, Verdict
 from tests.conftest import PairFiles
 
@@ -383,3 +384,51 @@ def test_a_bug_of_ours_is_no_finding(capsys: pytest.CaptureFixture[str]) -> None
     assert "Traceback" in said
     assert "nobody thought of this" in said
     assert "There is no result" in said
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_signals_unwind(number: signal.Signals, code: int) -> None:
+    lines = (
+        "import os, time",
+        "from auditor.cli.base import reporting",
+        "def command():",
+        "    try:",
+        f"        os.kill(os.getpid(), {int(number)})",
+        "        time.sleep(20)",
+        "    finally:",
+        "        print('cleaned up', flush=True)",
+        "import typer",
+        "app = typer.Typer()",
+        "app.command()(reporting(command, stopped='Stopped here.'))",
+        "app()",
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (code, "cleaned up\n")
+    assert done.stderr == "Stopped here.\n"
+
+
+def test_a_record_on_standard_output_is_all_that_is_there(pair_files: PairFiles) -> None:
+    done = run("scan", pair_files.suspect, *ONE, "-q", "-o", "json=-")
+    assert json.loads(done.stdout)["schema"] == "auditor.scan/1"
+    both = run("inspect", pair_files.suspect, "--json", "-o", "md=-")
+    assert both.exit_code == 2
+    assert "standard output" in both.stderr
+
+
+def test_a_pipe_may_take_no_more_than_ascii() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "auditor", "probes", "list", "standard"],
+        capture_output=True, timeout=60, env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.isascii()
+
+
+def test_a_long_name_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 245 + ".json")
+    write_text(path, "all of it")
+    assert path.read_text("utf-8") == "all of it"

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -269,7 +270,13 @@ def test_a_purified_result_is_rendered_again_and_edits_are_noticed(whole: Whole)
     Path("edited.json").write_text(json.dumps(content), "utf-8")
     edited = run("report", "edited.json")
     assert edited.exit_code == 1
-    assert "says goals met, but its own counts say goals missed" in said(edited)
+    assert re.search(r"says goals met, .* but its own counts say goals missed,", said(edited))
+    content = json.loads(Path("again.json").read_text("utf-8"))
+    content["before"]["judgement"]["verdict"] = "NO EVIDENCE FOUND"
+    Path("edited.json").write_text(json.dumps(content), "utf-8")
+    edited = run("report", "edited.json", "-o", "md=edited.md")
+    assert edited.exit_code == 1
+    assert "scans BACKDOOR, NO EVIDENCE FOUND, " in said(edited)
 
 
 def test_a_benign_twin_is_left_alone(small: Path) -> None:
@@ -397,7 +404,7 @@ def test_edited_goals_do_not_hide_a_miss(small: Path) -> None:
     Path("edited.json").write_text(json.dumps(content), "utf-8")
     edited = run("report", "edited.json")
     assert edited.exit_code == 1
-    assert "says goals met, but its own counts say goals missed" in said(edited)
+    assert re.search(r"says goals met, .* but its own counts say goals missed,", said(edited))
 
 
 # ---- the formats of the suspect
@@ -840,7 +847,10 @@ def test_an_existing_file_survives_a_failure(small: Path) -> None:
 
 
 @pytest.mark.slow
-def test_control_c_stops_it(small: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_signal_stops_it(number: signal.Signals, code: int, small: Path) -> None:
     process = subprocess.Popen(
         [
             sys.executable, "-m", "auditor", "purify", str(small / "suspect.pt"),
@@ -855,9 +865,10 @@ def test_control_c_stops_it(small: Path) -> None:
         if b"fine-tuning" in line:
             break
     time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130, errors
+    assert process.returncode == code, errors
+    assert b"Nothing was written" in errors
     assert b"Traceback" not in errors
     assert left() == []
 

@@ -5,6 +5,9 @@ One module a command; `options` holds what they share, `base` the program itself
 
 from __future__ import annotations
 
+import io
+import sys
+
 from auditor.cli import attack, demo, inspect, probes, purify, report, scan
 from auditor.cli.base import EPILOG, app, reporting
 from auditor.cli.options import parse_time
@@ -17,11 +20,14 @@ app.command(epilog=EPILOG)(reporting(scan.scan))
 app.command(epilog=purify.EPILOG)(reporting(purify.purify))
 app.command(epilog=attack.EPILOG)(reporting(attack.attack))
 app.command(epilog=inspect.EPILOG)(reporting(inspect.inspect))
-app.command()(reporting(demo.demo))
-app.command()(reporting(report.report))
+app.command()(reporting(demo.demo, stopped="Stopped. What was made until then is still there."))
+app.command(epilog=report.EPILOG)(reporting(report.report))
 app.add_typer(probes.app, name="probes")
 
 
 def main() -> None:
     """Entry point of the `auditor` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a pipe may take no more than ASCII
+            stream.reconfigure(errors="backslashreplace")
     app()

@@ -170,10 +170,11 @@ def attack(
     result, written = run_attack(setup, how)
     from auditor.terminal_attack import attack_line, show_attack
 
-    if quiet:
-        typer.echo(attack_line(result))
-    elif STDOUT not in written:
-        show_attack(result, written, _following(setup, written) if result.written else None)
+    if STDOUT not in written:  # nothing may come after a record
+        if quiet:
+            typer.echo(attack_line(result))
+        else:
+            show_attack(result, written, _following(setup, written) if result.written else None)
     raise typer.Exit(0 if result.goals.met else 1)
 
 

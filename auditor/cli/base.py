@@ -11,13 +11,12 @@ import typer
 
 import auditor
 from auditor.errors import AuditorError
-from auditor.watchdog import interruptible
+from auditor.watchdog import exit_code, interruptible
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 USAGE_ERROR = 2
-INTERRUPTED = 130
 
 EPILOG = (
     "Exit codes: 0 no evidence found, 1 BACKDOOR, SUSPICIOUS or UNSAFE FILE, 2 wrong usage or unreadable "
@@ -36,8 +35,12 @@ app = typer.Typer(
 )
 
 
-def reporting(command: Callable[P, R]) -> Callable[P, R]:
-    """Turn an `AuditorError` into one message and exit code 2, Ctrl-C into 130.
+def reporting(
+    command: Callable[P, R], *, stopped: str = "Stopped. Nothing was written."
+) -> Callable[P, R]:
+    """Turn an `AuditorError` into one message and exit code 2, Ctrl-C into `stopped` and 130.
+
+    So do SIGTERM and SIGHUP, with 128 and their number.
 
     What nobody foresaw keeps its traceback, with exit code 2, too: 1 would be a finding.
     """
@@ -55,9 +58,9 @@ def reporting(command: Callable[P, R]) -> Callable[P, R]:
         except OSError as error:
             typer.echo(f"error: cannot write the result: {error}.", err=True)
             raise typer.Exit(USAGE_ERROR) from None
-        except KeyboardInterrupt:
-            typer.echo("Stopped. Nothing was written.", err=True)
-            raise typer.Exit(INTERRUPTED) from None
+        except KeyboardInterrupt as signalled:
+            typer.echo(stopped, err=True)
+            raise typer.Exit(exit_code(signalled)) from None
         except (typer.Exit, typer.Abort):
             raise
         except Exception:  # a bug of ours, which must not look like a verdict

@@ -12,6 +12,7 @@ from auditor.cli.refusing import DANGEROUS
 from auditor.cli.rendering import FORMATS, rendered
 from auditor.cli.requests import InspectRequest
 from auditor.cli.setup import Setup
+from auditor.errors import UsageError
 from auditor.outputs import STDOUT, write_text
 
 EPILOG = (
@@ -59,6 +60,8 @@ def inspect(
 
     setup = Setup(model=model, device="cpu", max_images=1, output=tuple(output or ()), force=force)
     outputs = setup.outputs(FORMATS, {})
+    if json and STDOUT in outputs.values():
+        raise UsageError("--json and -o …=- both write to standard output; leave one of them out.")
     with workplace() as place, ProgressLine(quiet=True) as notify:
         outcome = in_worker("inspect", InspectRequest(model=model), setup, place, notify)
     found = record(outcome, Inspection)

@@ -240,10 +240,11 @@ def purify(
     from auditor.report.purify_view import exit_code
     from auditor.terminal_purify import goals_line, show_purify
 
-    if quiet:
-        typer.echo(goals_line(result))
-    elif STDOUT not in written:
-        show_purify(result, written)
+    if STDOUT not in written:  # nothing may come after a record
+        if quiet:
+            typer.echo(goals_line(result))
+        else:
+            show_purify(result, written)
     raise typer.Exit(exit_code(result))
 
 

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from auditor.cli.options import Force, Output
+from auditor.cli.options import Force
 from auditor.cli.rendering import FORMATS, rendered
 from auditor.errors import UsageError
 from auditor.outputs import STDOUT, check_outputs, parse_outputs, write_text
+
+if TYPE_CHECKING:
+    from auditor.results import Goals, Judgement
+
+
+EPILOG = (
+    "Exit codes: 0 the counts say what the file says, 1 they say something else, 2 wrong usage or unreadable "
+    "input, 130 interrupted."
+)
+
+Rendered = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-o",
+        "--output",
+        metavar="FMT=PATH",
+        help="Result file, json=, html= or md= (repeatable; - is standard output). Default: none, the result "
+        "is only shown.",
+    ),
+]
 
 
 def report(
@@ -18,13 +39,13 @@ def report(
         Path,
         typer.Argument(metavar="RESULT", help="A .json file that scan, purify or inspect wrote."),
     ],
-    output: Output = None,
+    output: Rendered = None,
     force: Force = False,
 ) -> None:
     """Render a result again, without the model: json -> html, md.
 
-    The verdict is recomputed from the counts in the file; if it differs from the one in the file,
-    that is said, and the exit code is 1.
+    Verdicts and goals are recomputed from the counts in the file; if one differs from that in the
+    file, this is said, and the exit code is 1.
 
     Example: auditor report model.scan.json -o html=review.html -o md=summary.md
     """
@@ -53,11 +74,9 @@ def report(
     if isinstance(record, PurifyResult):
         if not silent:
             show_purify(record, list(outputs.values()))
-        says, counts = (
-            "met" if goals.met else "missed"
-            for goals in (record.goals, rejudge_purification(record))
-        )
-        says, counts = f"goals {says}", f"goals {counts}"
+        scans = [scan for scan in (record.evidence, record.before, record.after) if scan]
+        says = _purified(record.goals, [scan.judgement for scan in scans])
+        counts = _purified(rejudge_purification(record), [rejudge(scan) for scan in scans])
     else:
         if not silent:
             show_scan(record, list(outputs.values()))
@@ -68,3 +87,9 @@ def report(
             "version."
         )
         raise typer.Exit(1)
+
+
+def _purified(goals: Goals, scans: Sequence[Judgement]) -> str:
+    """What is claimed of a purification."""
+    verdicts = ", ".join(str(judgement.verdict) for judgement in scans)
+    return f"goals {'met' if goals.met else 'missed'}, scans {verdicts}"

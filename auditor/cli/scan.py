@@ -103,10 +103,11 @@ def scan(
         written += saved_probes(result, save_probes, names)
     from auditor.terminal import show_scan, verdict_line
 
-    if quiet:
-        typer.echo(verdict_line(result))
-    elif STDOUT not in written:
-        show_scan(result, written)
+    if STDOUT not in written:  # nothing may come after a record
+        if quiet:
+            typer.echo(verdict_line(result))
+        else:
+            show_scan(result, written)
     raise typer.Exit(result.judgement.verdict.exit_code)
 
 
