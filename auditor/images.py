@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -23,6 +27,13 @@ MAX_PIXELS = 64_000_000
 IMAGES_KEYS = ("images", "x", "data", "X")
 LABELS_KEYS = ("labels", "y", "targets", "Y")
 MAX_LISTED = 5
+LARGEST_LABEL = 10**9
+"""No model has as many classes."""
+DAMAGED = (
+    OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, ArithmeticError, struct.error,
+    zlib.error, zipfile.BadZipFile, Image.DecompressionBombError,
+)  # fmt: skip
+"""What reading a damaged picture or archive raises."""
 
 Notify = Callable[[str, int, int], None]
 """What is going on, how much is done, of how much."""
@@ -85,7 +96,7 @@ class ImageSource:
         raise NotImplementedError
 
     def read(self, index: int) -> Image.Image:
-        """One image. Raises `OSError` or `ValueError` where it cannot be read."""
+        """One image. Raises one of `DAMAGED` where it cannot be read."""
         raise NotImplementedError
 
     def label_of(self, index: int) -> int | None:
@@ -106,7 +117,7 @@ class ImageSource:
         for done, index in enumerate(indices):
             try:
                 images.append(resized(self.read(index), spec))
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            except DAMAGED as error:
                 unreadable.append(f"{self.title(index)} ({_why(error)})")
                 continue
             labels.append(self.label_of(index))
@@ -272,7 +283,11 @@ class NpzSource(ImageSource):
                 raise ImageError(
                     f"{name}: labels are {dtype} of shape {shape}; expected {self._shape[0]} integers."
                 )
-            return [int(value) for value in np.frombuffer(file.read(), dtype=dtype)]
+            labels = [int(value) for value in np.frombuffer(_content(file, name), dtype=dtype)]
+        strange = next((label for label in labels if not 0 <= label <= LARGEST_LABEL), None)
+        if strange is not None:
+            raise ImageError(f"{name}: label {strange} is no class number (0, 1, 2 …).")
+        return labels
 
     def load(self, indices: Sequence[int], spec: InputSpec, notify: Notify = silent) -> CleanSet:
         self._rows = self._read_rows(set(indices))
@@ -287,7 +302,7 @@ class NpzSource(ImageSource):
         with zipfile.ZipFile(self._path) as archive, archive.open(self._member) as file:
             _npy_header(file, self.name)
             for index in range(max(wanted) + 1):
-                data = file.read(size)
+                data = _content(file, self.name, size)
                 if index in wanted and len(data) == size:
                     rows[index] = np.frombuffer(data, dtype=np.uint8).reshape(self._shape[1:])
         return rows
@@ -298,7 +313,10 @@ class NpzSource(ImageSource):
 
     @property
     def _channels_first(self) -> bool:
-        return len(self._shape) == 4 and self._shape[1] in (1, 3) and self._shape[3] not in (1, 3)
+        channels = (1, 3, 4)
+        return (
+            len(self._shape) == 4 and self._shape[1] in channels and self._shape[3] not in channels
+        )
 
     def read(self, index: int) -> Image.Image:
         if index not in self._rows:
@@ -308,7 +326,7 @@ class NpzSource(ImageSource):
             pixels = pixels.transpose(1, 2, 0)
         if pixels.ndim == 3 and pixels.shape[2] == 1:
             pixels = pixels[:, :, 0]
-        return Image.fromarray(np.ascontiguousarray(pixels))
+        return upright(Image.fromarray(np.ascontiguousarray(pixels)))
 
 
 def open_images(path: Path, names: Sequence[str] | None = None) -> ImageSource:
@@ -360,7 +378,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
         ImageError: The file cannot be read or names a class twice.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError):
         raise ImageError(
             f"--labels {clean_text(str(path))}: cannot be read as a text file."
@@ -384,7 +402,7 @@ def _class_numbers(
                 f"{len(names)} names of --labels."
             )
         return {folder: names.index(folder) for folder in folders}, tuple(names)
-    if all(folder.isdecimal() for folder in folders):
+    if all(folder.isdecimal() and int(folder) <= LARGEST_LABEL for folder in folders):
         return {folder: int(folder) for folder in folders}, ()
     return {folder: number for number, folder in enumerate(folders)}, tuple(folders)
 
@@ -400,16 +418,21 @@ def _image_files(folder: Path, *, deep: bool = False) -> list[Path]:
 
 def _csv_labels(path: Path, files: list[Path]) -> list[int]:
     table: dict[str, int] = {}
-    for number, line in enumerate(path.read_text("utf-8", errors="replace").splitlines(), 1):
-        name, _, label = line.rpartition(",")
-        if not name or (number == 1 and not label.strip().isdigit()):
+    lines = path.read_text("utf-8-sig", errors="replace").splitlines()
+    try:
+        rows = [row or [""] for row in csv.reader(lines)]
+    except csv.Error as error:
+        raise ImageError(f"{clean_text(str(path))} is no table ({error}).") from None
+    for number, (*names, label) in enumerate(rows, 1):
+        name, label = ",".join(names).strip(), label.strip()
+        if not name or (number == 1 and not label.isdecimal()):
             continue
-        if not label.strip().isdigit() or len(label.strip()) > 9:
+        if not label.isdecimal() or len(label) > 10 or int(label) > LARGEST_LABEL:
             raise ImageError(
                 f'{clean_text(str(path))} line {number}: "{clean_text(label, limit=40)}" is no class '
                 "number. Expected file,label with labels 0, 1, 2 …"
             )
-        table[name.strip()] = int(label)
+        table[name] = int(label)
     unlabelled = [file.name for file in files if file.name not in table]
     if unlabelled:
         raise ImageError(
@@ -417,6 +440,18 @@ def _csv_labels(path: Path, files: list[Path]) -> list[int]:
             f"{clean_text(unlabelled[0])}. Complete it, or remove it to scan without labels."
         )
     return [table[file.name] for file in files]
+
+
+def _content(file: IO[bytes], name: str, size: int = -1) -> bytes:
+    """Some bytes of a member of an archive.
+
+    Raises:
+        ImageError: It is damaged.
+    """
+    try:
+        return file.read(size)
+    except DAMAGED as error:
+        raise ImageError(f"{name} is damaged ({clean_text(str(error), limit=120)}).") from None
 
 
 def _npy_header(file: object, name: str) -> tuple[tuple[int, ...], np.dtype]:

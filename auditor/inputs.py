@@ -241,7 +241,7 @@ def _size_by_accuracy(
         if size == preferred and scores[size] >= GOOD_ACCURACY:
             break
     best = max(scores, key=lambda size: scores[size])
-    if scores.get(preferred, 0.0) >= scores[best] - EQUAL_ACCURACY:
+    if preferred in scores and scores[preferred] >= scores[best] - EQUAL_ACCURACY:
         best = preferred
     others = sorted((s for s in scores if s != best), key=lambda s: -scores[s])
     shown = f"; next {others[0][1]}x{others[0][2]}: {scores[others[0]]:.0%}" if others else ""
@@ -326,28 +326,26 @@ def resolve(
     evaluated = clean or CleanSet(images=stand_ins, labels=None)  # type: ignore[arg-type]
     evaluated, batch_size = _subset(model, evaluated, size)
     if given.normalize not in (None, "auto"):
-        spec = spec_of(size, given.normalize, given.order)
-        candidate, predictions, probabilities, classes = _evaluate_all(model, spec, evaluated)
-        ranked = [(candidate, predictions)]
+        ranked, probabilities, classes = _ranked(model, size, given, evaluated)
         source: Literal["given", "measured", "unresolved"] = "given"
-        reason, advice = "normalisation given on the command line", ""
+        why, advice = f"normalisation given on the command line{_order(ranked)}", ""
     else:
         ranked, probabilities, classes = _ranked(model, size, given, evaluated)
-        source, reason, advice = _decide(ranked, evaluated.labels is not None, clean is not None)
+        source, why, advice = _decide(ranked, evaluated.labels is not None, clean is not None)
     Classifier(model, ranked[0][0].spec).answers(evaluated.images)
     if not size_reason:
         source = "unresolved"
-        reason = f"the network accepts several input sizes; {reason}"
+        why = f"the network accepts several input sizes; {why}"
         advice = "Pass the size it was trained on: --input 3x224x224"
     else:
-        reason = f"{size[1]}×{size[2]}: {size_reason}; {reason}"
+        why = f"{size[1]}×{size[2]}: {size_reason}; {why}"
     best = ranked[0][1]
     candidates = tuple(
         replace(candidate, agreement=float((predictions == best).float().mean()))
         for candidate, predictions in ranked[:6]
     )
     preprocessing = Preprocessing(
-        spec=candidates[0].spec, source=source, reason=reason, advice=advice, candidates=candidates
+        spec=candidates[0].spec, source=source, reason=why, advice=advice, candidates=candidates
     )
     return Resolution(
         preprocessing=preprocessing,
@@ -363,10 +361,14 @@ Ranked = list[tuple[Candidate, Tensor]]
 def _ranked(
     model: ModelHandle, size: tuple[int, int, int], given: GivenInput, images: CleanSet
 ) -> tuple[Ranked, bool, int]:
-    """All candidates, best first, with their predictions."""
-    names = [name for name in NORMALIZATIONS if size[0] == 3 or name != "caffe"] + [MINMAX]
+    """All candidates, best first, with their predictions; in both orders where labels can tell."""
     labelled = images.labels is not None
-    specs = [_tried_spec(size, name, given) for name in names]
+    if given.normalize not in (None, "auto"):
+        specs = [spec_of(size, given.normalize, given.order)]
+    else:
+        bgr = size[0] == 3 and given.order != "rgb"
+        names = [name for name in NORMALIZATIONS if bgr or name != "caffe"] + [MINMAX]
+        specs = [_tried_spec(size, name, given) for name in names]
     if labelled and given.order is None and size[0] == 3:
         specs += [replace(spec, order="bgr") for spec in specs if spec.order == "rgb"]
     found = [_evaluate_all(model, spec, images) for spec in specs]
@@ -398,6 +400,14 @@ def _sorted(found: Ranked, labelled: bool) -> Ranked:
         return (0, 0) if distance(candidate) <= nearest_distance * CLEAR_RATIO else (1, -correct)
 
     return sorted(found, key=rank)
+
+
+def _order(ranked: Ranked) -> str:
+    """That a given normalisation is taken in BGR, where it is by clean accuracy."""
+    best, *others = [candidate for candidate, _ in ranked]
+    if not others or best.spec.order != "bgr":
+        return ""
+    return f", BGR by clean accuracy: {best.correct}/{best.images}, RGB {others[0].correct}"
 
 
 def _decide(

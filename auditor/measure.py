@@ -168,13 +168,16 @@ def inapplicable(trigger: Trigger, images: Tensor) -> str:
 
     Args:
         trigger: What to stamp.
-        images: ``(N, C, H, W)`` uint8; the first one is used.
+        images: ``(N, C, H, W)`` uint8; the first few are used.
     """
+    few = as_float(images[:FOOTPRINT_IMAGES])
     try:
-        for each in (trigger, *matched_controls(trigger)):
-            footprint(each, images[:1])
+        stamped = trigger(few)
+        controls = [control(few) for control in matched_controls(trigger)]
     except ProbeError as error:
         return str(error)
+    if not torch.equal(stamped, few) and any(torch.equal(stamped, other) for other in controls):
+        return "a control of it does the same on these images, so that nothing could be shown"
     return ""
 
 

@@ -45,7 +45,10 @@ def check(
 
 
 def _few_classes(clean: ImageFacts) -> Iterator[Caveat]:
-    """Too few classes for anything to be called a backdoor, of the model or of the images."""
+    """Too few classes for a trigger to be called a backdoor, of the model or of the images.
+
+    One towards a class of which no image is there has a source class more.
+    """
     if verdict.highest(clean) is Verdict.BACKDOOR:
         return
     classes, shown = len(clean.predicted), sum(count > 0 for count in clean.confirm_members)
@@ -55,7 +58,9 @@ def _few_classes(clean: ImageFacts) -> Iterator[Caveat]:
         else f"The images that triggers are confirmed on are of {shown} of {classes} classes only, and what "
         "works on so few may be a mark that tells them apart (give images of more classes)"
     )
-    yield Caveat(id="few-classes", text=f"{what}, so that the verdict is SUSPICIOUS at most.")
+    elsewhere = shown < classes and shown >= verdict.enough_sources(classes, verdict.FEWEST_SOURCES)
+    which = "a trigger towards one of these" if elsewhere else "the verdict"
+    yield Caveat(id="few-classes", text=f"{what}, so that {which} is SUSPICIOUS at most.")
 
 
 def _accuracy(clean: ImageFacts, preprocessing: Preprocessing, classes: int) -> Iterator[Caveat]:

@@ -221,7 +221,8 @@ class _Scan:
         )
         margin = searches.margins()
         inversions: list[Inversion] = []
-        held_out = None if clean is None else self._held_out(families[0])
+        enough = clean is not None and len(clean) > 1
+        held_out = self._held_out(families[0]) if enough else None
         if held_out is not None:
             inversions, proposed = searches.inversions(held_out.name, held_out.screen, margin)
             confirmations += self._confirm_found(held_out, proposed)
@@ -306,17 +307,21 @@ class _Scan:
             probabilities=resolution.probabilities,
             batch_size=options.batch_size or resolution.batch_size,
         )
+        self._check_names()
         if clean is not None:
             self._check_labels(clean)
         return clean
 
-    def _check_labels(self, clean: CleanSet) -> None:
-        assert self.source is not None  # noqa: S101 - there is a clean set
+    def _check_names(self) -> None:
         names = self.options.class_names
         if names is not None and len(names) != self.classes:
             raise ImageError(
                 f"--labels names {len(names)} classes, the model has {self.classes} outputs."
             )
+
+    def _check_labels(self, clean: CleanSet) -> None:
+        assert self.source is not None  # noqa: S101 - there is a clean set
+        names = self.options.class_names
         if names is None and clean.class_names and len(clean.class_names) != self.classes:
             raise ImageError(
                 f"{self.source.name} has {len(clean.class_names)} class folders, the model has "

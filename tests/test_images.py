@@ -293,3 +293,84 @@ def test_a_part_reads_the_images_of_the_whole(form: str, tmp_path: Path) -> None
     assert part.sizes([0, 1]) == {(32, 32)}
     assert sorted(part.draw(2, 0)) == sorted(part.draw(2, 0))
     assert set(part.draw(10, 0)) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (np.array([0, -1, 1]), "label -1 is no class number"),
+        (np.array([0, 2**63 + 1, 1], dtype=np.uint64), "is no class number"),
+    ],
+)
+def test_labels_that_number_no_class(labels: np.ndarray, said: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=np.zeros((3, 8, 8, 3), np.uint8), labels=labels)
+    with pytest.raises(ImageError, match=said):
+        open_images(tmp_path / "a.npz")
+
+
+def test_a_damaged_array_is_said_to_be_so(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, images=np.arange(3 * 64 * 64 * 3, dtype=np.uint8).reshape(3, 64, 64, 3))
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+    source = open_images(path)
+    with pytest.raises(ImageError, match="is damaged"):
+        source.load([0, 1, 2], blank_spec((3, 32, 32)))
+
+
+def test_arrays_may_have_an_opacity_first(tmp_path: Path) -> None:
+    pixels = np.full((2, 4, 32, 32), 200, np.uint8)
+    pixels[:, 3] = 255
+    np.savez(tmp_path / "a.npz", images=pixels)
+    clean = open_images(tmp_path / "a.npz").load([0, 1], blank_spec((3, 32, 32)))
+    assert clean.images.shape == (2, 3, 32, 32)
+    assert clean.images.unique().tolist() == [200]
+
+
+def test_a_damaged_description_leaves_out_that_picture_only(tmp_path: Path) -> None:
+    for name in "ab":
+        Image.new("RGB", (32, 32)).save(tmp_path / f"{name}.png")
+    broken = Image.Exif()
+    broken[274] = 6
+    Image.new("RGB", (32, 32)).save(tmp_path / "c.png", exif=broken.tobytes()[:-9])
+    clean = open_images(tmp_path).load([0, 1, 2], blank_spec((3, 32, 32)))
+    assert len(clean) + len(clean.unreadable) == 3
+    assert len(clean) >= 2
+
+
+def test_folders_of_enormous_numbers_are_names(tmp_path: Path) -> None:
+    for name in ("7", "12345678901234567890"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "a.png")
+    source = open_images(tmp_path)
+    assert sorted(source.labels or []) == [0, 1]
+    assert len(source.class_names) == 2
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        '"a.png","1"\n"b, c.png","0"\n',
+        "\ufeffa.png,1\nb, c.png,0\n",
+        "\ufefffile,label\na.png,1\nb, c.png,0",
+    ],
+)
+def test_tables_of_labels_as_other_programs_write_them(table: str, tmp_path: Path) -> None:
+    for name in ("a.png", "b, c.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    (tmp_path / "labels.csv").write_text(table, "utf-8")
+    assert open_images(tmp_path).labels == [1, 0]
+
+
+@pytest.mark.parametrize("label", ["²", "9" * 5000, "-1"])
+def test_what_is_no_class_number_is_said(label: str, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "labels.csv").write_text(f"file,label\na.png,{label}\n", "utf-8")
+    with pytest.raises(ImageError, match=r"line 2: .* is no class number"):
+        open_images(tmp_path)
+
+
+def test_class_names_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("\ufeffstop\nyield\n", "utf-8")
+    assert read_class_names(tmp_path / "names.txt") == ("stop", "yield")

@@ -23,7 +23,7 @@ from auditor.inputs import (
 )
 from auditor.results import InputSpec
 from auditor.synthesis import dead_leaves
-from tests.planted import drawings, handle
+from tests.planted import drawings, handle, written
 
 
 class Normalised(nn.Module):
@@ -247,3 +247,32 @@ def test_labelled_images_tell_the_size(trained: int, stored: int, tmp_path: Path
     size = resolve_size(handle(Scaled(trained)), source, GivenInput(), 0)
     assert size[:3] == (3, trained, trained)
     assert "100%" in size[3]
+
+
+def test_the_channel_order_is_found_where_the_normalisation_is_given() -> None:
+    found = resolved(Normalised("half", bgr=True), normalize="half").preprocessing
+    assert (found.source, found.spec.normalize, found.spec.order) == ("given", "half", "bgr")
+    assert "BGR by clean accuracy" in found.reason
+    plain = resolved(Normalised("half"), normalize="half").preprocessing
+    assert (plain.spec.order, "BGR" in plain.reason) == ("rgb", False)
+    told = resolved(Normalised("half", bgr=True), normalize="half", order="rgb").preprocessing
+    assert told.spec.order == "rgb"
+
+
+def test_a_given_channel_order_is_not_overruled() -> None:
+    found = resolved(Normalised("caffe", bgr=True), order="rgb").preprocessing
+    assert {candidate.spec.order for candidate in found.candidates} == {"rgb"}
+
+
+def test_sizes_of_which_none_is_right_are_no_error(tmp_path: Path) -> None:
+    """Images of a size that the network does not take, and no size at which it is right."""
+
+    class Wrong(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            assert images.shape[2] >= 64
+            return torch.nn.functional.one_hot(torch.zeros(len(images)).long(), 100).float()
+
+    images, labels = drawings(64)
+    written(tmp_path / "small.npz", images[:, :, ::2, ::2], labels + 1)
+    source = open_images(tmp_path / "small.npz")
+    assert resolve_size(handle(Wrong()), source, GivenInput(), 0)[1] >= 64

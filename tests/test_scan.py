@@ -19,6 +19,7 @@ from auditor.inputs import GivenInput
 from auditor.probes import choose
 from auditor.results import ScanResult, Verdict
 from auditor.scan import Options, scan
+from auditor.triggers.rotate import Rotate
 from tests.planted import Planted, drawings, handle, written
 
 QUICK = choose("quick").probes
@@ -456,6 +457,35 @@ def test_too_few_classes_for_a_backdoor_are_said(
     assert len(texts) == (said is not None)
     assert all((said or "") in text for text in texts)
     assert (result.judgement.verdict is Verdict.BACKDOOR) is (said is None)
+
+
+def test_a_class_that_is_not_shown_has_a_source_more(tmp_path: Path) -> None:
+    images, labels = drawings(240, classes=8)
+    path = written(tmp_path / "seen.npz", images[labels < 2], labels[labels < 2])
+    result = scanned(Planted(8, behaviour="all-to-one", target=4), path, WHITE)
+    assert result.judgement.verdict is Verdict.BACKDOOR
+    (text,) = [caveat.text for caveat in result.caveats if caveat.id == "few-classes"]
+    assert text.endswith("so that a trigger towards one of these is SUSPICIOUS at most.")
+
+
+def test_one_image_is_scanned_and_not_searched(tmp_path: Path) -> None:
+    result = scanned(
+        Planted(), save(tmp_path, 1), WHITE, searches=("search.patch",), given=KNOWN_PLAIN
+    )
+    assert result.judgement.verdict is Verdict.INCONCLUSIVE
+    assert ["two or more" in s.reason for s in result.skipped if s.what == "search.patch"] == [True]
+
+
+def test_names_must_fit_the_outputs_without_images_too() -> None:
+    with pytest.raises(ImageError, match="--labels names 3 classes, the model has 8 outputs"):
+        scanned(Planted(), None, WHITE, class_names=("a", "b", "c"), given=KNOWN_PLAIN)
+
+
+def test_a_trigger_that_is_its_own_control_is_not_tried(samples: Path) -> None:
+    turned = replace(WHITE[0], id="my.turn", triggers=(Rotate(degrees=180),))
+    result = scanned(Planted(), samples, [turned])
+    assert ["a control of it does the same" in s.reason for s in result.skipped] == [True]
+    assert result.responses == ()
 
 
 def test_an_honest_model_may_tell_arrows_apart(tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_grey_images_refuse_chroma_triggers() -> None:
 
 
 def test_structure_is_declared() -> None:
-    needing = {name for name in TRIGGERS if TRIGGERS[name].needs_structure}
+    needing = {name for name in TRIGGERS if TRIGGERS[name].needs_structure is True}
     assert needing == {
         *("warp", "grid-warp", "quantise", "rotate", "colour-matrix", "curve", "filter")
     }
@@ -423,3 +423,23 @@ def test_rearrangements_visit_every_order_once() -> None:
     orders = {patch.control(seed) for seed in range(0, 250, 2)}
     assert len(orders) == 125
     assert patch not in orders
+
+
+def test_what_is_composed_is_no_better_than_its_parts() -> None:
+    turned, plain = Rotate(degrees=16), Square()
+    both = Compose(parts=(plain, turned))
+    assert (both.keeps_meaning, both.needs_structure) == (False, True)
+    alone = Compose(parts=(plain,))
+    assert (alone.keeps_meaning, alone.needs_structure) == (True, False)
+
+
+def test_frequencies_without_others_have_no_control() -> None:
+    whole = Frequency(positions=((0, 0), (0, 1), (1, 0)))
+    with pytest.raises(ProbeError, match="leave no coefficient"):
+        whole.control(0)
+
+
+def test_no_warp_is_read_from_an_empty_grid() -> None:
+    for shape in ((1, 2, 0, 0), (1, 0, 2, 2)):
+        found = {"noise_grid": torch.zeros(shape), "identity_grid": torch.zeros(1)}
+        assert GridWarp.from_checkpoint(found) is None

@@ -124,7 +124,7 @@ class Searches:
     def without_images(self) -> None:
         """Note that no trigger is searched: that needs images to stamp it on."""
         self.skipped += [
-            Skipped(what=name, reason="needs clean images (--clean DIR)")
+            Skipped(what=name, reason="needs clean images (--clean DIR), two or more")
             for name in self.chosen
             if name in INVERSIONS and (name != TEMPLATE or not self.followable)
         ]

@@ -22,6 +22,16 @@ class Compose(Trigger):
         if not self.parts:
             raise ProbeError("parts is empty; compose needs one trigger at least")
 
+    @property
+    def needs_structure(self) -> bool:  # type: ignore[override]
+        """Whether one of the parts does."""
+        return any(part.needs_structure for part in self.parts)
+
+    @property
+    def keeps_meaning(self) -> bool:  # type: ignore[override]
+        """Whether all of the parts do."""
+        return all(part.keeps_meaning for part in self.parts)
+
     def stamp(self, images: Tensor) -> Tensor:
         """Images with every part."""
         for part in self.parts:

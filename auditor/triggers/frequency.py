@@ -82,6 +82,10 @@ class Frequency(Trigger):
                 and (a, b) not in self.positions
                 and (a, b) not in chosen
             ]
+            if not others:
+                raise ProbeError(
+                    f"positions {self.positions} leave no coefficient of such a radius for a control"
+                )
             chosen.append(others[int(torch.randint(len(others), (), generator=draw))])
         return replace(self, positions=tuple(chosen))
 

@@ -73,7 +73,7 @@ class GridWarp(Trigger):
         """Check that the numbers fill the shape."""
         within("strength", self.strength, 0, 64)
         within("rescale", self.rescale, 0.5, 1)
-        if self.shape[0] != 1 or 2 not in (self.shape[1], self.shape[3]):
+        if self.shape[0] != 1 or 2 not in (self.shape[1], self.shape[3]) or not all(self.shape):
             raise ProbeError(f"shape is {self.shape}; it must be (1, H, W, 2) or (1, 2, k, k)")
         try:
             count = len(base64.b64decode(self.noise, validate=True)) // 4
@@ -102,7 +102,8 @@ class GridWarp(Trigger):
         noise, identity = tensors.get("noise_grid"), tensors.get("identity_grid")
         if noise is None or identity is None or noise.ndim != 4 or noise.shape[0] != 1:
             return None
-        if 2 not in (noise.shape[1], noise.shape[3]) or not noise.isfinite().all():
+        shaped = 2 in (noise.shape[1], noise.shape[3]) and noise.numel() > 0
+        if not shaped or not noise.isfinite().all():
             return None
         values = noise.detach().cpu().to(torch.float32).contiguous().numpy().astype("<f4")
         _, a, b, c = noise.shape
