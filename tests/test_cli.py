@@ -341,6 +341,8 @@ def test_probes_are_listed_shown_and_validated() -> None:
     shown = run("probes", "show", "patch.yellow")
     assert "Patch(" in shown.stdout
     assert "https://" in shown.stdout
+    assert "24 probes with 29 triggers (29 quick)" in listed.stdout
+    assert "Smallest patch" in run("probes", "show", "search.patch").stdout
     from auditor.resources import resource_dir
 
     fine = resource_dir("probes") / "patch.yellow.yaml"

@@ -46,11 +46,8 @@ def probes_list(
         tier: sum(len(p.triggers) for p in selection.probes if p.tier == tier)
         for tier in ("quick", "standard", "deep")
     }
-    quick, standard, deep = counts["quick"], counts["standard"], counts["deep"]
-    typer.echo(
-        f"{len(selection.probes)} probes; triggers: {quick} in quick, {quick + standard} in standard, "
-        f"{quick + standard + deep} in deep."
-    )
+    shown = ", ".join(f"{count} {tier}" for tier, count in counts.items() if count)
+    typer.echo(f"{len(selection.probes)} probes with {sum(counts.values())} triggers ({shown}).")
     tags = sorted({tag for probe in selection.probes for tag in probe.tags})
     typer.echo(f"Tags, for --probes tag:NAME: {', '.join(tags)}.")
 
@@ -64,9 +61,14 @@ def probes_show(
 
     Example: auditor probes show warp.*
     """
-    from auditor.api import choose_probes
+    from auditor.api import choose_probes, search_tiers, search_titles
 
-    for probe in choose_probes(spec).probes:
+    chosen = choose_probes(spec, extras=search_tiers())
+    for name in chosen.extras:
+        typer.echo(f"{name}  {search_titles()[name]}")
+        typer.echo(f"  {'tier':10} {search_tiers()[name]}")
+        typer.echo("")
+    for probe in chosen.probes:
         typer.echo(f"{probe.id}  {probe.title}")
         for name, text in (
             ("what", probe.what),
