@@ -61,6 +61,10 @@ class CleanSet:
     def __len__(self) -> int:
         return len(self.images)
 
+    def copies(self) -> int:
+        """Images that are the same as an earlier one, pixel by pixel."""
+        return len(self) - len({image.tobytes() for image in self.images.numpy()})
+
     def digest(self) -> str:
         """SHA-256 over pixels and labels."""
         sha = hashlib.sha256(self.images.numpy().tobytes())

@@ -12,12 +12,18 @@ from auditor.measure import Half
 from auditor.results import Caveat, ImageFacts, Preprocessing, Verdict
 from auditor.statistics import upper_bound
 
+FEW_COPIES = 0.02
+"""Copies among a user's images that are not worth a word, as a share of them."""
 FEW_IMAGES = 73
 """Below it, even 0 hits allow an ASR of 5 % (Wilson 95 %)."""
 
 
 def check(
-    classifier: Classifier, preprocessing: Preprocessing, clean: ImageFacts | None, half: Half
+    classifier: Classifier,
+    preprocessing: Preprocessing,
+    clean: ImageFacts | None,
+    half: Half,
+    copies: int = 0,
 ) -> Iterator[Caveat]:
     """Everything that the reader should know before believing a number.
 
@@ -26,6 +32,7 @@ def check(
         preprocessing: How the input preparation was chosen.
         clean: The user's images, if any.
         half: Some images to try things on.
+        copies: Of the user's images, those that are the same as another.
     """
     if preprocessing.source == "unresolved":
         yield Caveat(
@@ -37,6 +44,7 @@ def check(
         yield from _accuracy(clean, preprocessing, len(clean.predicted))
         yield from _images(clean)
         yield from _few_classes(clean)
+        yield from _copies(clean, copies)
     if not _deterministic(classifier, half):
         yield Caveat(
             id="random-output",
@@ -61,6 +69,16 @@ def _few_classes(clean: ImageFacts) -> Iterator[Caveat]:
     elsewhere = shown < classes and shown >= verdict.enough_sources(classes, verdict.FEWEST_SOURCES)
     which = "a trigger towards one of these" if elsewhere else "the verdict"
     yield Caveat(id="few-classes", text=f"{what}, so that {which} is SUSPICIOUS at most.")
+
+
+def _copies(clean: ImageFacts, copies: int) -> Iterator[Caveat]:
+    total = clean.screen + clean.confirm
+    if copies > FEW_COPIES * total:
+        yield Caveat(
+            id="copies",
+            text=f"{copies} of {total} images are copies of others. Each is counted, so that intervals are "
+            f"narrower, and bounds sharper, than {total - copies} different images allow.",
+        )
 
 
 def _accuracy(clean: ImageFacts, preprocessing: Preprocessing, classes: int) -> Iterator[Caveat]:

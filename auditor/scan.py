@@ -189,7 +189,7 @@ class _Scan:
         self.caveats += [Caveat(id="file", text=note) for note in self.model.notes]
         clean = self._prepare()
         families = [self._clean_family(clean)] if clean else self._made_families()
-        self._preflight(families)
+        self._preflight(families, copies=0 if clean is None else clean.copies())
         stamped = self._stamped(families)
         responses: list[Response] = []
         confirmations: list[Confirmation] = []
@@ -449,11 +449,11 @@ class _Scan:
         )
         return Family(facts=facts, screen=halves[0], confirm=halves[1], held_out=bool(split))
 
-    def _preflight(self, families: Sequence[Family]) -> None:
+    def _preflight(self, families: Sequence[Family], copies: int) -> None:
         clean = families[0] if families and families[0].name == "clean" else None
         half = families[0].screen if families else self._stand_in()
         facts = clean.facts if clean else None
-        self.caveats += preflight.check(self.classifier, self.preprocessing, facts, half)
+        self.caveats += preflight.check(self.classifier, self.preprocessing, facts, half, copies)
 
     def _stand_in(self) -> Half:
         images = self._made["noise"][:8].to(self.classifier.device)

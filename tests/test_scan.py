@@ -468,6 +468,15 @@ def test_a_class_that_is_not_shown_has_a_source_more(tmp_path: Path) -> None:
     assert text.endswith("so that a trigger towards one of these is SUSPICIOUS at most.")
 
 
+def test_copies_among_the_images_are_said(tmp_path: Path) -> None:
+    images, labels = drawings(100)
+    path = written(tmp_path / "a.npz", images[:50].repeat(2, 1, 1, 1), labels[:50].repeat(2))
+    for source, copies in ((path, 50), (save(tmp_path, 100), 0)):
+        caveats = {c.id: c.text for c in scanned(Planted(), source, WHITE).caveats}
+        assert ("copies" in caveats) is bool(copies)
+        assert caveats.get("copies", "").startswith("50 of 100 images are copies" if copies else "")
+
+
 def test_one_image_is_scanned_and_not_searched(tmp_path: Path) -> None:
     result = scanned(
         Planted(), save(tmp_path, 1), WHITE, searches=("search.patch",), given=KNOWN_PLAIN
