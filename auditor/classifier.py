@@ -119,7 +119,7 @@ class Classifier:
         return decided(self.logits(images)).cpu()
 
     def answers(self, images: Tensor) -> Tensor:
-        """The same for images that every sound model has an answer to: the user's own.
+        """The same for unstamped images, to which every sound model has an answer.
 
         Raises:
             UnsuitableModel: The scores of some name no class.

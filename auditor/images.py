@@ -7,7 +7,8 @@ import hashlib
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -63,7 +64,7 @@ class CleanSet:
 
     def copies(self) -> int:
         """Images that are the same as an earlier one, pixel by pixel."""
-        return len(self) - len({image.tobytes() for image in self.images.numpy()})
+        return len(self) - len(set(digests(self.images)))
 
     def digest(self) -> str:
         """SHA-256 over pixels and labels."""
@@ -71,6 +72,11 @@ class CleanSet:
         if self.labels is not None:
             sha.update(self.labels.numpy().tobytes())
         return sha.hexdigest()
+
+
+def digests(images: Tensor) -> list[bytes]:
+    """SHA-256 of the pixels of each image ``(N, C, H, W)`` uint8."""
+    return [hashlib.sha256(image.numpy()).digest() for image in images.cpu().contiguous()]
 
 
 class ImageSource:
@@ -258,7 +264,7 @@ class NpzSource(ImageSource):
         try:
             with zipfile.ZipFile(path) as archive:
                 keys = {Path(member).stem: member for member in archive.namelist()}
-        except (zipfile.BadZipFile, OSError):
+        except DAMAGED:
             raise ImageError(f"{name} is no .npz file (a zip archive of NumPy arrays).") from None
         image_key = next((key for key in IMAGES_KEYS if key in keys), None)
         if image_key is None:
@@ -266,7 +272,7 @@ class NpzSource(ImageSource):
                 f'{name} has no array "images"; it has: {clean_text(", ".join(keys), limit=120)}.'
             )
         self._member = keys[image_key]
-        with zipfile.ZipFile(path) as archive, archive.open(self._member) as file:
+        with _opened(path, self._member) as file:
             self._shape, self._dtype = _npy_header(file, name)
         if len(self._shape) not in (3, 4) or self._dtype != np.uint8:
             raise ImageError(
@@ -281,13 +287,15 @@ class NpzSource(ImageSource):
         self._rows: dict[int, np.ndarray] = {}
 
     def _labels(self, member: str, name: str) -> list[int]:
-        with zipfile.ZipFile(self._path) as archive, archive.open(member) as file:
+        count = self._shape[0]
+        with _opened(self._path, member) as file:
             shape, dtype = _npy_header(file, name)
-            if shape != (self._shape[0],) or dtype.kind not in "iu":
+            if shape != (count,) or dtype.kind not in "iu":
                 raise ImageError(
-                    f"{name}: labels are {dtype} of shape {shape}; expected {self._shape[0]} integers."
+                    f"{name}: labels are {dtype} of shape {shape}; expected {count} integers."
                 )
-            labels = [int(value) for value in np.frombuffer(_content(file, name), dtype=dtype)]
+            read = np.frombuffer(file.read(), dtype=dtype, count=count)
+        labels = [int(label) for label in read]
         strange = next((label for label in labels if not 0 <= label <= LARGEST_LABEL), None)
         if strange is not None:
             raise ImageError(f"{name}: label {strange} is no class number (0, 1, 2 …).")
@@ -303,10 +311,10 @@ class NpzSource(ImageSource):
     def _read_rows(self, wanted: set[int]) -> dict[int, np.ndarray]:
         size = int(np.prod(self._shape[1:]))
         rows = {}
-        with zipfile.ZipFile(self._path) as archive, archive.open(self._member) as file:
+        with _opened(self._path, self._member) as file:
             _npy_header(file, self.name)
             for index in range(max(wanted) + 1):
-                data = _content(file, self.name, size)
+                data = file.read(size)
                 if index in wanted and len(data) == size:
                     rows[index] = np.frombuffer(data, dtype=np.uint8).reshape(self._shape[1:])
         return rows
@@ -446,16 +454,21 @@ def _csv_labels(path: Path, files: list[Path]) -> list[int]:
     return [table[file.name] for file in files]
 
 
-def _content(file: IO[bytes], name: str, size: int = -1) -> bytes:
-    """Some bytes of a member of an archive.
+@contextmanager
+def _opened(path: Path, member: str) -> Iterator[IO[bytes]]:
+    """One array of an archive, to be read.
 
     Raises:
-        ImageError: It is damaged.
+        ImageError: It is damaged, or compressed or encrypted in a way that cannot be read.
     """
     try:
-        return file.read(size)
-    except DAMAGED as error:
-        raise ImageError(f"{name} is damaged ({clean_text(str(error), limit=120)}).") from None
+        with zipfile.ZipFile(path) as archive, archive.open(member) as file:
+            yield file
+    except (*DAMAGED, RuntimeError, NotImplementedError) as error:
+        shown = clean_text(str(error), limit=120)
+        raise ImageError(
+            f"{clean_text(str(path))}: {clean_text(member)} is damaged ({shown})."
+        ) from None
 
 
 def _npy_header(file: object, name: str) -> tuple[tuple[int, ...], np.dtype]:

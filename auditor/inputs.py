@@ -325,13 +325,13 @@ def resolve(
         raise ValueError("neither clean images nor stand-ins were given")
     evaluated = clean or CleanSet(images=stand_ins, labels=None)  # type: ignore[arg-type]
     evaluated, batch_size = _subset(model, evaluated, size)
-    if given.normalize not in (None, "auto"):
-        ranked, probabilities, classes = _ranked(model, size, given, evaluated)
-        source: Literal["given", "measured", "unresolved"] = "given"
-        why, advice = f"normalisation given on the command line{_order(ranked)}", ""
-    else:
-        ranked, probabilities, classes = _ranked(model, size, given, evaluated)
+    ranked, probabilities, classes = _ranked(model, size, given, evaluated)
+    source: Literal["given", "measured", "unresolved"] = "given"
+    why, advice = "normalisation given on the command line", ""
+    if given.normalize in (None, "auto"):
         source, why, advice = _decide(ranked, evaluated.labels is not None, clean is not None)
+    elif len(ranked) > 1:
+        why = f"{why}; {_decide(ranked, labelled=True, real=True)[1]}"
     Classifier(model, ranked[0][0].spec).answers(evaluated.images)
     if not size_reason:
         source = "unresolved"
@@ -400,14 +400,6 @@ def _sorted(found: Ranked, labelled: bool) -> Ranked:
         return (0, 0) if distance(candidate) <= nearest_distance * CLEAR_RATIO else (1, -correct)
 
     return sorted(found, key=rank)
-
-
-def _order(ranked: Ranked) -> str:
-    """That a given normalisation is taken in BGR, where it is by clean accuracy."""
-    best, *others = [candidate for candidate, _ in ranked]
-    if not others or best.spec.order != "bgr":
-        return ""
-    return f", BGR by clean accuracy: {best.correct}/{best.images}, RGB {others[0].correct}"
 
 
 def _decide(

@@ -23,6 +23,8 @@ from auditor.results import Confirmation, ControlCount, ImageFacts, Response, Ri
 from auditor.triggers.base import Trigger
 
 FOOTPRINT_IMAGES = 8
+TRIED_IMAGES = 2
+"""Images on which it is seen whether a trigger can be stamped."""
 VISIBLE = 1.5 / 255
 """A pixel that changes by more counts as changed."""
 CONTROLS = 4
@@ -163,17 +165,20 @@ def footprint(trigger: Trigger, images: Tensor) -> tuple[float, float]:
     return float(area), float(change.square().mean().sqrt())
 
 
-def inapplicable(trigger: Trigger, images: Tensor) -> str:
+def inapplicable(trigger: Trigger, images: Tensor, *, controlled: bool = True) -> str:
     """Why a trigger, or a control of it, cannot be stamped on images like these; empty where it can.
 
     Args:
         trigger: What to stamp.
         images: ``(N, C, H, W)`` uint8; the first few are used.
+        controlled: It will be held against its controls.
     """
-    few = as_float(images[:FOOTPRINT_IMAGES])
+    few = as_float(images[:TRIED_IMAGES])
+    controls = []
     try:
         stamped = trigger(few)
-        controls = [control(few) for control in matched_controls(trigger)]
+        if controlled:
+            controls = [control(few) for control in matched_controls(trigger)]
     except ProbeError as error:
         return str(error)
     if not torch.equal(stamped, few) and any(torch.equal(stamped, other) for other in controls):
@@ -191,7 +196,8 @@ def response(stamped: Stamped, family: Family, after: Tensor, classes: int) -> R
         classes: K.
     """
     half = family.screen
-    hits = cross_table(half.groups, after, classes).fill_diagonal_(0).sum(0)
+    moved = after[(after != half.groups) & (after != UNDECIDED)]
+    hits = torch.bincount(moved, minlength=classes)
     area, change = footprint(stamped.trigger, half.images)
     return Response(
         probe=stamped.probe,
@@ -349,7 +355,7 @@ def confirmation(
         family: Where the images come from.
         half: The images.
         after: ``(N,)`` predictions under the trigger.
-        controls: Each control with the predictions under it.
+        controls: Each control with the predictions under it; no answer counts against the trigger.
         held_out: The screen has not seen these images.
         searched: A search made the trigger.
         surer: ``(N,)`` bool, see `Confirmation.surer`; None where it was not measured.
@@ -362,7 +368,8 @@ def confirmation(
     hit = _follows(mapping, half.groups, after)
     counts = []
     for control, other in controls:
-        control_hit = _follows(mapping, half.groups, other)
+        # without an answer a control may have fired, so that it is counted as if it had
+        control_hit = _follows(mapping, half.groups, other) | (eligible & (other == UNDECIDED))
         counts.append(
             ControlCount(
                 trigger=repr(control),

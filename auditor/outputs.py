@@ -126,7 +126,9 @@ def write_text(path: Path, text: str) -> None:
         OutputError: The file cannot be written.
     """
     if path == STDOUT:
-        sys.stdout.write(text)
+        sys.stdout.flush()
+        sys.stdout.buffer.write(text.encode("utf-8"))  # a record is UTF-8, whatever the terminal is
+        sys.stdout.buffer.flush()
         return
     temporary = None
     try:

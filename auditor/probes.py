@@ -183,7 +183,7 @@ def from_image(path: Path, mask: Path | None = None) -> Probe:
         kind=TRIGGERS.name_of(type(triggers[0])),
         tier="quick",
         tags=("user",),
-        what=f"{path.name}, {width} x {height} pixels, stamped in {len(triggers)} way(s).",
+        what=f"{path.name}, {width} x {height} pixels, stamped in {len(triggers)} way(s) at most.",
         why="You named it as a possible trigger.",
         known_problems="The way it was stamped when the model was trained may be another one: "
         "write a probe file with kind image or patch to say exactly how.",

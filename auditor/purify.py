@@ -17,7 +17,7 @@ from auditor import images as image_sets
 from auditor.classifier import Classifier, as_float, decided
 from auditor.comparison import Compared, Made, OverBudget, compare, ranked_by_goals
 from auditor.embedding import embed
-from auditor.errors import ImageError
+from auditor.errors import ImageError, ProbeError
 from auditor.images import ImageSource, Notify, silent
 from auditor.inputs import Resolution
 from auditor.measure import Stamped, all_to_one
@@ -253,9 +253,9 @@ class _Purification:
 
     def _refuse_shared(self) -> None:
         """What is fitted on cannot judge."""
-        fitted = {image.numpy().tobytes() for image in self.fit.images.cpu()}
-        judge = self.judge.images.cpu()
-        shared = sum(image.numpy().tobytes() in fitted for image in judge)
+        fitted = set(image_sets.digests(self.fit.images))
+        judge = image_sets.digests(self.judge.images)
+        shared = sum(digest in fitted for digest in judge)
         if shared > SHARED * len(judge):
             raise ImageError(
                 f"{shared} of {len(judge)} judge images are among the {len(fitted)} that are fitted on. Give "
@@ -575,19 +575,25 @@ class _Purification:
         """The judge triggers that the suspect obeys, each with the target it sends most images to."""
         found = []
         for probe in self.options.judge_probes:
+            whys = [
+                measure.inapplicable(trigger, self.judge.images, controlled=False)
+                for trigger in probe.triggers
+            ]
             stamped = [
                 Stamped(probe=probe.id, title=probe.title, trigger=trigger)
-                for trigger in probe.triggers
-                if not measure.inapplicable(trigger, self.judge.images)
+                for trigger, why in zip(probe.triggers, whys, strict=True)
+                if not why
             ]
+            if not stamped:
+                raise ProbeError(f"{probe.title} cannot be stamped on the judge images: {whys[0]}.")
             after = measure.predictions(
                 self.classifier, self.judge.images, [entry.trigger for entry in stamped]
             )
             obeyed = []
             best = 0.0
             for entry, predicted in zip(stamped, after, strict=True):
-                moved = measure.cross_table(self.judge.labels, predicted, self.classes)
-                hits = moved.fill_diagonal_(0).sum(0)
+                table = measure.cross_table(self.judge.labels, predicted, self.classes)
+                hits = table.fill_diagonal_(0).sum(0)
                 target = int(hits.argmax())
                 eligible = int((self.judge.labels != target).sum())
                 rate = int(hits[target]) / max(1, eligible)
@@ -848,7 +854,7 @@ def _changes(purified: Purified | None, own: dict[str, Tensor]) -> Changes:
         return (), (), ()
     layers, channels = [], []
     for site, bound in zip(purified.sites, purified.lower_bounds, strict=True):
-        mask = purified.masks[site.layer].double().cpu()
+        mask = purified.masks[site.layer].cpu().double()
         places = (mask * BINS).floor().clamp(0, BINS - 1).long()
         layers.append(
             MaskLayer(

@@ -8,6 +8,7 @@ import io
 import math
 import platform
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -208,8 +209,8 @@ class _Scan:
                 responses.append(measure.response(entry, family, predicted, self.classes))
                 shown[f"{family.name} {entry.trigger!r}"] = (entry, family)
             confirmations += self._confirm(family, entries[: len(after)], after)
-        if (silent := verdict.unanswered(responses)) is not None:
-            self.caveats.append(Caveat(id="unanswered", text=silent))
+        if (text := verdict.without_answers(responses)) is not None:
+            self.caveats.append(Caveat(id="unanswered", text=text))
         searches = Searches(
             self.classifier,
             self.classes,
@@ -466,15 +467,14 @@ class _Scan:
         """Every trigger that applies to this input, quick tiers first; the others are skipped."""
         if not families:
             return []
-        usable = []
-        for entry in stamped_triggers(self.model, self.probes):
-            why = measure.inapplicable(entry.trigger, families[0].screen.images)
-            skipped = Skipped(what=entry.probe, reason=f"not applicable: {why}")
-            if not why:
-                usable.append(entry)
-            elif skipped not in self.skipped:
-                self.skipped.append(skipped)
-        return usable
+        entries = stamped_triggers(self.model, self.probes)
+        whys = [measure.inapplicable(e.trigger, families[0].screen.images) for e in entries]
+        every = Counter(entry.probe for entry in entries)
+        left = Counter((entry.probe, why) for entry, why in zip(entries, whys, strict=True) if why)
+        for (probe, why), count in left.items():
+            some = "" if count == every[probe] else f"{count} of {every[probe]} triggers of "
+            self.skipped.append(Skipped(what=f"{some}{probe}", reason=f"not applicable: {why}"))
+        return [entry for entry, why in zip(entries, whys, strict=True) if not why]
 
     def _visible(self, stamped: Sequence[Stamped], family: Family) -> list[Stamped]:
         """The triggers that show on such images; a warp does not on noise."""

@@ -196,7 +196,7 @@ def spread(classifier: Classifier, images: Tensor) -> float:
 
     Scores that are no numbers, or infinite, are left out; 1 where there are no others.
     """
-    rows = [row[row.isfinite()] for row in classifier.logits(images).double().cpu()]
+    rows = [row[row.isfinite()] for row in classifier.logits(images).cpu().double()]
     spreads = torch.tensor([float(row.std()) for row in rows if len(row) > 1])
     return max(float(spreads.median()), 1e-12) if len(spreads) else 1.0
 

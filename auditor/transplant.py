@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-from auditor.classifier import Classifier, as_float
+from auditor.classifier import UNDECIDED, Classifier, as_float
 from auditor.measure import Half, margins_of, predictions
 from auditor.results import Transplants
 from auditor.triggers.base import Trigger
@@ -32,7 +32,7 @@ BORROWERS = 128
 TRIED_ON = 4
 """Images of other classes, of the screening half, that the best piece of a lender is looked for on."""
 FAR = 1e6
-"""Margins beyond, and those that are no number, count as this far off."""
+"""Margins beyond count as this far off, and those that are no number as this far driven."""
 FINE = 1 / 16
 """Texture is what a blur of this share of the image's side takes away."""
 
@@ -80,7 +80,9 @@ def transplants(
 
     def lent(kind: Literal["piece", "texture"], size: float, own: Sequence[Trigger]) -> Lent:
         after = predictions(classifier, borrowers.images, own, deadline=deadline)
-        moved = ((after == target) & (borrowers.before != target)).sum(1).tolist()
+        # without an answer an image may have gone there, so that it counts
+        gone = (after == target) | (after == UNDECIDED)
+        moved = (gone & (borrowers.before != target)).sum(1).tolist()
         order = sorted(range(len(moved)), key=moved.__getitem__)
         return Lent(
             counts=Transplants(
@@ -166,7 +168,7 @@ def _driven(
         logits = classifier.logits(stamped.flatten(0, 1))
         wanted = torch.full((len(logits),), target, device=logits.device)
         margins = margins_of(logits, wanted).view(len(part), -1)
-        scores.append(margins.nan_to_num(-FAR, FAR, -FAR).mean(1))
+        scores.append(margins.nan_to_num(FAR, FAR, -FAR).mean(1))
     return torch.cat(scores).cpu()
 
 

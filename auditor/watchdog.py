@@ -38,45 +38,53 @@ def exit_code(interrupt: KeyboardInterrupt) -> int:
 
 
 def _unwind(number: int, frame: FrameType | None) -> None:
+    for other in ENDING:
+        if other != signal.SIGINT:  # the clean-up is not cut off, but by a second Ctrl-C
+            signal.signal(other, signal.SIG_IGN)
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
     raise Signalled(number)
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
+def interruptible(stopped: str) -> Iterator[None]:
     """While this lasts, such a signal is raised as `KeyboardInterrupt`.
 
     It ends the process at the latest after `PATIENCE` seconds. Signals that are ignored, or that
     somebody else handles, are left alone.
+
+    Args:
+        stopped: What to say where it had to.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     wakes, woken = socket.socketpair()
     wakes.setblocking(False)
-    unhandled = [number for number in ENDING if signal.getsignal(number) is signal.SIG_DFL]
-    for number in unhandled:
+    usual = {
+        number: handler
+        for number in ENDING
+        if (handler := signal.getsignal(number)) in (signal.SIG_DFL, signal.default_int_handler)
+    }
+    for number in usual:
         signal.signal(number, _unwind)
     previous = signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
     finished = threading.Event()
-    threading.Thread(target=_watch, args=(woken, finished), daemon=True).start()
+    threading.Thread(target=_watch, args=(woken, finished, stopped), daemon=True).start()
     try:
         yield
     finally:
         finished.set()
         signal.set_wakeup_fd(previous)
-        for number in unhandled:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in usual.items():
+            signal.signal(number, handler)
         wakes.close()
 
 
-def _watch(woken: socket.socket, finished: threading.Event) -> None:
+def _watch(woken: socket.socket, finished: threading.Event, stopped: str) -> None:
     while numbers := woken.recv(16):
         ending = [number for number in numbers if number in ENDING]
         if ending and not finished.wait(PATIENCE):
-            print(
-                "Stopped. The model did not answer; nothing was written.",
-                file=sys.stderr,
-                flush=True,
-            )
+            print(f"{stopped} The model did not answer.", file=sys.stderr, flush=True)
             os._exit(128 + ending[0])
     woken.close()

@@ -385,21 +385,27 @@ def test_a_bug_of_ours_is_no_finding(capsys: pytest.CaptureFixture[str]) -> None
     said = capsys.readouterr().err
     assert "Traceback" in said
     assert "nobody thought of this" in said
-    assert "There is no result" in said
+    assert "This is a bug" in said
 
 
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
 def test_signals_unwind(number: signal.Signals, code: int) -> None:
+    # whoever started the tests may have had it ignored
+    ignored = "signal.default_int_handler" if number == signal.SIGINT else "signal.SIG_DFL"
     lines = (
         "import os, time",
         "from auditor.cli.base import reporting",
+        "import signal",
+        f"signal.signal({int(number)}, {ignored})",
         "def command():",
         "    try:",
         f"        os.kill(os.getpid(), {int(number)})",
         "        time.sleep(20)",
         "    finally:",
+        "        os.kill(os.getpid(), signal.SIGTERM)",
+        "        time.sleep(0.1)",
         "        print('cleaned up', flush=True)",
         "import typer",
         "app = typer.Typer()",
@@ -428,6 +434,20 @@ def test_a_pipe_may_take_no_more_than_ascii() -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.isascii()
+
+
+def test_a_record_is_utf_8_whatever_the_pipe_is(
+    scanned: Callable[[str], ScanResult],
+) -> None:
+    text = report.to_json(scanned("suspect"))
+    assert not text.isascii()
+    Path("r.json").write_text(text, "utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "auditor", "report", "r.json", "-o", "json=-"],
+        capture_output=True, timeout=60, env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.decode("utf-8") == text
 
 
 def test_a_long_name_can_be_written(tmp_path: Path) -> None:

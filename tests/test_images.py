@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from auditor.errors import ImageError
 from auditor.images import PartSource, open_images, read_class_names, split
@@ -308,15 +311,46 @@ def test_labels_that_number_no_class(labels: np.ndarray, said: str, tmp_path: Pa
         open_images(tmp_path / "a.npz")
 
 
-def test_a_damaged_array_is_said_to_be_so(tmp_path: Path) -> None:
-    path = tmp_path / "a.npz"
-    np.savez(path, images=np.arange(3 * 64 * 64 * 3, dtype=np.uint8).reshape(3, 64, 64, 3))
+def damaged(path: Path, how: str) -> None:
+    """An archive with two arrays, then changed in one place."""
+    arrays = {"images": np.arange(3 * 64 * 64 * 3, dtype=np.uint8).reshape(3, 64, 64, 3)}
+    arrays["labels"] = np.arange(3)
+    write = np.savez_compressed if how == "deflated header" else np.savez
+    write(path, **arrays)
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 0xFF
+    labels = data.index(b"labels.npy")
+    place = {
+        "pixels": data.index(b"images.npy") + 5000,
+        "deflated header": data.index(b"images.npy") + 30,
+        "label": labels + 30 + 130,
+        "local header": labels - 29,
+        "encrypted": data.index(b"PK\x01\x02") + 8,
+        "compression": data.index(b"PK\x01\x02") + 10,
+    }[how]
+    data[place] = {"encrypted": 1, "compression": 77}.get(how, data[place] ^ 0x55)
     path.write_bytes(data)
-    source = open_images(path)
+
+
+@pytest.mark.parametrize(
+    "how", ["pixels", "deflated header", "label", "local header", "encrypted", "compression"]
+)
+def test_a_damaged_archive_is_said_to_be_so(how: str, tmp_path: Path) -> None:
+    damaged(tmp_path / "a.npz", how)
     with pytest.raises(ImageError, match="is damaged"):
-        source.load([0, 1, 2], blank_spec((3, 32, 32)))
+        open_images(tmp_path / "a.npz").load([0, 1, 2], blank_spec((3, 32, 32)))
+
+
+def test_labels_that_end_early_are_damaged(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for name, array, kept in (
+            ("images", np.zeros((3, 8, 8, 3), np.uint8), None),
+            ("labels", np.arange(3), -8),
+        ):
+            file = io.BytesIO()
+            np.save(file, array)
+            archive.writestr(f"{name}.npy", file.getvalue()[:kept])
+    with pytest.raises(ImageError, match="is damaged"):
+        open_images(tmp_path / "a.npz")
 
 
 def test_arrays_may_have_an_opacity_first(tmp_path: Path) -> None:
@@ -328,15 +362,25 @@ def test_arrays_may_have_an_opacity_first(tmp_path: Path) -> None:
     assert clean.images.unique().tolist() == [200]
 
 
-def test_a_damaged_description_leaves_out_that_picture_only(tmp_path: Path) -> None:
-    for name in "ab":
-        Image.new("RGB", (32, 32)).save(tmp_path / f"{name}.png")
-    broken = Image.Exif()
-    broken[274] = 6
-    Image.new("RGB", (32, 32)).save(tmp_path / "c.png", exif=broken.tobytes()[:-9])
+@pytest.mark.parametrize("error", [struct.error("4 bytes"), TypeError("no int"), KeyError(274)])
+def test_whatever_a_damaged_picture_raises_it_alone_is_left_out(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow lets them through, for example where the orientation of a PNG cannot be read."""
+    for name, colour in (("a", "red"), ("b", "green"), ("c", "blue")):
+        Image.new("RGB", (32, 32), colour).save(tmp_path / f"{name}.png")
+    turn = ImageOps.exif_transpose
+
+    def broken(image: Image.Image) -> Image.Image:
+        if image.getpixel((0, 0)) == (0, 0, 255):
+            raise error
+        return turn(image)
+
+    monkeypatch.setattr(ImageOps, "exif_transpose", broken)
     clean = open_images(tmp_path).load([0, 1, 2], blank_spec((3, 32, 32)))
-    assert len(clean) + len(clean.unreadable) == 3
-    assert len(clean) >= 2
+    assert len(clean) == 2
+    (left,) = clean.unreadable
+    assert left.startswith("c.png (")
 
 
 def test_folders_of_enormous_numbers_are_names(tmp_path: Path) -> None:

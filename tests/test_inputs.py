@@ -252,9 +252,10 @@ def test_labelled_images_tell_the_size(trained: int, stored: int, tmp_path: Path
 def test_the_channel_order_is_found_where_the_normalisation_is_given() -> None:
     found = resolved(Normalised("half", bgr=True), normalize="half").preprocessing
     assert (found.source, found.spec.normalize, found.spec.order) == ("given", "half", "bgr")
-    assert "BGR by clean accuracy" in found.reason
+    assert "normalize=half (BGR): clean accuracy" in found.reason
     plain = resolved(Normalised("half"), normalize="half").preprocessing
-    assert (plain.spec.order, "BGR" in plain.reason) == ("rgb", False)
+    assert plain.spec.order == "rgb"
+    assert "next half (BGR)" in plain.reason
     told = resolved(Normalised("half", bgr=True), normalize="half", order="rgb").preprocessing
     assert told.spec.order == "rgb"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,12 @@ from auditor.classifier import UNDECIDED, Classifier, decided
 from auditor.errors import ModelError, UnsuitableModel
 from auditor.images import open_images
 from auditor.inputs import GivenInput, blank_spec, resolve_size
-from auditor.measure import cross_table
+from auditor.measure import Half, cross_table
 from auditor.probes import choose
 from auditor.results import ScanResult, Verdict
 from auditor.scan import Options, scan
 from auditor.synthesis import accepted, class_impressions, spread
+from auditor.transplant import transplants
 from tests.changeable import WHITE
 from tests.planted import Planted, drawings, handle, written
 
@@ -209,3 +211,47 @@ def test_made_images_do_not_depend_on_the_batch_size() -> None:
     assert made[0] is not None
     assert made[1] is not None
     assert torch.equal(made[0], made[1])
+
+
+class OverflowingControls(Planted):
+    """Any strong corner is class 0; where it is colourful, its score overflows."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        corner = images[:, :, -3:, -3:]
+        white = corner.flatten(1).amin(1) > 0.99
+        colourful = (corner.amax(1) - corner.amin(1)).flatten(1).amax(1) > 0.6
+        scores = super().forward(images) + 50 * (white | colourful)[:, None] * one_hot(self.classes)
+        infinite = torch.full_like(scores[:, 0], torch.inf)
+        return torch.cat(
+            [torch.where(colourful, infinite, scores[:, 0])[:, None], scores[:, 1:]], 1
+        )
+
+
+def one_hot(classes: int) -> Tensor:
+    return torch.eye(classes)[:1]
+
+
+def test_a_control_without_an_answer_speaks_against_the_trigger(tmp_path: Path) -> None:
+    result = scanned(OverflowingControls(), tmp_path)
+    assert result.judgement.verdict is not Verdict.BACKDOOR
+    found = [c for c in result.confirmations if c.target == 0 and c.controls]
+    assert found
+    assert all(max(k.hits for k in c.controls) > 0.9 * c.eligible for c in found)
+
+
+def test_a_bound_holds_although_some_images_get_no_answer(tmp_path: Path) -> None:
+    result = scanned(Overflowing(), tmp_path)
+    bound = result.judgement.nothing_above
+    assert bound == 1
+
+
+def test_a_class_stands_for_a_mark_where_it_gets_no_answer() -> None:
+    images, labels = drawings(64)
+    classifier = Classifier(handle(Overflowing()), blank_spec((3, 32, 32)))
+    before = classifier.predict(images)
+    half = Half(images=images, groups=labels, before=before)
+    white = images.clone()
+    white[labels == 0, :, -5:, -5:] = 255
+    marked = Half(images=white, groups=labels, before=labels)
+    piece, _ = transplants(classifier, marked, half, 0, deadline=math.inf)
+    assert min(piece.counts.moved) == piece.counts.eligible

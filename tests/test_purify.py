@@ -15,7 +15,7 @@ from torch import nn
 import auditor.purify as purification
 from auditor.classifier import Classifier, as_float
 from auditor.embedding import MOST_IMAGES, embed
-from auditor.errors import ImageError, UnsuitableModel
+from auditor.errors import ImageError, ProbeError, UnsuitableModel
 from auditor.images import ImageSource, open_images
 from auditor.inputs import GivenInput, blank_spec
 from auditor.measure import Stamped, all_to_one
@@ -25,9 +25,12 @@ from auditor.probes import Probe, choose
 from auditor.purifiers import PURIFIERS, informed
 from auditor.purifiers.base import Known, Purified, Purifier, Task
 from auditor.purify import Options, purify
+from auditor.report import purify_view as view
+from auditor.report import to_markdown
 from auditor.results import PurifyResult
 from auditor.scan import Options as ScanOptions
 from auditor.stress import POISONED, counted, stress
+from auditor.triggers.patch import Square
 from tests.changeable import CLASSES, PROBE, TARGET, WHITE, classifier, opened, samples, saved
 from tests.planted import Planted, drawings, handle, written
 
@@ -293,6 +296,35 @@ def test_a_trigger_that_cannot_be_judged_is_a_missed_goal(
     assert [(o.probe, o.eligible) for o in result.outcomes] == [(PROBE, 0)]
     assert result.goals.missed[0].startswith(f"{PROBE} was found, and cannot be judged")
     assert result.stress is None
+    assert view.outcomes(result) == []
+    assert "cannot be judged" in to_markdown(result)
+
+
+def test_a_judge_trigger_needs_no_control(suspect: ModelHandle, tmp_path: Path) -> None:
+    """It is measured, and held against nothing; one that cannot be stamped is refused."""
+    judged = choose(PROBE).probes[0]
+    alone = replace(judged, id="my.own", triggers=(OwnControl(),))
+    images = open_images(samples(tmp_path, 120))
+    result = run(suspect, images, methods=(Recorder(),), judge_probes=(alone,))
+    assert [(o.origin, o.hits.before > 0) for o in result.outcomes][-1] == ("judge", True)
+    large = replace(judged, triggers=(Unstampable(),))
+    with pytest.raises(ProbeError, match="cannot be stamped on the judge images: too large"):
+        run(suspect, images, methods=(Recorder(),), judge_probes=(large,))
+
+
+class OwnControl(Square):
+    """The planted square, whose control is itself."""
+
+    def stamp(self, images: torch.Tensor) -> torch.Tensor:
+        return WHITE.stamp(images)
+
+    def control(self, seed: int) -> Square:
+        return self
+
+
+class Unstampable(Square):
+    def stamp(self, images: torch.Tensor) -> torch.Tensor:
+        raise ProbeError("too large")
 
 
 def test_all_changed_tensors_are_counted_and_what_was_zero_is_said(tmp_path: Path) -> None:

@@ -672,7 +672,9 @@ def test_there_is_nothing_to_remove_only_where_no_scan_says_otherwise(
     assert view.exit_code(result) == code
     worse = max(fit, judge, key=list(Verdict).index)
     said = to_markdown(result)
-    assert (f"The suspect is {worse}" in view.headline(result)) is (ending is view.Ending.UNTOUCHED)
+    assert (f"A scan of the suspect ends in {worse}" in view.headline(result)) is (
+        ending is view.Ending.UNTOUCHED
+    )
     assert ("NOTHING TO REMOVE" in said) is (ending is view.Ending.NOTHING)
 
 

@@ -48,7 +48,7 @@ def reporting(
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            with interruptible():
+            with interruptible(stopped):
                 return command(*args, **kwargs)
         except AuditorError as error:
             from auditor.terminal import show_error
@@ -65,7 +65,9 @@ def reporting(
             raise
         except Exception:  # a bug of ours, which must not look like a verdict
             traceback.print_exc()
-            typer.echo("This is a bug of auditor. There is no result.", err=True)
+            typer.echo(
+                "This is a bug of auditor. Do not rely on anything that was written.", err=True
+            )
             raise typer.Exit(USAGE_ERROR) from None
 
     return wrapped

@@ -68,7 +68,7 @@ def inspect(
     for path, text in rendered(found, outputs):
         write_text(path, text)
     if json:
-        typer.echo(to_json(found), nl=False)
+        write_text(STDOUT, to_json(found))
     elif STDOUT not in outputs.values():
         show_inspection(found, list(outputs.values()))
     if found.dangerous:

@@ -47,9 +47,14 @@ def probes_list(
         for tier in ("quick", "standard", "deep")
     }
     shown = ", ".join(f"{count} {tier}" for tier, count in counts.items() if count)
-    typer.echo(f"{len(selection.probes)} probes with {sum(counts.values())} triggers ({shown}).")
-    tags = sorted({tag for probe in selection.probes for tag in probe.tags})
-    typer.echo(f"Tags, for --probes tag:NAME: {', '.join(tags)}.")
+    if selection.probes:
+        tags = sorted({tag for probe in selection.probes for tag in probe.tags})
+        typer.echo(
+            f"{len(selection.probes)} probes with {sum(counts.values())} triggers ({shown})."
+        )
+        typer.echo(f"Tags, for --probes tag:NAME: {', '.join(tags)}.")
+    if selection.extras:
+        typer.echo(f"{len(selection.extras)} searches, which make their triggers themselves.")
 
 
 @app.command("show")

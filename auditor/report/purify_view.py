@@ -150,7 +150,7 @@ class ComparedMethod:
     """It is the one that made the purified model."""
     accuracy: Rate
     rates: tuple[Rate, ...]
-    """ASR of each outcome's trigger."""
+    """ASR of the trigger of each outcome that was measured."""
     highest: Rate | None
     trained: float | None
     """Share of the model's numbers that it trains."""
@@ -229,10 +229,11 @@ def accuracy_word(result: PurifyResult) -> str:
 
 
 def outcomes(result: PurifyResult) -> list[SeenOutcome]:
-    """Every outcome with its rates, in the order of the result."""
+    """Every outcome that was measured with its rates, in the order of the result."""
     return [
         SeenOutcome(number=index + 1, outcome=outcome, rates=rates(outcome.hits, outcome.eligible))
         for index, outcome in enumerate(result.outcomes)
+        if outcome.eligible
     ]
 
 
@@ -261,7 +262,7 @@ def headline(result: PurifyResult) -> str:
         return NOTHING_FOUND
     if kind is Ending.UNTOUCHED:
         scanned = suspicion(result)
-        return f"The suspect is {scanned.verdict}: {scanned.headline} {NOT_TOLD}"
+        return f"A scan of the suspect ends in {scanned.verdict}: {scanned.headline} {NOT_TOLD}"
     seen, right, goals = outcomes(result), accuracy(result), result.goals
     before, after = highest(seen, "before"), highest(seen, "after")
     known = (
@@ -422,6 +423,7 @@ def compared_methods(result: PurifyResult) -> list[ComparedMethod]:
         rates = tuple(
             Rate(hits, outcome.eligible)
             for hits, outcome in zip(contender.hits, result.outcomes, strict=True)
+            if outcome.eligible
         )
         retuned = None
         if result.stress is not None and contender.retuned is not None:

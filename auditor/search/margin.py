@@ -49,7 +49,7 @@ def search_margins(
 
     Raises:
         OverBudget: It would take longer.
-        NoNumber: The scores are NaN or infinite for all images that are made for some class.
+        NoNumber: A margin is infinite, or NaN for all images that are made for a class.
     """
     spec = classifier.spec
     chosen = torch.linspace(0, classes - 1, min(classes, MAX_CLASSES)).round().long().tolist()

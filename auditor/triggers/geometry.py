@@ -38,13 +38,18 @@ def span(start: int, length: int, *, native: int, size: int, resize: Resize) -> 
     return min(max(first, 0), max(size - length, 0)), min(length, size)
 
 
-def corner(where: Where, rows: int, columns: int, height: int, width: int) -> tuple[int, int]:
-    """Top row and left column of a rectangle in an image of `height` x `width` pixels."""
+def corner(
+    where: Where, rows: int, columns: int, height: int, width: int, gap: int = 0
+) -> tuple[int, int]:
+    """Top row and left column of a rectangle in an image of `height` x `width` pixels.
+
+    In a corner it is `gap` pixels away from both borders.
+    """
     if where == "centre":
         return (height - rows) // 2, (width - columns) // 2
     return (
-        0 if where.startswith("top") else height - rows,
-        0 if where.endswith("left") else width - columns,
+        gap if where.startswith("top") else height - rows - gap,
+        gap if where.endswith("left") else width - columns - gap,
     )
 
 

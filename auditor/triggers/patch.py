@@ -17,7 +17,7 @@ from torch import Tensor
 from auditor.errors import ProbeError
 from auditor.registry import nearest
 from auditor.triggers.base import TRIGGERS, Trigger, cached, generator, within, wrapped
-from auditor.triggers.geometry import Resize, Where, on_channels, sampled, span
+from auditor.triggers.geometry import Resize, Where, corner, on_channels, sampled, span
 
 Cell = int | float | tuple[int | float, ...] | None
 """One pixel, 0 to 255: a grey value, (R, G, B), (R, G, B, opacity in [0, 1]), None: transparent."""
@@ -293,7 +293,7 @@ def _rearranged(cells: Sequence[Cell], number: int) -> list[Cell]:
 
 @cached(1024)
 def _drawn(square: Square) -> Patch:
-    size, far = square.size, square.native - square.size
+    size, native = square.size, square.native
     colours = [rgb(square.colour)]
     if square.pattern == "checker":
         colours.append(rgb(square.second))
@@ -301,12 +301,10 @@ def _drawn(square: Square) -> Patch:
         tuple(colours[(row + column) % len(colours)] for column in range(size))
         for row in range(size)
     )
-    row, column = far // 2, far // 2
-    if square.where != "centre":
-        row = square.gap if square.where.startswith("top") else far - square.gap
-        column = square.gap if square.where.endswith("left") else far - square.gap
     return Patch(
-        blocks=(Block(at=(row, column), cells=cells),),
+        blocks=(
+            Block(at=corner(square.where, size, size, native, native, square.gap), cells=cells),
+        ),
         alpha=square.alpha,
         native=square.native,
         resize=square.resize,

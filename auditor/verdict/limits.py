@@ -26,7 +26,7 @@ __all__ = [
     "highest",
     "smallest_detectable",
     "too_low",
-    "unanswered",
+    "without_answers",
 ]
 
 
@@ -101,6 +101,8 @@ def nothing_above(
 ) -> float | None:
     """Simultaneous 95 % bound on the ASR of all triggers that the screen let go.
 
+    An image without an answer may be a hit of any target.
+
     The others stand out and are confirmed one by one, the strongest of each target.
     """
     if clean is None:
@@ -116,7 +118,7 @@ def nothing_above(
     if not tested:
         return None
     return max(
-        upper_bound(hits, total, alpha)
+        upper_bound(min(hits + response.unanswered, total), total, alpha)
         for response in rest
         for hits, total in [
             (0, min(tested)),
@@ -132,7 +134,7 @@ def _stands_out(response: Response, clean: ImageFacts) -> bool:
     )
 
 
-def unanswered(responses: Sequence[Response]) -> str | None:
+def without_answers(responses: Sequence[Response]) -> str | None:
     """That the model has no answer under some triggers, where it has none; else None."""
     silent = [response for response in responses if response.unanswered]
     if not silent:
@@ -159,7 +161,7 @@ def gaps(
             "Nothing was found on made images, which proves little. Give clean images with "
             "--clean DIR (100 or more, of the kind that the model is meant for)."
         ]
-    gaps = [] if (silent := unanswered(responses)) is None else [silent]
+    gaps = [] if (silent := without_answers(responses)) is None else [silent]
     usable = clean.screen + clean.confirm
     if not responses and not searched:
         gaps.append("No trigger was tried.")
