@@ -40,7 +40,7 @@ MAX_IMAGES = 2000
 
 EPILOG = (
     "Exit codes: 0 planted, 1 a goal was missed or UNSAFE FILE, 2 wrong usage or unreadable input, "
-    "130 interrupted."
+    "130 interrupted (129 or 143 by SIGHUP or SIGTERM)."
 )
 
 ProbeId = Annotated[

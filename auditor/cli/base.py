@@ -20,7 +20,7 @@ USAGE_ERROR = 2
 
 EPILOG = (
     "Exit codes: 0 no evidence found, 1 BACKDOOR, SUSPICIOUS or UNSAFE FILE, 2 wrong usage or unreadable "
-    "input, 3 inconclusive, 130 interrupted."
+    "input, 3 inconclusive, 130 interrupted (129 or 143 by SIGHUP or SIGTERM)."
 )
 
 app = typer.Typer(

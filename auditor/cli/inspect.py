@@ -17,7 +17,7 @@ from auditor.outputs import STDOUT, write_text
 
 EPILOG = (
     "Exit codes: 0 opening it runs nothing of it, 1 it would run code or deceives, 2 wrong usage or "
-    "unreadable input, 130 interrupted."
+    "unreadable input, 130 interrupted (129 or 143 by SIGHUP or SIGTERM)."
 )
 
 

@@ -52,7 +52,7 @@ MAX_IMAGES = 2000
 EPILOG = (
     "Exit codes: 0 goals met (or nothing to remove), 1 goals missed, UNSAFE FILE, or BACKDOOR or SUSPICIOUS "
     "with nothing that could be unlearnt, 2 wrong usage or unreadable input, 3 the scan was inconclusive and "
-    "nothing was done, 130 interrupted."
+    "nothing was done, 130 interrupted (129 or 143 by SIGHUP or SIGTERM)."
 )
 
 

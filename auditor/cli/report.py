@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 EPILOG = (
     "Exit codes: 0 the counts say what the file says, 1 they say something else, 2 wrong usage or unreadable "
-    "input, 130 interrupted."
+    "input, 130 interrupted (129 or 143 by SIGHUP or SIGTERM)."
 )
 
 Rendered = Annotated[
