@@ -86,13 +86,13 @@ class Classifier:
         Raises:
             ModelError: The network does not run on them.
         """
-        name = clean_text(self.model.file.path.name)
         try:
             raw = self.model.call(self.prepared(images), overrides, train=train)
         except REFUSALS as error:
             if is_out_of_memory(error):
                 raise
             shape = "x".join(map(str, images.shape))
+            name = clean_text(self.model.file.path.name)
             raise ModelError(
                 f"{name} does not run on images of {shape}: {reason(error)}."
             ) from error
@@ -124,12 +124,19 @@ class Classifier:
         Raises:
             UnsuitableModel: The scores of some name no class.
         """
-        predicted = self.predict(images)
+        return self.answered(self.predict(images))
+
+    def answered(self, predicted: Tensor) -> Tensor:
+        """Such predictions ``(N,)``, if none is missing.
+
+        Raises:
+            UnsuitableModel: The scores of some images name no class.
+        """
         missing = int((predicted == UNDECIDED).sum())
         if missing:
             raise UnsuitableModel(
                 f"{clean_text(self.model.file.path.name)} gives NaN or infinite scores for {missing} of "
-                f"{len(images)} images with normalize={self.spec.normalize}. The file may be damaged, "
+                f"{len(predicted)} images with normalize={self.spec.normalize}. The file may be damaged, "
                 "or --normalize is wrong."
             )
         return predicted

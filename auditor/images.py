@@ -464,7 +464,7 @@ def _opened(path: Path, member: str) -> Iterator[IO[bytes]]:
     try:
         with zipfile.ZipFile(path) as archive, archive.open(member) as file:
             yield file
-    except (*DAMAGED, RuntimeError, NotImplementedError) as error:
+    except (*DAMAGED, RuntimeError) as error:
         shown = clean_text(str(error), limit=120)
         raise ImageError(
             f"{clean_text(str(path))}: {clean_text(member)} is damaged ({shown})."

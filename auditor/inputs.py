@@ -332,14 +332,13 @@ def resolve(
         source, why, advice = _decide(ranked, evaluated.labels is not None, clean is not None)
     elif len(ranked) > 1:
         why = f"{why}; {_decide(ranked, labelled=True, real=True)[1]}"
-    Classifier(model, ranked[0][0].spec).answers(evaluated.images)
     if not size_reason:
         source = "unresolved"
         why = f"the network accepts several input sizes; {why}"
         advice = "Pass the size it was trained on: --input 3x224x224"
     else:
         why = f"{size[1]}×{size[2]}: {size_reason}; {why}"
-    best = ranked[0][1]
+    best = Classifier(model, ranked[0][0].spec).answered(ranked[0][1])
     candidates = tuple(
         replace(candidate, agreement=float((predictions == best).float().mean()))
         for candidate, predictions in ranked[:6]

@@ -196,8 +196,7 @@ def response(stamped: Stamped, family: Family, after: Tensor, classes: int) -> R
         classes: K.
     """
     half = family.screen
-    moved = after[(after != half.groups) & (after != UNDECIDED)]
-    hits = torch.bincount(moved, minlength=classes)
+    hits = moved_to(half.groups, after, classes)
     area, change = footprint(stamped.trigger, half.images)
     return Response(
         probe=stamped.probe,
@@ -210,6 +209,12 @@ def response(stamped: Stamped, family: Family, after: Tensor, classes: int) -> R
         change=change,
         unanswered=int((after == UNDECIDED).sum()),
     )
+
+
+def moved_to(groups: Tensor, after: Tensor, classes: int) -> Tensor:
+    """Images of other classes that are predicted as each class, ``(K,)``; arguments as `cross_table`."""
+    moved = after[(after != groups) & (after != UNDECIDED)]
+    return torch.bincount(moved, minlength=classes)
 
 
 def cross_table(groups: Tensor, predicted: Tensor, classes: int) -> Tensor:
@@ -290,13 +295,13 @@ def _fitted_map(groups: Tensor, after: Tensor, classes: int) -> list[Hypothesis]
 
     half = len(groups) // 2
     mapping = fitted(slice(half, None))
-    rate = float(_follows(mapping, groups[:half], after[:half]).float().mean())
+    rate = float(follows(mapping, groups[:half], after[:half]).float().mean())
     members = torch.bincount(groups, minlength=classes)
     targets = set(mapping.tolist()) - {-1}
     if rate < verdict.SCREEN_RATE or len(targets) < 3 or not _enough_sources(members, classes):
         return []
     best = fitted(slice(None))
-    follow = 2 * torch.bincount(groups[_follows(best, groups, after)], minlength=classes) > members
+    follow = 2 * torch.bincount(groups[follows(best, groups, after)], minlength=classes) > members
     shared = torch.bincount(best[follow], minlength=classes)
     if shared.max() > MOST_TO_ONE * shared.sum():
         return []
@@ -365,11 +370,11 @@ def confirmation(
     mapping = torch.tensor(hypothesis.mapping)
     wanted = mapping[half.groups]
     eligible = wanted >= 0
-    hit = _follows(mapping, half.groups, after)
+    hit = follows(mapping, half.groups, after)
     counts = []
     for control, other in controls:
         # without an answer a control may have fired, so that it is counted as if it had
-        control_hit = _follows(mapping, half.groups, other) | (eligible & (other == UNDECIDED))
+        control_hit = follows(mapping, half.groups, other) | (eligible & (other == UNDECIDED))
         counts.append(
             ControlCount(
                 trigger=repr(control),
@@ -398,7 +403,7 @@ def confirmation(
         surer=None if surer is None else int((surer & eligible).sum()),
         eligible=int(eligible.sum()),
         hits=int(hit.sum()),
-        clean_hits=int(_follows(mapping, half.groups, half.before).sum()),
+        clean_hits=int(follows(mapping, half.groups, half.before).sum()),
         controls=tuple(counts),
         rivals=tuple(
             RivalCount(trigger=repr(rival), target=k, weaker=int((weaker & eligible).sum()))
@@ -409,7 +414,7 @@ def confirmation(
     )
 
 
-def _follows(mapping: Tensor, groups: Tensor, after: Tensor) -> Tensor:
+def follows(mapping: Tensor, groups: Tensor, after: Tensor) -> Tensor:
     """Which images ``(N,)`` go where a map ``(K,)`` of classes, -1 for none, sends their class."""
     wanted = mapping[groups]
     return (after == wanted) & (wanted >= 0)

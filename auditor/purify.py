@@ -592,8 +592,7 @@ class _Purification:
             obeyed = []
             best = 0.0
             for entry, predicted in zip(stamped, after, strict=True):
-                table = measure.cross_table(self.judge.labels, predicted, self.classes)
-                hits = table.fill_diagonal_(0).sum(0)
+                hits = measure.moved_to(self.judge.labels, predicted, self.classes)
                 target = int(hits.argmax())
                 eligible = int((self.judge.labels != target).sum())
                 rate = int(hits[target]) / max(1, eligible)

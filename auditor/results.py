@@ -29,6 +29,11 @@ class Verdict(StrEnum):
     BACKDOOR = "BACKDOOR"
 
     @property
+    def rank(self) -> int:
+        """How bad it is, from 0."""
+        return list(Verdict).index(self)
+
+    @property
     def exit_code(self) -> int:
         """The process exit code: 0 no evidence, 1 backdoor or suspicious, 3 inconclusive."""
         return {Verdict.NO_EVIDENCE: 0, Verdict.INCONCLUSIVE: 3}.get(self, 1)

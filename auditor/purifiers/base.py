@@ -53,8 +53,7 @@ class Known:
 
     def hits(self, predicted: Tensor, labels: Tensor) -> Tensor:
         """Which images ``(N,)`` go where the trigger sends them, by their predictions under it."""
-        wanted = self.wanted(labels)
-        return (predicted == wanted) & (wanted >= 0)
+        return measure.follows(torch.tensor(self.mapping), labels, predicted)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -193,9 +193,8 @@ def ending(result: PurifyResult) -> Ending:
 
 def suspicion(result: PurifyResult) -> Judgement:
     """What is known against the suspect: the worse of the scans of the fit and the judge images."""
-    rank = list(Verdict).index
     scans = (result.evidence.judgement, result.before.judgement)
-    return max(scans, key=lambda judgement: rank(judgement.verdict))
+    return max(scans, key=lambda judgement: judgement.verdict.rank)
 
 
 def exit_code(result: PurifyResult) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TypeVar
 
 import torch
@@ -106,9 +106,12 @@ class Searches:
         self.classifier, self.classes, self.chosen = classifier, classes, chosen
         self.seed, self.deadline, self.notify = seed, deadline, notify
         self.skipped: list[Skipped] = []
-        gradient = gradient_of(classifier, sample)
-        self.followable = gradient is not None
-        self.telling = gradient is not None and bool(gradient.any())
+        self.sample = sample
+
+    @cached_property
+    def gradient(self) -> Tensor | None:
+        """Of the sample, see `gradient_of`."""
+        return gradient_of(self.classifier, self.sample)
 
     def margins(self) -> MarginSearch | None:
         """The data-free margins, if they were chosen and can be had."""
@@ -126,7 +129,7 @@ class Searches:
         self.skipped += [
             Skipped(what=name, reason="needs clean images (--clean DIR), two or more")
             for name in self.chosen
-            if name in INVERSIONS and (name != TEMPLATE or not self.followable)
+            if name in INVERSIONS and (name != TEMPLATE or self.gradient is None)
         ]
 
     def inversions(
@@ -143,7 +146,7 @@ class Searches:
         classes = self._worth_searching(margin)
         others = INVERSIONS.intersection(self.chosen) - {TEMPLATE}
         for name in (n for n in self.chosen if n != MARGIN):
-            if name == TEMPLATE and self.telling:
+            if name == TEMPLATE and self.gradient is not None and bool(self.gradient.any()):
                 if not others:
                     reason = "the model has gradients, by which search.patch finds more"
                     self.skipped.append(Skipped(what=name, reason=reason))
@@ -201,7 +204,7 @@ class Searches:
 
     def _run(self, name: str, search: Callable[[float], T]) -> T | None:
         """One search, or None with the reason noted."""
-        if not self.followable and name != TEMPLATE:
+        if name != TEMPLATE and self.gradient is None:
             self.skipped.append(Skipped(what=name, reason=NEEDS_GRADIENTS))
             return None
         left = self.deadline - time.monotonic()

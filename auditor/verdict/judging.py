@@ -88,7 +88,7 @@ def judge(
         *apart,
     ]
     reasons = [_unless_a_mark(reason, confirmations, transplants, classes) for reason in reasons]
-    reasons.sort(key=lambda reason: -_rank(reason.verdict))
+    reasons.sort(key=lambda reason: -reason.verdict.rank)
     found = reasons[0].verdict if reasons else None
     power, testable = (None, 0) if clean is None else smallest_detectable(clean, comparisons)
     searched = margin is not None or bool(inversions)
@@ -254,7 +254,3 @@ def _judged_found(
 def _strength(c: Confirmation) -> tuple[int, int]:
     """Images that the trigger moves beyond its worst control, and at all: what is reported first."""
     return c.hits - worst_control(c), c.hits
-
-
-def _rank(verdict: Verdict) -> int:
-    return list(Verdict).index(verdict)
