@@ -23,6 +23,7 @@ from auditor.verdict.thresholds import (
     SEARCH_ALPHA,
     SHORTCUT_CONTROL,
     SMALL_AREA,
+    SURE_ALONE,
     SURER,
     SUSPICIOUS_ASR,
     WHOLE_AREA,
@@ -47,6 +48,7 @@ __all__ = [
     "level",
     "moved_bound",
     "stands_for_a_mark",
+    "sure_bound",
     "typical_excess_bound",
     "typical_share",
     "worst_control",
@@ -107,7 +109,8 @@ def grade_found(confirmation: Confirmation, alpha: float, apart: Set[int], class
     Every network gives way to some small change, so that one works is not enough. It must make the
     model surer of the target than real images make it of their classes: most networks can be tipped
     over, few are sure of what they say then. And the searches must set its class apart from the
-    others, since a fragile network can be driven to several.
+    others, since a fragile network can be driven to several; else it is suspicious at most, where it
+    makes the model sure of clearly more images.
 
     One that is held against others of its size is suspicious where it drives images further.
 
@@ -122,10 +125,12 @@ def grade_found(confirmation: Confirmation, alpha: float, apart: Set[int], class
     if confirmation.rivals:
         found = beats_rivals(confirmation, alpha)
         return Verdict.SUSPICIOUS if found else Verdict.NO_EVIDENCE
-    if not is_small(confirmation) or not is_sure(confirmation, alpha):
+    set_apart = confirmation.target in apart
+    needed = SURER if set_apart else SURE_ALONE
+    if not is_small(confirmation) or sure_bound(confirmation, alpha) < needed:
         return Verdict.NO_EVIDENCE
     universal = is_universal(confirmation, classes)
-    if universal and is_obeyed(confirmation, alpha) and confirmation.target in apart:
+    if universal and is_obeyed(confirmation, alpha) and set_apart:
         return Verdict.BACKDOOR
     obeyed = moved_bound(confirmation, alpha) >= BACKDOOR_ASR
     return Verdict.SUSPICIOUS if obeyed else Verdict.NO_EVIDENCE
@@ -133,7 +138,12 @@ def grade_found(confirmation: Confirmation, alpha: float, apart: Set[int], class
 
 def is_sure(confirmation: Confirmation, alpha: float) -> bool:
     """Under the trigger the model is surer of the target than it usually is of an image."""
-    return lower_bound(confirmation.surer or 0, confirmation.eligible, alpha) >= SURER
+    return sure_bound(confirmation, alpha) >= SURER
+
+
+def sure_bound(confirmation: Confirmation, alpha: float) -> float:
+    """Lower bound of the share of images that it makes the model surer on; 0 where not measured."""
+    return lower_bound(confirmation.surer or 0, confirmation.eligible, alpha)
 
 
 def leaves_doubt(confirmation: Confirmation, alpha: float) -> bool:

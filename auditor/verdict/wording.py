@@ -75,7 +75,12 @@ def how_sure(found: Confirmation, verdict: Verdict, alpha: float) -> str:
             " A search tips any network over; planted triggers make the model surer than real images "
             f"do, and this one does so on {sure}."
         )
-    return f" It makes the model surer than most real images do on {sure}, but moves too few."
+    if moved_bound(found, alpha) < BACKDOOR_ASR:
+        return f" It makes the model surer than most real images do on {sure}, but moves too few."
+    return (
+        f" It makes the model surer than most real images do on {sure}: weak networks can be brought to "
+        "that, too, and no search sets the class apart."
+    )
 
 
 def numbers(c: Confirmation, alpha: float, classes: Sequence[str]) -> str:

@@ -32,6 +32,7 @@ PARTS: Mapping[str, Callable[[Row], bool]] = {
     "calibration": lambda row: row.half == "calibration",
     "report": lambda row: row.half == "report",
     "unseen": lambda row: row.half == "unseen",
+    "later": lambda row: row.half == "later",
     "all": lambda row: True,
     "all, all-to-one by a fixed trigger": all_to_one,
     "the same without clean-label ones": lambda row: (

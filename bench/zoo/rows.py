@@ -13,7 +13,7 @@ import yaml
 from auditor.errors import AuditorError
 
 Where = Literal["cpu", "gpu"]
-Half = Literal["calibration", "report", "unseen"]
+Half = Literal["calibration", "report", "unseen", "later"]
 
 
 class ZooError(AuditorError):
@@ -95,7 +95,8 @@ class Row(Record):
     """`gpu`: minutes on a GPU, hours without."""
     half: Half = "report"
     """`calibration`: constants of `auditor.verdict` were moved after looking at this network. `unseen`:
-    all of them, and the search, were as they are before this network was trained."""
+    all of them, and the search, were as they are before this network was trained; but `SURE_ALONE` came
+    after. `later`: that one, too."""
 
     @property
     def benign(self) -> bool:
