@@ -19,9 +19,15 @@ from auditor.architectures.shapes import class_count, refuse_hollow, stripped
 from auditor.errors import ModelError, UnreadableModel, UnsafeModel, UnsuitableModel
 from auditor.inspection import MOST_NUMBERS, Ability, Content, Fit, Inspection, Wanted
 from auditor.models.module import find_module
-from auditor.models.state_dict import find_hints, find_state_dict
+from auditor.models.state_dict import MOST_TRIED, find_hints, weights_in
 from auditor.safety.opcodes import PickleFacts, is_allowed, walk
-from auditor.safety.static import allowed_global, check_torchscript, is_zip, other_pickles
+from auditor.safety.static import (
+    Inert,
+    allowed_global,
+    check_torchscript,
+    is_zip,
+    other_pickles,
+)
 from auditor.safety.structure import Kind, identify
 from auditor.text import clean_text
 
@@ -117,12 +123,24 @@ def _pickled(path: Path) -> Content:
     keys, network = find_module(loaded)
     if network is not None:
         return _of_module(content, loaded, keys, network)
-    where, state = find_state_dict(loaded)
-    if not state:
-        return replace(content, what="A pickle without weights.", entries=_entries(loaded))
-    under = f" under {'.'.join(map(str, where))}" if where else ""
-    content = replace(content, what=f"Weights without a network{under}.", entries=_entries(loaded))
-    return _of_state(content, state, find_hints(loaded, where))
+    content = replace(content, entries=_entries(loaded))
+    found = [
+        _of_state(
+            replace(content, what=f"Weights without a network{_under(keys)}."),
+            state,
+            find_hints(loaded, keys),
+        )
+        for keys, state in weights_in(loaded)[:MOST_TRIED]
+    ]
+    if not found:
+        return replace(content, what="A pickle without weights.")
+    # as they are opened: the largest that fits a network
+    fitting = (one for one in found if one.findings or any(fit.exact for fit in one.fits))
+    return next(fitting, found[0])
+
+
+def _under(keys: tuple[Any, ...]) -> str:
+    return f" under {clean_text('.'.join(map(str, keys)), limit=80)}" if keys else ""
 
 
 def _plain_pickle(path: Path) -> Content:
@@ -199,6 +217,8 @@ def _told(value: Any) -> str:
         return f"tensor {'×'.join(map(str, value.shape)) or 'of one number'}"
     if isinstance(value, str | int | float | bool | None):
         return clean_text(str(value), limit=60)
+    if isinstance(value, Inert):
+        return "no weights; not read"
     kind = clean_text(type(value).__name__, limit=40)
     return f"{kind} of {len(value)}" if isinstance(value, Mapping | list | tuple) else kind
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from auditor.errors import OutputError
 from auditor.models.archive import copied, records_of, repair_checksums
-from auditor.safety.static import load_pickle
+from auditor.safety.static import Inert, load_pickle
 from auditor.safety.structure import FileFacts, Kind
 from auditor.text import clean_text
 
@@ -129,8 +129,11 @@ def _patch(file: FileFacts, path: Path, old: Any, changes: Changes, locate: Loca
 def _save_anew(file: FileFacts, path: Path, old: Any, home: Home, changes: Changes) -> None:
     odd = next((value for value in _values(old) if not _is_plain(value)), None)
     if odd is not None:
+        kind = (
+            "value beside its weights" if isinstance(odd, Inert) else clean_text(type(odd).__name__)
+        )
         raise OutputError(
-            f"{clean_text(file.path.name)} holds a {clean_text(type(odd).__name__)}, which auditor "
+            f"{clean_text(file.path.name)} holds a {kind}, which auditor "
             "never saves anew, and its numbers cannot be changed in place: several entries share "
             "them, or this system cannot map files (Windows). Save the network's state_dict and "
             "pass --arch."

@@ -22,6 +22,10 @@ from auditor.text import clean_text, listed
 
 MAX_DEPTH = 4
 MAX_LISTED = 5
+MOST_TRIED = 6
+"""Sets of weights of one file that are tried, where the larger ones fit no network."""
+RIVAL = 1 / 4
+"""Share of the tensors of a network from which on other weights in its file are worth a word."""
 SIMILAR = 0.3
 """Score of a network below which it is no help to name it."""
 
@@ -30,16 +34,14 @@ Keys = tuple[Any, ...]
 Value = TypeVar("Value")
 
 
-def find_state_dict(checkpoint: Any) -> tuple[Keys, StateDict]:
-    """The weights in a checkpoint, and the keys that lead to them.
-
-    The nested dictionary with the most tensors wins; of two with as many, the first in the file.
+def weights_in(checkpoint: Any) -> list[tuple[Keys, StateDict]]:
+    """Every set of weights in a checkpoint, and the keys that lead to it.
 
     Returns:
-        Keys such as `("net",)` (none for a bare state dict), and name -> tensor; empty where the
-        checkpoint holds no weights.
+        Keys such as `("net",)` (none for a bare state dict), and name -> tensor, for each nested
+        dictionary that holds tensors: the one of most first, of two with as many the first in the file.
     """
-    best: tuple[Keys, StateDict] = ((), {})
+    found: list[tuple[Keys, StateDict]] = []
     queue: deque[tuple[Keys, Any]] = deque([((), checkpoint)])
     visited: set[int] = set()
     while queue:
@@ -52,15 +54,20 @@ def find_state_dict(checkpoint: Any) -> tuple[Keys, StateDict]:
             for key, value in entry.items()
             if isinstance(key, str) and isinstance(value, Tensor)
         }
-        if len(tensors) > len(best[1]):
-            best = (path, tensors)
+        if tensors:
+            found.append((path, tensors))
         queue += [((*path, key), value) for key, value in entry.items()]
-    return best
+    return sorted(found, key=lambda entry: -len(entry[1]))
 
 
-def locate_state_dict(checkpoint: Any, wanted: Container[str]) -> Home:
-    """Where the tensors of a network with the names `wanted` are in a checkpoint."""
-    keys, state = find_state_dict(checkpoint)
+def find_state_dict(checkpoint: Any) -> tuple[Keys, StateDict]:
+    """The first of `weights_in`; empty where the checkpoint holds no weights."""
+    return next(iter(weights_in(checkpoint)), ((), {}))
+
+
+def locate_state_dict(checkpoint: Any, wanted: Container[str], keys: Keys = ()) -> Home:
+    """Where the tensors of a network with the names `wanted` are in a checkpoint, under `keys`."""
+    state = next((state for path, state in weights_in(checkpoint) if path == keys), {})
     entries = unprefixed({key: key for key in state}, wanted)
     tensors = {name: state[key] for name, key in entries.items()}
     return Home(keys=keys, tensors=tensors, entries=entries)
@@ -108,6 +115,8 @@ def open_state_dict(
 ) -> ModuleHandle:
     """Put a checkpoint's weights into the network that they belong to.
 
+    Of several sets of weights (a classifier and a generator, say) the largest that fits.
+
     Args:
         file: The suspect.
         checkpoint: The weights, alone or among other entries.
@@ -118,14 +127,45 @@ def open_state_dict(
     Raises:
         UnsuitableModel: There are no weights, they fit no network that is known, or not this one.
     """
-    name = clean_text(file.path.name)
-    keys, state = find_state_dict(checkpoint)
-    if not state:
+    found = weights_in(checkpoint)
+    if not found:
         raise UnsuitableModel(
-            f"{name} holds no weights (it is a {clean_text(type(checkpoint).__name__)}"
+            f"{clean_text(file.path.name)} holds no weights (it is a {clean_text(type(checkpoint).__name__)}"
             f"{_keys_of(checkpoint)}). Save the network or its state_dict."
         )
-    under = f' under "{clean_text(".".join(map(str, keys)))}"' if keys else ""
+    misfit: UnsuitableModel | None = None
+    for keys, state in found[:MOST_TRIED]:
+        try:
+            handle = _opened(file, checkpoint, keys, state, architecture, device, locate)
+        except UnsuitableModel as error:
+            misfit = misfit or error  # the largest is what is meant, if none fits
+            continue
+        others = [
+            path for path, other in found if len(other) >= len(state) * RIVAL and path != keys
+        ]
+        if others:
+            shown = listed([f'"{_dotted(path)}"' for path in others], MAX_LISTED)
+            handle.notes.append(
+                f"The file holds other weights, too, which are not examined: {shown}. If one of them is what "
+                "is used, save it alone."
+            )
+        return handle
+    assert misfit is not None  # noqa: S101 - there was one at least
+    raise misfit
+
+
+def _opened(
+    file: FileFacts,
+    checkpoint: Any,
+    keys: Keys,
+    state: StateDict,
+    architecture: Architecture | None,
+    device: torch.device,
+    locate: Locate | None,
+) -> ModuleHandle:
+    """One set of weights, see `open_state_dict`."""
+    name = clean_text(file.path.name)
+    under = f' under "{_dotted(keys)}"' if keys else ""
     classes = class_count(state)  # first, because it names the most absurd claim
     refuse_hollow(state, name)
     matches: list[Match] = []
@@ -148,6 +188,7 @@ def open_state_dict(
         for key, value in (checkpoint.items() if isinstance(checkpoint, Mapping) else ())
         if isinstance(key, str) and isinstance(value, Tensor) and key not in state
     }
+    wanted = frozenset(network.state_dict())
     handle = ModuleHandle(
         file,
         network,
@@ -156,7 +197,7 @@ def open_state_dict(
         input_size=sizes.fixed,
         default_side=sizes.side,
         extras=extras,
-        locate=locate or partial(locate_state_dict, wanted=frozenset(network.state_dict())),
+        locate=locate or partial(locate_state_dict, wanted=wanted, keys=keys),
     )
     if keys:
         handle.notes.append(f"The weights were found{under}.")
@@ -164,6 +205,10 @@ def open_state_dict(
         handle.alternatives = tuple(match.architecture.name for match in matches)
         handle.notes.append(taken_for(matches[0], classes))
     return handle
+
+
+def _dotted(keys: Keys) -> str:
+    return clean_text(".".join(map(str, keys)), limit=80)
 
 
 def taken_for(match: Match, classes: int | None) -> str:

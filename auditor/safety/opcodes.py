@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import pickletools
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -222,8 +223,17 @@ def _popped(opcode: pickletools.OpcodeInfo, stack: list[Any], marks: list[int]) 
 
 
 def _global(name: str, facts: PickleFacts) -> Named:
+    name = _modern(name)
     facts.wanted.add(name)
     return Named(name)
+
+
+def _modern(name: str) -> str:
+    """The name in Python 3 of what Python 2 called otherwise, as the unpickler reads it."""
+    module, _, attribute = name.rpartition(".")
+    if (module, attribute) in NAME_MAPPING:
+        return ".".join(NAME_MAPPING[module, attribute])
+    return f"{IMPORT_MAPPING.get(module, module)}.{attribute}" if module else name
 
 
 def _called(function: Any, arguments: Any, facts: PickleFacts) -> Any:

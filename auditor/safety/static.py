@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from auditor.errors import UnreadableModel, UnsafeModel
 from auditor.text import clean_text, listed
@@ -27,6 +29,9 @@ ALLOWED_MODULES = (
 )
 """Where the classes of a pickled network may live; only `nn.Module` and `Enum` classes of them."""
 
+OPTIMIZERS = "torch.optim."
+"""Their classes stand beside the weights in many checkpoints; they become `Inert`."""
+
 FORBIDDEN_OPERATORS = frozenset({"save", "from_file", "load", "_print"})
 """TorchScript operators that read or write anything but the tensors they are given."""
 
@@ -38,8 +43,8 @@ PICKLES = (".pkl", ".pickle")
 MAX_LISTED = 8
 
 
-class InertPartial:
-    """What `functools.partial` becomes: torchvision's transformers keep one, and never call it."""
+class Inert:
+    """What stands for a value that is no weight: it keeps nothing, and nothing of it is run."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         """Keeps nothing."""
@@ -48,10 +53,37 @@ class InertPartial:
         """Ignores what the pickle says."""
 
 
+class PlainDict:
+    """What a `defaultdict` is rebuilt by: its default is dropped, its entries go into a dict."""
+
+    def __new__(cls, *args: object) -> Any:
+        """An empty dict."""
+        del args
+        return {}
+
+
+RECORDS = frozenset(
+    {
+        "argparse.Namespace",
+        "decimal.Decimal",
+        "functools.partial",
+        *("numpy.dtype", "numpy.ndarray", "numpy.ma.MaskedArray", "numpy.ma.core._mareconstruct"),
+        *(f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")),
+        *(f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")),
+        *(f"numpy.{kind}" for kind in ("float32", "float64", "int32", "int64", "uint8", "bool_")),
+        *(f"datetime.{kind}" for kind in ("date", "datetime", "time", "timedelta", "timezone")),
+        *(f"{module}.PosixPath" for module in ("pathlib", "pathlib._local")),
+        *(f"{module}.WindowsPath" for module in ("pathlib", "pathlib._local")),
+        *(f"builtins.{kind}" for kind in ("bool", "dict", "float", "frozenset", "int", "list")),
+        *(f"builtins.{kind}" for kind in ("range", "slice", "str", "tuple")),
+    }
+)
+"""What training scripts keep beside the weights: an accuracy, a setting, an index of images. Plain
+data for whoever unpickles it; here it is not even built."""
 HARMLESS: dict[str, type[Any]] = {
     "builtins.set": set,
-    "__builtin__.set": set,
-    "functools.partial": InertPartial,
+    "collections.defaultdict": PlainDict,
+    **dict.fromkeys(RECORDS, Inert),
 }
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 
@@ -64,16 +96,20 @@ def allowed_global(name: str) -> type[Any] | None:
     """
     if name in HARMLESS:
         return HARMLESS[name]
-    if not name.startswith(ALLOWED_MODULES):
+    if not name.startswith((*ALLOWED_MODULES, OPTIMIZERS)):
         return None
     module, _, attribute = name.rpartition(".")
     try:
         entry = getattr(importlib.import_module(module), attribute, None)
     except ImportError:
         return None
-    if not inspect.isclass(entry) or not f"{entry.__module__}.".startswith(ALLOWED_MODULES):
+    if not inspect.isclass(entry):
         return None
-    return entry if issubclass(entry, nn.Module | enum.Enum) else None
+    home = f"{entry.__module__}."
+    if home.startswith(OPTIMIZERS):
+        return Inert if issubclass(entry, Optimizer | LRScheduler) else None
+    sound = home.startswith(ALLOWED_MODULES) and issubclass(entry, nn.Module | enum.Enum)
+    return entry if sound else None
 
 
 def load_pickle(path: Path, *, writable: bool = False) -> Any:
@@ -161,7 +197,10 @@ def _mapping(writable: bool) -> AbstractContextManager[None]:
 
 def _wanted_globals(path: Path, message: str) -> list[str]:
     """Names outside torch's own allow-list: all of a zip archive, else the one in the message."""
-    named = set(_GLOBAL.findall(message))
+    named = {
+        name if "." in name else f"builtins.{name}"  # as torch writes what is built in
+        for name in _GLOBAL.findall(message)
+    }
     if is_zip(path):
         try:
             named.update(torch.serialization.get_unsafe_globals_in_checkpoint(path))
