@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import datetime
 import decimal
+import sys
+import types
 import zipfile
 from collections import Counter, OrderedDict, defaultdict
 from pathlib import Path
@@ -111,6 +113,28 @@ def test_the_network_is_found_and_nothing_else_is_built(
     assert shown.exit_code == 0, shown.output
     assert "OPENING IT RUNS NOTHING" in shown.output
     assert "Inert" not in shown.output
+
+
+class AttributeDict(dict[str, Any]):
+    """As Lightning keeps the settings of a run."""
+
+
+def test_checkpoints_of_lightning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("lightning_fabric.utilities.data")
+    module.AttributeDict = AttributeDict  # type: ignore[attr-defined]
+    for name in ("lightning_fabric", "lightning_fabric.utilities"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(AttributeDict, "__module__", module.__name__)
+    state = {f"model.{key}": value for key, value in classifier().state_dict().items()}
+    settings = AttributeDict(lr=0.1, milestones=[3, 4])
+    callbacks = {"EarlyStopping{'monitor': 'val'}": {"best_score": torch.tensor(0.9)}}
+    content = {"state_dict": state, "hyper_parameters": settings, "callbacks": callbacks}
+    torch.save(content, tmp_path / "last.ckpt")
+    assert 'The weights were found under "state_dict".' in load_model(tmp_path / "last.ckpt").notes
+    read = load_pickle(tmp_path / "last.ckpt")["hyper_parameters"]
+    assert type(read) is dict
+    assert read == settings
 
 
 def test_values_are_not_built(tmp_path: Path) -> None:

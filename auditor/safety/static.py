@@ -54,7 +54,7 @@ class Inert:
 
 
 class PlainDict:
-    """What a `defaultdict` is rebuilt by: its default is dropped, its entries go into a dict."""
+    """What other dictionaries are rebuilt by: their entries go into a plain one, the rest is dropped."""
 
     def __new__(cls, *args: object) -> Any:
         """An empty dict."""
@@ -80,9 +80,15 @@ RECORDS = frozenset(
 )
 """What training scripts keep beside the weights: an accuracy, a setting, an index of images. Plain
 data for whoever unpickles it; here it is not even built."""
+DICTS = (
+    "collections.defaultdict",
+    "lightning.fabric.utilities.data.AttributeDict",
+    "lightning_fabric.utilities.data.AttributeDict",
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+)
 HARMLESS: dict[str, type[Any]] = {
     "builtins.set": set,
-    "collections.defaultdict": PlainDict,
+    **dict.fromkeys(DICTS, PlainDict),
     **dict.fromkeys(RECORDS, Inert),
 }
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
