@@ -13,7 +13,6 @@ from auditor.results import (
     Contender,
     Counts,
     Embedding,
-    Judgement,
     MaskLayer,
     MethodFacts,
     Outcome,
@@ -21,6 +20,7 @@ from auditor.results import (
     Verdict,
 )
 from auditor.text import listed
+from auditor.verdict import suspicion
 
 Which = Literal["before", "after", "baseline"]
 
@@ -189,19 +189,6 @@ def ending(result: PurifyResult) -> Ending:
         return Ending.MET
     found = suspicion(result).verdict
     return Ending.NOTHING if found is Verdict.NO_EVIDENCE else Ending.UNTOUCHED
-
-
-def suspicion(result: PurifyResult) -> Judgement:
-    """What is known against the suspect: the worse of the scans of the fit and the judge images."""
-    scans = (result.evidence.judgement, result.before.judgement)
-    return max(scans, key=lambda judgement: judgement.verdict.rank)
-
-
-def exit_code(result: PurifyResult) -> int:
-    """Of the process: 0 goals met; where nothing was done, that of what is known of the suspect."""
-    if not result.goals.met:
-        return 1
-    return 0 if result.method is not None else suspicion(result).verdict.exit_code
 
 
 def is_touched(result: PurifyResult) -> bool:
