@@ -18,17 +18,12 @@ from auditor.architectures.infer import Match, candidates
 from auditor.architectures.shapes import class_count, refuse_hollow, stripped
 from auditor.errors import ModelError, UnreadableModel, UnsafeModel, UnsuitableModel
 from auditor.inspection import MOST_NUMBERS, Ability, Content, Fit, Inspection, Wanted
-from auditor.models.module import find_module
+from auditor.models.module import check_network, find_module
 from auditor.models.state_dict import MOST_TRIED, find_hints, weights_in
+from auditor.safety.allowed import Inert, allowed_global
 from auditor.safety.opcodes import PickleFacts, is_allowed, walk
-from auditor.safety.static import (
-    Inert,
-    allowed_global,
-    check_torchscript,
-    is_zip,
-    other_pickles,
-)
-from auditor.safety.structure import Kind, identify
+from auditor.safety.static import check_torchscript, other_pickles
+from auditor.safety.structure import Kind, identify, is_zip
 from auditor.text import clean_text
 
 MAX_ENTRIES = 12
@@ -120,17 +115,21 @@ def _pickled(path: Path) -> Content:
     if content.findings:
         return content
     loaded = _shapes(path, facts)
-    keys, network = find_module(loaded)
-    if network is not None:
-        return _of_module(content, loaded, keys, network)
     content = replace(content, entries=_entries(loaded))
+    try:
+        keys, network = find_module(loaded)
+        weights = weights_in(loaded)
+    except UnsuitableModel as error:
+        return replace(content, what=str(error))
+    if network is not None:
+        return _of_module(content, keys, network)
     found = [
         _of_state(
             replace(content, what=f"Weights without a network{_under(keys)}."),
             state,
             find_hints(loaded, keys),
         )
-        for keys, state in weights_in(loaded)[:MOST_TRIED]
+        for keys, state in weights[:MOST_TRIED]
     ]
     if not found:
         return replace(content, what="A pickle without weights.")
@@ -185,16 +184,16 @@ def _shapes(path: Path, facts: PickleFacts) -> Any:
         ) from None
 
 
-def _of_module(content: Content, loaded: Any, keys: Any, network: nn.Module) -> Content:
+def _of_module(content: Content, keys: Any, network: nn.Module) -> Content:
     where = f' under "{clean_text(str(keys[0]))}"' if keys else ""
     try:
-        state = {k: v for k, v in network.state_dict().items() if isinstance(v, Tensor)}
-    except (AttributeError, KeyError, RecursionError, RuntimeError, TypeError, ValueError):
-        return replace(content, what=f"A damaged network{where}.")
+        check_network(network, f"A network{where}")
+    except UnsuitableModel as error:
+        return replace(content, what=str(error))
+    state = {k: v for k, v in network.state_dict().items() if isinstance(v, Tensor)}
     content = replace(
         content,
         what=f"A network of class {clean_text(type(network).__name__)}{where}, with its weights.",
-        entries=_entries(loaded),
         carries_network=True,
     )
     return _counted(content, state)
@@ -204,10 +203,7 @@ def _entries(loaded: Any) -> tuple[str, ...]:
     """The entries of a checkpoint, a line each."""
     if not isinstance(loaded, Mapping) or all(isinstance(v, Tensor) for v in loaded.values()):
         return ()
-    lines = [
-        f"{clean_text(str(key), limit=60)}: {_told(value)}"
-        for key, value in list(loaded.items())[:MAX_ENTRIES]
-    ]
+    lines = [f"{_told(key)}: {_told(value)}" for key, value in list(loaded.items())[:MAX_ENTRIES]]
     more = len(loaded) - len(lines)
     return (*lines, *([f"… {more} more"] if more else []))
 
@@ -218,7 +214,7 @@ def _told(value: Any) -> str:
     if isinstance(value, str | int | float | bool | None):
         return clean_text(str(value), limit=60)
     if isinstance(value, Inert):
-        return "no weights; not read"
+        return "not read; holds tensors" if value.holds_tensors else "not read"
     kind = clean_text(type(value).__name__, limit=40)
     return f"{kind} of {len(value)}" if isinstance(value, Mapping | list | tuple) else kind
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from auditor.errors import UnreadableModel, UnsafeModel, UnsuitableModel, UsageError
 from auditor.models.load import load_model, resolve_device
-from auditor.safety.static import allowed_global
+from auditor.safety.allowed import allowed_global
 from tests.hostile import Payload
 
 

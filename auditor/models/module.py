@@ -11,10 +11,11 @@ from auditor.architectures import TORCHVISION_SIDE, Architecture
 from auditor.errors import UnreadableModel, UnsafeModel, UnsuitableModel
 from auditor.models.base import ModelHandle, ModuleHandle
 from auditor.models.patching import Home
-from auditor.models.state_dict import Keys, find_state_dict, open_state_dict
+from auditor.models.state_dict import Keys, has_weights, open_state_dict, remarks, weights_in
+from auditor.safety.allowed import Inert, InertPartial, Reference, entries
 from auditor.safety.opcodes import refuse_calls, walk
-from auditor.safety.static import is_zip, load_pickle
-from auditor.safety.structure import FileFacts
+from auditor.safety.static import load_pickle
+from auditor.safety.structure import FileFacts, is_zip
 from auditor.text import clean_text
 
 
@@ -31,10 +32,11 @@ def open_pickle(
         if not is_zip(file.path) and not walk(file.path).refused:
             raise _cut_off(file) from None
         raise
+    refuse_calls(file.path)  # what is not built here may do something where it is
     keys, network = find_module(content)
     if network is None:
         return open_state_dict(file, content, architecture, device)
-    _check(network, clean_text(file.path.name))
+    check_network(network, clean_text(file.path.name))
     if architecture is not None:
         state = network.state_dict()
         return open_state_dict(file, state, architecture, device, locate=locate_in_module)
@@ -49,6 +51,7 @@ def open_pickle(
     )
     if keys:
         handle.notes.append(f'The network was found under "{clean_text(str(keys[0]))}".')
+        handle.notes += remarks(content, keys, network.state_dict())
     return handle
 
 
@@ -64,7 +67,7 @@ def locate_in_module(content: Any) -> Home:
     return Home(keys=keys, tensors=tensors)
 
 
-def _check(network: nn.Module, name: str) -> None:
+def check_network(network: nn.Module, name: str) -> None:
     """Refuse a pickled network whose insides are not those of one.
 
     The unpickler restores a module's `__dict__` as the file says, whatever that is.
@@ -75,13 +78,25 @@ def _check(network: nn.Module, name: str) -> None:
             for value in network.state_dict().values()
         )
         own = set().union(*(vars(module) for module in network.modules()))
+        not_built = any(_is_unknown(value) for m in network.modules() for value in entries(vars(m)))
     except (AttributeError, KeyError, RecursionError, RuntimeError, TypeError, ValueError):
-        sound, own = False, set()
+        sound, own, not_built = False, set(), False
+    if not_built:
+        raise UnsuitableModel(
+            f"{name}: the pickled network keeps values that auditor does not build (numbers of NumPy, say), "
+            "and may compute with them. Save its state_dict and pass --arch, or export it to ONNX."
+        )
     if not sound or own & set(dir(nn.Module)) - set(vars(nn.Module())):
         raise UnsuitableModel(
             f"{name}: the pickled network is damaged, has no values, or hides methods of its class. Save "
             "its state_dict and pass --arch, or export it to ONNX."
         )
+
+
+def _is_unknown(value: object) -> bool:
+    if isinstance(value, type):
+        return issubclass(value, Inert | Reference) and not issubclass(value, InertPartial)
+    return isinstance(value, Inert) and not isinstance(value, InertPartial)
 
 
 def _cut_off(file: FileFacts) -> UnreadableModel:
@@ -98,9 +113,10 @@ def find_module(content: Any) -> tuple[Keys, nn.Module | None]:
     """
     if isinstance(content, nn.Module):
         return (), _unwrapped(content)
-    if isinstance(content, dict) and len(find_state_dict(content)[1]) == 0:
+    if isinstance(content, dict):
+        weights_in(content)  # refuses keys that are not plain
         for key, value in content.items():
-            if isinstance(value, nn.Module):
+            if isinstance(value, nn.Module) and has_weights(value):
                 return (key,), _unwrapped(value)
     return (), None
 
@@ -110,6 +126,6 @@ def _unwrapped(network: nn.Module) -> nn.Module:
         return network
     try:
         inner = network.module
-    except (AttributeError, TypeError):  # damaged, as `_check` will say
+    except (AttributeError, TypeError):  # damaged, as `check_network` will say
         return network
     return inner if isinstance(inner, nn.Module) else network

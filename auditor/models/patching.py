@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from auditor.errors import OutputError
 from auditor.models.archive import copied, records_of, repair_checksums
-from auditor.safety.static import Inert, load_pickle
+from auditor.safety.allowed import Inert
+from auditor.safety.static import load_pickle
 from auditor.safety.structure import FileFacts, Kind
 from auditor.text import clean_text
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Container, Iterable, Mapping, Sequence
 from functools import partial
@@ -13,19 +14,23 @@ from torch import Tensor, nn
 from auditor.architectures import Architecture
 from auditor.architectures.cifar import examples
 from auditor.architectures.infer import HINTS, Match, candidates
-from auditor.architectures.shapes import PREFIXES, class_count, refuse_hollow, stripped
+from auditor.architectures.shapes import COUNTER, PREFIXES, class_count, refuse_hollow, stripped
 from auditor.errors import UnsuitableModel
 from auditor.models.base import ModuleHandle
 from auditor.models.patching import Home, Locate
+from auditor.safety.allowed import hides_tensors, holds_tensors
 from auditor.safety.structure import FileFacts
 from auditor.text import clean_text, listed
 
 MAX_DEPTH = 4
 MAX_LISTED = 5
-MOST_TRIED = 6
+FEWEST_TENSORS = 4
+"""Of a network; an optimizer keeps as many numbers of a layer in fewer."""
+MOST_TRIED = 12
 """Sets of weights of one file that are tried, where the larger ones fit no network."""
 RIVAL = 1 / 4
-"""Share of the tensors of a network from which on other weights in its file are worth a word."""
+"""Share of the tensors, or of the numbers, of a network from which on other weights in its file are
+worth a word."""
 SIMILAR = 0.3
 """Score of a network below which it is no help to name it."""
 
@@ -40,29 +45,100 @@ def weights_in(checkpoint: Any) -> list[tuple[Keys, StateDict]]:
     Returns:
         Keys such as `("net",)` (none for a bare state dict), and name -> tensor, for each nested
         dictionary that holds tensors: the one of most first, of two with as many the first in the file.
+
+    Raises:
+        UnsuitableModel: A dictionary that holds tensors, however deep, has a key that is not plain:
+            whoever builds it may find other entries there.
     """
     found: list[tuple[Keys, StateDict]] = []
     queue: deque[tuple[Keys, Any]] = deque([((), checkpoint)])
     visited: set[int] = set()
     while queue:
         path, entry = queue.popleft()
-        if not isinstance(entry, Mapping) or len(path) > MAX_DEPTH or id(entry) in visited:
+        if len(path) > MAX_DEPTH or id(entry) in visited:
             continue
         visited.add(id(entry))
-        tensors = {
-            key: value
-            for key, value in entry.items()
-            if isinstance(key, str) and isinstance(value, Tensor)
-        }
-        if tensors:
-            found.append((path, tensors))
-        queue += [((*path, key), value) for key, value in entry.items()]
+        inner: Iterable[tuple[Any, Any]] = ()
+        if isinstance(entry, Mapping):
+            inner = entry.items()
+            if not all(map(_is_plain_key, entry)):
+                if holds_tensors(entry):
+                    raise UnsuitableModel(
+                        f"The weights{_under(path)} are in a dictionary whose keys are not all text or "
+                        "numbers of Python, so that other programs may find others in it. Save the "
+                        "network's state_dict alone."
+                    )
+                inner = ()
+            tensors = {
+                key: value
+                for key, value in inner
+                if isinstance(key, str) and isinstance(value, Tensor)
+            }
+            if tensors:
+                found.append((path, tensors))
+        elif isinstance(entry, list | tuple):
+            inner = enumerate(entry)
+        queue += [
+            ((*path, key), value)
+            for key, value in inner
+            if isinstance(value, Mapping | list | tuple)
+        ]
     return sorted(found, key=lambda entry: -len(entry[1]))
 
 
-def find_state_dict(checkpoint: Any) -> tuple[Keys, StateDict]:
-    """The first of `weights_in`; empty where the checkpoint holds no weights."""
-    return next(iter(weights_in(checkpoint)), ((), {}))
+def _is_plain_key(key: object) -> bool:
+    return type(key) in (str, int, bool) or (type(key) is float and math.isfinite(key))
+
+
+def remarks(checkpoint: Any, keys: Keys, state: Mapping[str, Tensor]) -> list[str]:
+    """What else a file holds that a reviewer must know of, beside the weights under `keys`.
+
+    Args:
+        checkpoint: The content of the file.
+        keys: To the weights, or the network, that are examined.
+        state: The weights.
+    """
+    said = []
+    count, numbers = len(state), _numbers(state)
+    others = [
+        path
+        for path, other in weights_in(checkpoint)
+        if path[: len(keys)] != keys
+        and (
+            len(other) >= count * RIVAL
+            or (len(other) >= FEWEST_TENSORS and _numbers(other) >= numbers * RIVAL)
+        )
+    ]
+    if isinstance(checkpoint, Mapping):
+        others += [
+            (key,)
+            for key, value in checkpoint.items()
+            if isinstance(value, nn.Module) and has_weights(value) and (key,) != keys
+        ]
+    if others:
+        shown = listed([f'"{_dotted(path)}"' for path in others], MAX_LISTED)
+        said.append(
+            f"The file holds other weights, too, which are not examined: {shown}. If one of them is what "
+            "is used, save it alone."
+        )
+    if hides_tensors(checkpoint):
+        said.append(
+            "The file keeps tensors in values that auditor does not read (settings, arrays of objects): "
+            "they are not examined."
+        )
+    return said
+
+
+def has_weights(network: nn.Module) -> bool:
+    """Losses have none; what is damaged counts, as `check_network` says."""
+    try:
+        return bool(network.state_dict())
+    except (AttributeError, KeyError, RecursionError, RuntimeError, TypeError, ValueError):
+        return True
+
+
+def _numbers(state: Mapping[str, Tensor]) -> int:
+    return sum(tensor.numel() for tensor in state.values())
 
 
 def locate_state_dict(checkpoint: Any, wanted: Container[str], keys: Keys = ()) -> Home:
@@ -98,7 +174,9 @@ def unprefixed(state: dict[str, Value], wanted: Container[str]) -> dict[str, Val
         return sum(name in wanted for name in names)
 
     best = state
-    while prefix := next((p for p in PREFIXES if all(k.startswith(p) for k in state)), None):
+    while prefix := next(
+        (p for p in PREFIXES if state and all(k.startswith(p) for k in state)), None
+    ):
         state = {key.removeprefix(prefix): value for key, value in state.items()}
         if fitting(state) > fitting(best):
             best = state
@@ -140,15 +218,7 @@ def open_state_dict(
         except UnsuitableModel as error:
             misfit = misfit or error  # the largest is what is meant, if none fits
             continue
-        others = [
-            path for path, other in found if len(other) >= len(state) * RIVAL and path != keys
-        ]
-        if others:
-            shown = listed([f'"{_dotted(path)}"' for path in others], MAX_LISTED)
-            handle.notes.append(
-                f"The file holds other weights, too, which are not examined: {shown}. If one of them is what "
-                "is used, save it alone."
-            )
+        handle.notes += remarks(checkpoint, keys, state)
         return handle
     assert misfit is not None  # noqa: S101 - there was one at least
     raise misfit
@@ -165,7 +235,7 @@ def _opened(
 ) -> ModuleHandle:
     """One set of weights, see `open_state_dict`."""
     name = clean_text(file.path.name)
-    under = f' under "{_dotted(keys)}"' if keys else ""
+    under = _under(keys)
     classes = class_count(state)  # first, because it names the most absurd claim
     refuse_hollow(state, name)
     matches: list[Match] = []
@@ -207,6 +277,10 @@ def _opened(
     return handle
 
 
+def _under(keys: Keys) -> str:
+    return f' under "{_dotted(keys)}"' if keys else ""
+
+
 def _dotted(keys: Keys) -> str:
     return clean_text(".".join(map(str, keys)), limit=80)
 
@@ -243,8 +317,8 @@ def fit(network: nn.Module, state: StateDict, *, name: str, architecture: str) -
     """
     own = network.state_dict()
     state = unprefixed(state, set(own))
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in state if key not in own]
+    missing = [key for key in own if key not in state and not key.endswith(COUNTER)]
+    unexpected = [key for key in state if key not in own and not key.endswith(COUNTER)]
     differing = [
         f"{clean_text(key)} is {_shape(state[key])} in the file, {_shape(own[key])} in the network"
         for key in own
@@ -276,4 +350,4 @@ def _listed(names: list[str]) -> str:
 def _keys_of(checkpoint: Any) -> str:
     if not isinstance(checkpoint, Mapping) or not checkpoint:
         return ""
-    return f" with the keys {_listed([str(key) for key in checkpoint])}"
+    return f" with the keys {_listed([key for key in checkpoint if isinstance(key, str)])}"

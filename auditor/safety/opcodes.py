@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import pickletools
+import re
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Iterable
@@ -18,11 +19,11 @@ from typing import IO, Any
 import torch
 
 from auditor.errors import UnsafeModel
-from auditor.safety.static import MAX_LISTED, PICKLES, allowed_global, is_zip
-from auditor.safety.structure import DAMAGED
+from auditor.safety.allowed import REFERENCES, allowed_global
+from auditor.safety.structure import DAMAGED, MAX_LISTED, PICKLES, is_zip
 from auditor.text import clean_text, listed
 
-MAX_OPCODES = 2_000_000
+MAX_OPCODES = 10_000_000
 MAX_CALLS = 20
 MAX_PICKLE = 256 << 20
 """Bytes of a pickle in an archive, without its tensors."""
@@ -56,7 +57,22 @@ class Named:
         return self.name
 
 
+@dataclass(frozen=True)
+class Made:
+    """What a call gives that is followed further."""
+
+    by: str
+    arguments: tuple[Any, ...]
+
+
 UNKNOWN = Unknown()
+DTYPE = "numpy.dtype"
+PLAIN_DTYPE = re.compile(r"[?biufcSUmMOV]\d*")
+OBJECT_FLAGS = 63
+"""Of an array of objects: with others NumPy takes bytes of the file for their addresses."""
+PLAIN_FLAGS = {0, 8}
+"""Of one of numbers, and of one of text."""
+CONSTANT_OPCODES = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 
 @dataclass
@@ -66,7 +82,7 @@ class PickleFacts:
     wanted: set[str] = field(default_factory=set)
     """Full names of its globals."""
     calls: list[str] = field(default_factory=list)
-    """Calls of those that are not allowed, with their arguments; fit to be shown."""
+    """Calls of what is not allowed, or not to be called so, with their arguments; fit to be shown."""
     tensors: int = 0
     numbers: int = 0
     """In all tensors."""
@@ -114,7 +130,7 @@ def walk(path: Path) -> PickleFacts:
         for member in archive.infolist():
             if not member.filename.casefold().endswith(PICKLES):
                 continue
-            if member.file_size > MAX_PICKLE or member.compress_type != zipfile.ZIP_STORED:
+            if member.file_size > MAX_PICKLE:
                 facts.complete = False
                 continue
             try:
@@ -134,7 +150,7 @@ def refuse_calls(path: Path) -> None:
     """
     facts = walk(path)
     # in an archive checksums are right, so that a pickle without an end is no accident
-    findings = facts.findings if facts.refused or is_zip(path) else ()
+    findings = facts.findings if facts.refused or facts.calls or is_zip(path) else ()
     if findings:
         raise UnsafeModel(
             f"{clean_text(path.name)} is a pickle, and opening it could run anything, so auditor does not: "
@@ -179,6 +195,8 @@ def _step(
     popped = _popped(opcode, stack, marks)
     if name in CONSTANTS:
         made: Any = argument
+    elif name in CONSTANT_OPCODES:
+        made = CONSTANT_OPCODES[name]
     elif name in ("GET", "BINGET", "LONG_BINGET"):
         made = memo.get(int(argument), UNKNOWN)
     elif name == "GLOBAL":
@@ -198,6 +216,8 @@ def _step(
         made = tuple(popped)
     elif name in ("APPENDS", "APPEND", "SETITEMS", "SETITEM", "ADDITEMS", "BUILD"):
         made = popped[0] if popped else UNKNOWN
+        if name == "BUILD" and isinstance(made, Made) and not _is_usual_dtype(made, popped[-1]):
+            _note_call(f"{made.by}.__setstate__", popped[-1], facts)
     elif name == "DUP":
         made = popped[-1] if popped else UNKNOWN
         stack.append(made)
@@ -243,9 +263,38 @@ def _called(function: Any, arguments: Any, facts: PickleFacts) -> Any:
         facts.tensors += 1
         if isinstance(size, tuple) and all(isinstance(n, int) for n in size):
             facts.numbers += math.prod(size)
-    elif name and not is_allowed(name) and len(facts.calls) < MAX_CALLS:
-        facts.calls.append(f"{clean_text(name, limit=80)}({_shown(arguments)})")
+    elif name and (not is_allowed(name) or name in REFERENCES or _is_odd_array(name, arguments)):
+        _note_call(name, arguments, facts)
+    elif name == DTYPE:
+        return Made(name, tuple(arguments) if isinstance(arguments, tuple | list) else ())
     return UNKNOWN
+
+
+def _note_call(name: str, arguments: Any, facts: PickleFacts) -> None:
+    if len(facts.calls) < MAX_CALLS:
+        facts.calls.append(f"{clean_text(name, limit=80)}({_shown(arguments)})")
+
+
+def _is_odd_array(name: str, arguments: Any) -> bool:
+    """An array, or a type of its numbers, as NumPy never writes it: memory might be read with it."""
+    first = arguments[0] if isinstance(arguments, tuple | list) and arguments else None
+    if name == DTYPE:
+        return not isinstance(first, str) or PLAIN_DTYPE.fullmatch(first) is None
+    if name.endswith(".multiarray._reconstruct"):
+        return first != Named("numpy.ndarray")
+    return False
+
+
+def _is_usual_dtype(made: Made, state: Any) -> bool:
+    """Version, byte order, no parts, sizes and flags; of dates what they count, too."""
+    if (
+        not isinstance(state, tuple)
+        or len(state) < 8
+        or any(part is not None for part in state[2:5])
+    ):
+        return False
+    usual = {OBJECT_FLAGS} if str(made.arguments[0]).startswith("O") else PLAIN_FLAGS
+    return isinstance(state[7], int) and state[7] in usual
 
 
 def _shown(arguments: Any) -> str:

@@ -23,7 +23,8 @@ from typing import Any
 import torch
 
 from auditor.errors import UnreadableModel, UnsafeModel, UnsuitableModel
-from auditor.safety.static import FORBIDDEN_OPERATORS, MAX_LISTED, OPERATOR_LIBRARIES
+from auditor.safety.static import FORBIDDEN_OPERATORS, OPERATOR_LIBRARIES
+from auditor.safety.structure import MAX_LISTED
 from auditor.text import clean_text, listed
 
 PROGRAM = "models/model.json"

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import ast
-import enum
-import importlib
-import inspect
 import mmap
 import re
 import zipfile
@@ -14,23 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from auditor.errors import UnreadableModel, UnsafeModel
+from auditor.safety.allowed import allowed_global
+from auditor.safety.opcodes import walk
+from auditor.safety.structure import MAX_LISTED, PICKLES, is_zip
 from auditor.text import clean_text, listed
-
-ALLOWED_MODULES = (
-    "torch.nn.modules.",
-    "torch.nn.parallel.",
-    "torchvision.models.",
-    "torchvision.ops.",
-)
-"""Where the classes of a pickled network may live; only `nn.Module` and `Enum` classes of them."""
-
-OPTIMIZERS = "torch.optim."
-"""Their classes stand beside the weights in many checkpoints; they become `Inert`."""
 
 FORBIDDEN_OPERATORS = frozenset({"save", "from_file", "load", "_print"})
 """TorchScript operators that read or write anything but the tensors they are given."""
@@ -38,84 +24,7 @@ FORBIDDEN_OPERATORS = frozenset({"save", "from_file", "load", "_print"})
 OPERATOR_LIBRARIES = frozenset({"prim", "aten", "torchvision", "quantized"})
 """Operator namespaces that come with torch and torchvision."""
 
-PICKLES = (".pkl", ".pickle")
-"""Endings of archive members that are pickles."""
-MAX_LISTED = 8
-
-
-class Inert:
-    """What stands for a value that is no weight: it keeps nothing, and nothing of it is run."""
-
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        """Keeps nothing."""
-
-    def __setstate__(self, state: object) -> None:
-        """Ignores what the pickle says."""
-
-
-class PlainDict:
-    """What other dictionaries are rebuilt by: their entries go into a plain one, the rest is dropped."""
-
-    def __new__(cls, *args: object) -> Any:
-        """An empty dict."""
-        del args
-        return {}
-
-
-RECORDS = frozenset(
-    {
-        "argparse.Namespace",
-        "decimal.Decimal",
-        "functools.partial",
-        *("numpy.dtype", "numpy.ndarray", "numpy.ma.MaskedArray", "numpy.ma.core._mareconstruct"),
-        *(f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")),
-        *(f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")),
-        *(f"numpy.{kind}" for kind in ("float32", "float64", "int32", "int64", "uint8", "bool_")),
-        *(f"datetime.{kind}" for kind in ("date", "datetime", "time", "timedelta", "timezone")),
-        *(f"{module}.PosixPath" for module in ("pathlib", "pathlib._local")),
-        *(f"{module}.WindowsPath" for module in ("pathlib", "pathlib._local")),
-        *(f"builtins.{kind}" for kind in ("bool", "dict", "float", "frozenset", "int", "list")),
-        *(f"builtins.{kind}" for kind in ("range", "slice", "str", "tuple")),
-    }
-)
-"""What training scripts keep beside the weights: an accuracy, a setting, an index of images. Plain
-data for whoever unpickles it; here it is not even built."""
-DICTS = (
-    "collections.defaultdict",
-    "lightning.fabric.utilities.data.AttributeDict",
-    "lightning_fabric.utilities.data.AttributeDict",
-    "pytorch_lightning.utilities.parsing.AttributeDict",
-)
-HARMLESS: dict[str, type[Any]] = {
-    "builtins.set": set,
-    **dict.fromkeys(DICTS, PlainDict),
-    **dict.fromkeys(RECORDS, Inert),
-}
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
-
-
-def allowed_global(name: str) -> type[Any] | None:
-    """The class that a pickle's global may become, or None where it is not on the allow-list.
-
-    Args:
-        name: Full dotted name as the pickle spells it, such as `torch.nn.modules.conv.Conv2d`.
-    """
-    if name in HARMLESS:
-        return HARMLESS[name]
-    if not name.startswith((*ALLOWED_MODULES, OPTIMIZERS)):
-        return None
-    module, _, attribute = name.rpartition(".")
-    try:
-        entry = getattr(importlib.import_module(module), attribute, None)
-    except ImportError:
-        return None
-    if not inspect.isclass(entry):
-        return None
-    home = f"{entry.__module__}."
-    if home.startswith(OPTIMIZERS):
-        return Inert if issubclass(entry, Optimizer | LRScheduler) else None
-    sound = home.startswith(ALLOWED_MODULES) and issubclass(entry, nn.Module | enum.Enum)
-    return entry if sound else None
 
 
 def load_pickle(path: Path, *, writable: bool = False) -> Any:
@@ -150,6 +59,11 @@ def load_pickle(path: Path, *, writable: bool = False) -> Any:
                 "1.6), which keeps its source code in the pickle. Save it again with a current "
                 "PyTorch, or save its state_dict and pass --arch."
             )
+        if not wanted and "Unsupported operand" in message:
+            raise UnreadableModel(
+                f"{clean_text(path.name)} is written in a pickle protocol that torch's weights-only reader "
+                "does not know. Save it again with torch.save as it is, without pickle_protocol."
+            )
         if not wanted:
             raise UnreadableModel(
                 f"{clean_text(path.name)} cannot be read as a PyTorch file "
@@ -178,12 +92,6 @@ def other_pickles(path: Path) -> list[str]:
     ]
 
 
-def is_zip(path: Path) -> bool:
-    """As torch decides it: by the first bytes, whatever is at the end."""
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
-
-
 def _refuse_other_pickles(path: Path) -> None:
     found = other_pickles(path)
     if found:
@@ -202,16 +110,18 @@ def _mapping(writable: bool) -> AbstractContextManager[None]:
 
 
 def _wanted_globals(path: Path, message: str) -> list[str]:
-    """Names outside torch's own allow-list: all of a zip archive, else the one in the message."""
+    """Names outside torch's own allow-list: those of the file, and the one in the message."""
     named = {
         name if "." in name else f"builtins.{name}"  # as torch writes what is built in
         for name in _GLOBAL.findall(message)
     }
-    if is_zip(path):
-        try:
-            named.update(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-        except Exception:  # the static walk met an opcode that it does not know
-            return sorted(named)
+    if not is_zip(path):
+        own = torch._weights_only_unpickler._get_allowed_globals()
+        return sorted(named | {name for name in walk(path).wanted if name not in own})
+    try:
+        named.update(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # the static walk met an opcode that it does not know
+        return sorted(named)
     return sorted(named)
 
 

@@ -36,6 +36,17 @@ DAMAGED = (
 """What Python's own reader raises for damaged archives."""
 
 
+PICKLES = (".pkl", ".pickle")
+"""Endings of archive members that are pickles."""
+MAX_LISTED = 8
+
+
+def is_zip(path: Path) -> bool:
+    """As torch decides it: by the first bytes, whatever is at the end."""
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
 class Kind(StrEnum):
     """What a file turned out to be, by its bytes and not by its name."""
 

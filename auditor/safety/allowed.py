@@ -1,0 +1,189 @@
+"""What may the names in a pickle become? An allow-list decides; nothing that the file says is run.
+
+Tensors are rebuilt by torch's weights-only unpickler, layers are classes of torch and torchvision. What
+training scripts keep beside the weights is not built: something inert takes its place, which
+remembers only whether a tensor was put into it.
+"""
+
+from __future__ import annotations
+
+import enum
+import importlib
+import inspect
+from collections.abc import Iterator
+from pickle import UnpicklingError
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+MODULES = (
+    "torch.nn.modules.",
+    "torch.nn.parallel.",
+    "torchvision.models.",
+    "torchvision.ops.",
+)
+"""Where the classes of a pickled network may live; only `nn.Module` and `Enum` classes of them."""
+OPTIMIZERS = "torch.optim."
+"""Their classes stand beside the weights in many checkpoints; they become `Inert`."""
+MAX_NAME = 200
+
+
+class Inert:
+    """What stands for a value that is no weight: it keeps nothing, and nothing of it is run."""
+
+    holds_tensors = False
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        """Keeps nothing."""
+        self.holds_tensors = holds_tensors([*args, *kwargs.values()])
+
+    def __setstate__(self, state: object) -> None:
+        """Ignores what the pickle says."""
+        self.holds_tensors = self.holds_tensors or holds_tensors(state)
+
+
+class InertOptimizer(Inert):
+    """What optimizers and schedulers become: they hold the weights that they moved."""
+
+
+class InertPartial(Inert):
+    """What `functools.partial` becomes: torchvision's transformers keep one, and never call it."""
+
+
+class Reference:
+    """What a type becomes that a record may name (`defaultdict(int)`), and that nobody calls."""
+
+    def __new__(cls, *args: object) -> Any:
+        """No training script writes such a call: what it would make is hidden from a reader.
+
+        Raises:
+            UnpicklingError: Always.
+        """
+        raise UnpicklingError("it calls a type that is only to be named")
+
+
+class PlainDict:
+    """What other dictionaries are rebuilt by: their entries go into a plain one, the rest is dropped."""
+
+    def __new__(cls, *args: object) -> Any:
+        """An empty dict.
+
+        Raises:
+            UnpicklingError: There is more than a default: entries that no reader would see.
+        """
+        if len(args) > 1 or not all(a is None or isinstance(a, type | Inert) for a in args):
+            raise UnpicklingError("a dictionary is made of what is not its entries")
+        return {}
+
+
+class PlainList:
+    """The same for a `deque`."""
+
+    def __new__(cls, *args: object) -> Any:
+        """An empty list.
+
+        Raises:
+            UnpicklingError: As of `PlainDict`.
+        """
+        if not all(a is None or a == () or isinstance(a, int) for a in args):
+            raise UnpicklingError("a deque is made of what is not its entries")
+        return []
+
+
+REFERENCES = frozenset(
+    {
+        "numpy.ndarray",
+        *(f"numpy.{kind}{bits}" for kind in ("float", "int", "uint") for bits in (8, 16, 32, 64)),
+        *(f"numpy.{kind}" for kind in ("bool", "bool_", "str_", "bytes_", "object_")),
+        *(f"builtins.{kind}" for kind in ("bool", "dict", "float", "int", "list", "str", "tuple")),
+    }
+)
+"""Types that records name."""
+RECORDS = frozenset(
+    {
+        "argparse.Namespace",
+        "decimal.Decimal",
+        "numpy.dtype",
+        "torch.torch_version.TorchVersion",
+        "torchvision.transforms.functional.InterpolationMode",
+        *(f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")),
+        *(f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")),
+        *(f"datetime.{kind}" for kind in ("date", "datetime", "time", "timedelta", "timezone")),
+        *(f"{module}.PosixPath" for module in ("pathlib", "pathlib._local")),
+        *(f"{module}.WindowsPath" for module in ("pathlib", "pathlib._local")),
+        *(f"builtins.{kind}" for kind in ("frozenset", "range", "slice")),
+    }
+)
+"""What training scripts keep beside the weights: an accuracy, a setting, an index of images."""
+DICTS = (
+    "collections.defaultdict",
+    "lightning.fabric.utilities.data.AttributeDict",
+    "lightning_fabric.utilities.data.AttributeDict",
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+)
+HARMLESS: dict[str, type[Any]] = {
+    "builtins.set": set,
+    "collections.deque": PlainList,
+    "functools.partial": InertPartial,
+    **dict.fromkeys(DICTS, PlainDict),
+    **dict.fromkeys(RECORDS, Inert),
+    **dict.fromkeys(REFERENCES, Reference),
+}
+
+
+def allowed_global(name: str) -> type[Any] | None:
+    """The class that a pickle's global may become, or None where it is not on the allow-list.
+
+    Args:
+        name: Full dotted name in Python 3, such as `torch.nn.modules.conv.Conv2d`.
+    """
+    if name in HARMLESS:
+        return HARMLESS[name]
+    if not name.startswith((*MODULES, OPTIMIZERS)) or len(name) > MAX_NAME:
+        return None
+    module, _, attribute = name.rpartition(".")
+    try:
+        entry = getattr(importlib.import_module(module), attribute, None)
+    except ImportError:
+        return None
+    if not inspect.isclass(entry):
+        return None
+    home = f"{entry.__module__}."
+    if home.startswith(OPTIMIZERS):
+        return InertOptimizer if issubclass(entry, Optimizer | LRScheduler) else None
+    sound = home.startswith(MODULES) and issubclass(entry, nn.Module | enum.Enum)
+    return entry if sound else None
+
+
+def holds_tensors(value: object) -> bool:
+    """Whether a tensor, or a network, is anywhere in plain containers and what is inert."""
+    return any(
+        isinstance(entry, Tensor | nn.Module) or (isinstance(entry, Inert) and entry.holds_tensors)
+        for entry in entries(value)
+    )
+
+
+def hides_tensors(value: object) -> bool:
+    """Whether some are in what is not built; optimizers are not asked."""
+    return any(
+        isinstance(entry, Inert) and entry.holds_tensors and not isinstance(entry, InertOptimizer)
+        for entry in entries(value)
+    )
+
+
+def entries(value: object) -> Iterator[object]:
+    """A value and all that is in its plain containers, keys too, each once."""
+    stack: list[Any] = [value]
+    visited: set[int] = set()
+    while stack:
+        entry = stack.pop()
+        if id(entry) in visited:
+            continue
+        visited.add(id(entry))
+        yield entry
+        if isinstance(entry, dict):
+            stack += [*entry.keys(), *entry.values()]
+        elif isinstance(entry, list | tuple | set | frozenset):
+            stack += entry
