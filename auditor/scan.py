@@ -233,6 +233,8 @@ class _Scan:
         else:
             searches.without_images()
         self.skipped += searches.skipped
+        if (text := searches.reductions()) is not None:
+            self.caveats.append(Caveat(id="search-effort", text=text))
         names = self._class_names()
         images = tuple(family.facts for family in families)
         judged = functools.partial(

@@ -23,6 +23,7 @@ from auditor.inputs import spec_of
 from auditor.measure import Half
 from auditor.search.forms import FORMS
 from auditor.search.inversion import STEPS, _Inversion
+from auditor.search.pace import Effort
 from bench.zoo.__main__ import ROWS, _loader
 from bench.zoo.calibrate import shape_of
 from bench.zoo.rows import read_rows
@@ -42,12 +43,20 @@ def line(
         for part in (slice(SEARCHED), slice(SEARCHED, None))
     )
     search = _Inversion(
-        classifier, searched.images, searched.groups, range(classes), form, 0, silent, float("inf")
+        classifier,
+        searched.images,
+        searched.groups,
+        range(classes),
+        form,
+        0,
+        silent,
+        float("inf"),
+        Effort(),
     )
     spec = classifier.spec
     shape = (spec.channels, spec.height, spec.width)
     found = FORMS[form](len(search.classes), shape, search.draw)
-    needed = search._smallest(found, STEPS)
+    needed = search._smallest(found, found.explored, STEPS)
     first = needed.argsort().tolist()[:CLASSES]
     usual = measure.usual_margin(classifier, searched)
     parts = [" ".join(f"{float(needed[row]) * 255:.0f} ({search.classes[row]})" for row in first)]

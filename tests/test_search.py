@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +21,10 @@ from auditor.inputs import blank_spec
 from auditor.probes import rebuilt
 from auditor.results import FoundTrigger, ScanResult, Verdict
 from auditor.scan import Options, scan, searched_triggers
-from auditor.search import inversion
+from auditor.search import inversion, pace, searches
 from auditor.search.forms import FORMS, BlendForm
 from auditor.search.inversion import invert
-from auditor.search.pace import NoGradient, OverBudget
+from auditor.search.pace import EFFORTS, Effort, NoGradient, OverBudget, planned
 from auditor.search.searches import SEARCHES
 from auditor.triggers import TRIGGERS
 from auditor.triggers.found import Addition, Overlay
@@ -92,7 +94,7 @@ def test_a_form_and_its_trigger_do_the_same(name: str, shape: tuple[int, int, in
     images = torch.rand((2, 4, *shape), generator=draw)
     if form.explored:
         form.stamp(images)
-        form.learn(torch.zeros(2, 4), last=True)
+        form.learn(torch.zeros(2, 4), 1)
     stamped = form.stamp(images)
     assert stamped.shape == images.shape
     assert stamped.min() >= 0
@@ -117,7 +119,7 @@ def test_a_patch_starts_where_windows_were_effective() -> None:
         form.stamp(images)
         inside = form.window  # type: ignore[attr-defined]
         margins = torch.stack([inside[0, :, 4, 28], inside[1, :, 20, 3]])
-        form.learn(margins, last=step == form.explored - 1)
+        form.learn(margins, (step + 1) / form.explored)
     opacity, _ = form.layers()  # type: ignore[attr-defined]
     for row, place in enumerate(((4, 28), (20, 3))):
         assert opacity[row, 0][place] > 0.4
@@ -366,7 +368,55 @@ def test_it_says_when_it_cannot() -> None:
         inverted(Planted(), "patch", budget=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(0.0, 0), (1.0, 0), (1.9, 1), (3.9, 2), (99.0, 2)]
+)
+def test_the_largest_effort_that_fits(seconds: float, expected: int) -> None:
+    budget = inversion.images_needed("patch", 8, Effort()) / pace.PLANNED
+    effort = planned(partial(inversion.images_needed, "patch", 8), seconds, budget)
+    assert effort == EFFORTS[expected]
+
+
+@pytest.mark.parametrize("form", ["patch", "additive"])
+@pytest.mark.parametrize("effort", EFFORTS, ids=lambda effort: f"{effort.share:.0%}")
+def test_the_work_is_what_is_planned(form: str, effort: Effort) -> None:
+    """At most: rivals are strengthened only where a class stands out."""
+    network, seen = Planted(), 0
+
+    def count(_: nn.Module, images: tuple[Tensor], scores: Tensor) -> None:
+        nonlocal seen
+        seen += len(images[0]) * scores.requires_grad
+
+    network.register_forward_hook(count)
+    inverted(network, form, effort=effort)
+    assert 0.7 <= seen / inversion.images_needed(form, 8, effort) <= 1.0
+
+
+def test_an_image_takes_time() -> None:
+    images, _ = drawings(4)
+    network = Planted()
+    quick = pace.seconds_per_image(classifier(network), images)
+    network.register_forward_hook(lambda *_: time.sleep(0.1))
+    slow = pace.seconds_per_image(classifier(network), images)
+    assert quick < 0.1 / pace.TIMED < slow < 1.0
+
+
 # ---- the scan
+
+
+def test_a_slow_machine_searches_with_less(samples: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It finds the trigger all the same, and the result says so; with a time budget it does more."""
+    fits = searches.SECONDS * pace.PLANNED / inversion.images_needed("patch", 8, EFFORTS[2])
+    monkeypatch.setattr(searches, "seconds_per_image", lambda *_: fits)
+    result = scanned(Obedient(), samples)
+    assert result.judgement.verdict is Verdict.BACKDOOR, result.judgement.headline
+    steps = {search.search: search.steps for search in result.inversions}
+    assert steps["search.patch"] == 95
+    (caveat,) = (c for c in result.caveats if c.id == "search-effort")
+    assert "search.patch (25%)" in caveat.text
+    patient = scanned(Obedient(), samples, time_budget=10_000.0)
+    assert {search.search: search.steps for search in patient.inversions}["search.patch"] == 190
+    assert not any(c.id == "search-effort" for c in patient.caveats)
 
 
 def test_an_undeclared_trigger_is_a_backdoor_with_its_class(found: ScanResult) -> None:

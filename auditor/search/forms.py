@@ -72,12 +72,12 @@ class Form(ABC):
             What the search adds to its loss, ``(K,)``.
         """
 
-    def learn(self, margins: Tensor, *, last: bool) -> None:
+    def learn(self, margins: Tensor, done: float) -> None:
         """While it looks around: what the last stamped images gave.
 
         Args:
             margins: ``(K, n)``.
-            last: From now on it shrinks.
+            done: Share of the steps for that; from 1 on it shrinks.
         """
         raise NotImplementedError
 
@@ -162,7 +162,7 @@ class PatchForm(Form):
         self.gain = torch.zeros(classes, height, width)
         self.seen = torch.zeros(classes, height, width)
         self.window: Tensor | None = None
-        self._exploring, self._learnt, self._draw = True, 0, draw
+        self._exploring, self._draw = True, draw
         self._optimizer: torch.optim.Adam | None = None
 
     def parameters(self) -> list[Tensor]:
@@ -198,13 +198,12 @@ class PatchForm(Form):
         return torch.lerp(images, pattern, shown.view(*shape, 1, *self.size))
 
     @torch.no_grad()
-    def learn(self, margins: Tensor, *, last: bool) -> None:
+    def learn(self, margins: Tensor, done: float) -> None:
         """Remember where windows were effective, in the second half, when patterns have formed."""
-        self._learnt += 1
-        if 2 * self._learnt > self.explored and self.window is not None:
+        if done > 1 / 2 and self.window is not None:
             self.gain += (margins[:, :, None, None] * self.window).sum(1)
             self.seen += self.window.sum(1)
-        if last:
+        if done >= 1:
             gain = torch.where(self.seen > 0, self.gain / self.seen.clamp_min(1), -torch.inf)
             count = max(self.FEWEST, round(self.KEPT * gain[0].numel()))
             ranks = gain.flatten(1).argsort(1, descending=True).argsort(1).view_as(gain)

@@ -28,7 +28,7 @@ from auditor.classifier import Classifier, as_float
 from auditor.images import Notify, silent
 from auditor.measure import margins_of
 from auditor.search.forms import FORMS, Form
-from auditor.search.pace import NoGradient, Pace
+from auditor.search.pace import Effort, NoGradient, Pace
 from auditor.statistics import MIN_CLASSES_FOR_OUTLIERS
 from auditor.synthesis import TYPICAL_SPREAD, spread
 from auditor.triggers.base import Trigger
@@ -106,6 +106,7 @@ def invert(
     handed_on: int = HANDED_ON,
     room: float = 1.0,
     size: float | None = None,
+    effort: Effort | None = None,
 ) -> Inverted:
     """Search the smallest trigger of a form towards each class, and strengthen the smallest ones.
 
@@ -125,14 +126,29 @@ def invert(
         handed_on: Classes whose triggers are strengthened and returned.
         room: See `Form.strongest`.
         size: See there, too.
+        effort: Less than usual, for a slow machine.
 
     Raises:
         NoGradient: The scores do not depend on the image, or not differentiably.
         OverBudget: It would take longer.
     """
-    return _Inversion(classifier, images, groups, classes, form, seed, notify, budget).run(
+    effort = effort or Effort()
+    return _Inversion(classifier, images, groups, classes, form, seed, notify, budget, effort).run(
         steps, handed_on, room, size
     )
+
+
+def images_needed(form: str, classes: int, effort: Effort) -> int:
+    """How many images go through the network, at most."""
+    steps = effort.of_steps(FORMS[form].explored) * bool(FORMS[form].explored)
+    steps += effort.of_steps(STEPS)
+    return classes * effort.of_images(IMAGES) * steps + _strengthening(effort)
+
+
+def _strengthening(effort: Effort) -> int:
+    """Images that strengthening takes at most."""
+    triggers = HANDED_ON + 1 + RIVALS
+    return triggers * effort.of_steps(STRENGTHEN_STEPS) * effort.of_images(STRENGTHEN_IMAGES)
 
 
 class _Inversion:
@@ -148,8 +164,9 @@ class _Inversion:
         seed: int,
         notify: Notify,
         budget: float,
+        effort: Effort,
     ) -> None:
-        self.classifier, self.images = classifier, as_float(images)
+        self.classifier, self.images, self.effort = classifier, as_float(images), effort
         self.name, self.notify, self.budget = form, notify, budget
         self.draw = torch.Generator().manual_seed(seed)
         self.sources = {k: (groups != k).nonzero().flatten() for k in classes}
@@ -162,7 +179,9 @@ class _Inversion:
         spec = self.classifier.spec
         shape = (spec.channels, spec.height, spec.width)
         form = FORMS[self.name](len(self.classes), shape, self.draw).to(self.classifier.device)
-        sizes = self._smallest(form, steps).tolist()
+        explored = self.effort.of_steps(form.explored) if form.explored else 0
+        steps = self.effort.of_steps(steps)
+        sizes = self._smallest(form, explored, steps).tolist()
         reached = [row for row, size in enumerate(sizes) if math.isfinite(size)]
         reached.sort(key=lambda row: sizes[row])
         candidates = [
@@ -180,30 +199,32 @@ class _Inversion:
             measure=form.measure,
             classes=tuple(self.classes),
             sizes=tuple(size if math.isfinite(size) else None for size in sizes),
-            steps=form.explored + steps,
+            steps=explored + steps,
             images=len(self.images),
             candidates=tuple(candidates),
         )
 
-    def _smallest(self, form: Form, steps: int) -> Tensor:
+    def _smallest(self, form: Form, explored: int, steps: int) -> Tensor:
         """Shrink what works, for all classes at once; the smallest sizes that worked, ``(K,)``.
 
         The form is left with the triggers of these sizes.
         """
         classes, device = self.classes, self.classifier.device
-        total = form.explored + steps
-        pace = Pace(total + self._strengthening(), self.budget, device)
-        for step in range(1, form.explored + 1):
-            margins = self._descended(form, classes, IMAGES, lambda m: F.relu(SURE - m))
+        count = self.effort.of_images(IMAGES)
+        total = explored + steps
+        later = -(-_strengthening(self.effort) // (count * max(1, len(classes))))
+        pace = Pace(total + later, self.budget, device)
+        for step in range(1, explored + 1):
+            margins = self._descended(form, classes, count, lambda m: F.relu(SURE - m))
             form.step()
-            form.learn(margins, last=step == form.explored)
+            form.learn(margins, step / explored)
             pace.step()
             self.notify(f"searching the smallest {form.what} towards each class", step, total)
         running = torch.zeros(len(classes), device=device)
         best = torch.full((len(classes),), torch.inf, device=device)
         kept = form.state()
         for step in range(1, steps + 1):
-            margins = self._descended(form, classes, IMAGES, lambda m: F.relu(MARGIN - m))
+            margins = self._descended(form, classes, count, lambda m: F.relu(MARGIN - m))
             rate = (margins > 0).float().mean(1)
             running = MEMORY * running + (1 - MEMORY) * rate
             with torch.no_grad():
@@ -219,16 +240,11 @@ class _Inversion:
             pace.step()
             self.notify(
                 f"searching the smallest {form.what} towards each class",
-                form.explored + step,
+                explored + step,
                 total,
             )
         form.restore(kept, best.isfinite())
         return best.cpu()
-
-    def _strengthening(self) -> int:
-        """What strengthening takes at most, in steps of the search for all classes."""
-        images = (HANDED_ON + 1 + RIVALS) * STRENGTHEN_STEPS * STRENGTHEN_IMAGES
-        return -(-images // (IMAGES * max(1, len(self.classes))))
 
     def _held_against_others(
         self, form: Form, reached: Sequence[int], sizes: Sequence[float]
@@ -257,8 +273,9 @@ class _Inversion:
         """The trigger of one class with the largest margin; arguments as of `Form.strongest`."""
         target = self.classes[row]
         strongest = form.strongest(torch.tensor([row], device=self.classifier.device), room, size)
-        for _ in range(STRENGTHEN_STEPS):
-            self._descended(strongest, [target], STRENGTHEN_IMAGES, torch.neg)
+        count = self.effort.of_images(STRENGTHEN_IMAGES)
+        for _ in range(self.effort.of_steps(STRENGTHEN_STEPS)):
+            self._descended(strongest, [target], count, torch.neg)
             strongest.step()
         return strongest.trigger(0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,19 @@ from auditor.measure import Half, Stamped
 from auditor.memory import is_out_of_memory
 from auditor.results import FoundTrigger, Inversion, MarginSearch, Skipped
 from auditor.search.inversion import MOST_CLASSES, Candidate, Inverted, invert
+from auditor.search.inversion import images_needed as inverted_images
+from auditor.search.margin import images_needed as margin_images
 from auditor.search.margin import search_margins
-from auditor.search.pace import NoGradient, NoNumber, OverBudget
+from auditor.search.pace import (
+    Effort,
+    NoGradient,
+    NoNumber,
+    OverBudget,
+    planned,
+    seconds_per_image,
+)
 from auditor.search.template import UnsuitableImages, search_templates
+from auditor.text import listed
 from auditor.triggers import TRIGGERS
 from auditor.triggers.base import Trigger
 
@@ -29,7 +40,8 @@ T = TypeVar("T")
 MARGIN, TEMPLATE = "search.margin", "search.template"
 NEEDS_GRADIENTS = "needs gradients"
 SECONDS = 300.0
-"""Time that one search may take; on a slower machine it is skipped, and that is said."""
+"""Time that one search may take where the user sets no limit. On a slow machine it does less, or is
+skipped, and that is said."""
 
 SEARCHES: Mapping[str, tuple[str, str]] = {
     MARGIN: (
@@ -106,12 +118,35 @@ class Searches:
         self.classifier, self.classes, self.chosen = classifier, classes, chosen
         self.seed, self.deadline, self.notify = seed, deadline, notify
         self.skipped: list[Skipped] = []
+        self.reduced: dict[str, Effort] = {}
+        """Searches that were made with less than the usual work, since this device is slow."""
         self.sample = sample
+        self._begun: set[str] = set()
 
     @cached_property
     def gradient(self) -> Tensor | None:
         """Of the sample, see `gradient_of`."""
         return gradient_of(self.classifier, self.sample)
+
+    @cached_property
+    def seconds_each(self) -> float:
+        """Of an image with its gradient."""
+        return seconds_per_image(self.classifier, self.sample)
+
+    def reductions(self) -> str | None:
+        """Which searches did less than usual, in words; None where all did what they do."""
+        done = {name: e for name, e in self.reduced.items() if name not in self._not_run()}
+        if not done:
+            return None
+        shares = [f"{name} ({effort.share:.0%})" for name, effort in done.items()]
+        return (
+            "This device is slow for this model, so that searches did a part of their usual work: "
+            f"{listed(shares, len(shares))}. They find nearly as much with it. More --time-budget, or a GPU, "
+            "gives all of it."
+        )
+
+    def _not_run(self) -> set[str]:
+        return {entry.what for entry in self.skipped}
 
     def margins(self) -> MarginSearch | None:
         """The data-free margins, if they were chosen and can be had."""
@@ -120,9 +155,10 @@ class Searches:
         return self._run(
             MARGIN,
             lambda budget: search_margins(
-                self.classifier, self.classes, seed=self.seed, notify=self.notify, budget=budget
+                self.classifier, self.classes, seed=self.seed, notify=self.notify, budget=budget,
+                effort=self._planned(MARGIN, partial(margin_images, self.classes), budget),
             ),
-        )
+        )  # fmt: skip
 
     def without_images(self) -> None:
         """Note that no trigger is searched: that needs images to stamp it on."""
@@ -172,10 +208,19 @@ class Searches:
         return searched, proposed
 
     def _inverted(self, form: str, half: Half, classes: Sequence[int], budget: float) -> Inverted:
+        needed = partial(inverted_images, form, len(classes))
         return invert(
             self.classifier, half.images, half.groups, classes, form,
             seed=self.seed, notify=self.notify, budget=budget,
+            effort=self._planned(f"search.{form}", needed, budget),
         )  # fmt: skip
+
+    def _planned(self, name: str, images: Callable[[Effort], int], budget: float) -> Effort:
+        """How much of the usual work fits; less of it is noted."""
+        effort = planned(images, self.seconds_each, budget)
+        if effort != Effort():
+            self.reduced[name] = effort
+        return effort
 
     def _templates(self, half: Half, classes: Sequence[int], budget: float) -> Inverted:
         return search_templates(
@@ -202,14 +247,22 @@ class Searches:
         )
         return chosen
 
+    def _allowance(self) -> float:
+        """Seconds for the next search: its share of what is left of the user's time, if that is limited."""
+        if math.isinf(self.deadline):
+            return SECONDS
+        still = len(set(self.chosen) - self._begun)
+        return (self.deadline - time.monotonic()) / max(1, still)
+
     def _run(self, name: str, search: Callable[[float], T]) -> T | None:
         """One search, or None with the reason noted."""
         if name != TEMPLATE and self.gradient is None:
             self.skipped.append(Skipped(what=name, reason=NEEDS_GRADIENTS))
             return None
-        left = self.deadline - time.monotonic()
+        allowance = self._allowance()
+        self._begun.add(name)
         try:
-            return search(min(left, SECONDS))
+            return search(allowance)
         except NoGradient:
             reason = "the scores have no gradient with respect to the image"
         except NoNumber:
@@ -217,7 +270,7 @@ class Searches:
         except UnsuitableImages as error:
             reason = str(error)
         except OverBudget as over:
-            why = "time budget" if left < SECONDS else "too slow on this device"
+            why = "too slow on this device" if math.isinf(self.deadline) else "time budget"
             reason = f"{why}: it would take about {over.seconds:.0f} s"
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
