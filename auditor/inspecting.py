@@ -53,7 +53,11 @@ def inspect_file(path: Path) -> Inspection:
         Kind.ONNX: _graph,
         Kind.SAFETENSORS: _safetensors,
     }[file.kind]
-    return _record(path, str(file.kind), file.sha256, read(path))
+    try:
+        content = read(path)
+    except UnsafeModel as error:
+        return _deceptive(path, error)
+    return _record(path, str(file.kind), file.sha256, content)
 
 
 def refused_file(path: Path, error: UnsafeModel) -> Inspection:
@@ -115,12 +119,12 @@ def _pickled(path: Path) -> Content:
     if content.findings:
         return content
     loaded = _shapes(path, facts)
-    content = replace(content, entries=_entries(loaded))
     try:
         keys, network = find_module(loaded)
         weights = weights_in(loaded)
     except UnsuitableModel as error:
         return replace(content, what=str(error))
+    content = replace(content, entries=_entries(loaded))
     if network is not None:
         return _of_module(content, keys, network)
     found = [

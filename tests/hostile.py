@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import safetensors.torch
 import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
+from torchvision.models.feature_extraction import DualGraphModule
 
 from tests.changeable import classifier
 
@@ -324,6 +326,50 @@ def protocol_4(folder: Path, marker: Path) -> Path:
     return _weights_and(Shell(marker), folder, pickle_protocol=4)
 
 
+def _bare(**attributes: object) -> nn.Module:
+    network = nn.Module()
+    network.__dict__.update(attributes)
+    return network
+
+
+@hostile("pickle", "plain")
+def module_that_makes_code(folder: Path, marker: Path) -> Path:
+    """A class of torchvision's own, whose constructor copies attributes along paths that it is given."""
+    source = f"\nopen({str(marker)!r}, 'w').write('executed')\ndef forward(self): pass\n"
+    parts = ("src", "globals", "_lineno_map", "_prologue_start", "_tracer_cls")
+    targets = [
+        "eval_graph.recompile.__code__", *(f"train_graph.k.{part}" for part in parts),
+        "train_graph.b.graph.fget.__code__", "_graph",
+    ]  # fmt: skip
+    nodes, method = [_bare(op="get_attr", target=target) for target in targets], _bare()
+    train = _bare(nodes=nodes, _tracer_cls=None, k=nn.Identity, b=DualGraphModule)
+    evaluated = _bare(nodes=[], _tracer_cls=None, recompile=method)
+    made = _bare(**{**dict.fromkeys(parts), "globals": {}, "src": source})
+    root = _bare(
+        eval_graph=DualGraphModule,
+        train_graph=_bare(k=made, b=_bare(graph=_bare(fget=method))),
+        _graph=_bare(_codegen=None, python_code=nn.Identity),
+    )
+    return _weights_and(Calls(DualGraphModule, root, train, evaluated), folder)
+
+
+@hostile("pickle", "plain")
+def as_safetensors(folder: Path, marker: Path) -> Path:
+    """Its header's length is an opcode that skips a line, and its numbers go on with the pickle."""
+    payload = f"cposix\nsystem\n(S'touch {marker}'\ntR.".encode()
+    payload += b" " * (-len(payload) % 8)
+    data = safetensors.torch.save(classifier().state_dict())
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    for name, entry in header.items():
+        if name != "__metadata__":
+            entry["data_offsets"] = [at + len(payload) for at in entry["data_offsets"]]
+    header["pad"] = {"dtype": "U8", "shape": [len(payload)], "data_offsets": [0, len(payload)]}
+    text = json.dumps(header).encode()
+    text += b" " * ((ord("V") - len(text) - 1) % 256) + b"\n"
+    return put(folder / "m.pt", struct.pack("<Q", len(text)) + text + payload + data[8 + length :])
+
+
 @hostile("pickle", "plain")
 def names_from_the_memo(folder: Path, marker: Path) -> Path:
     text = f"touch {marker}".encode()
@@ -601,6 +647,28 @@ def two_archives(folder: Path, marker: Path) -> Path:
     """One behind the other: readers from the front and from the end see different ones."""
     evil = archived(members(benign("torch")) | {"data.pkl": pickle.dumps(Payload(marker), 2)})
     return put(folder / "m.pt", evil + benign("torch"))
+
+
+@hostile("zip", "plain")
+def two_directories(folder: Path, marker: Path) -> Path:
+    """Python's reader looks for the directory before the end, torch's where the end says that it is."""
+    honest = members(benign("weights"))
+    behind = bytes(len(honest["data.pkl"]))  # so that no header comes before the file
+    evil = archived(honest | {"data.pkl": pickle.dumps(Payload(marker), 2) + behind})
+    good = archived(honest)
+    end = struct.Struct("<4s4H2LH")
+    size, at = end.unpack(evil[-end.size :])[5:7]
+    other_size, other_at = end.unpack(good[-end.size :])[5:7]
+    assert size == other_size
+    directory, place = bytearray(good[other_at : other_at + size]), 0
+    while place < size:
+        lengths = struct.unpack_from("<3H", directory, place + 28)
+        (header,) = struct.unpack_from("<L", directory, place + 42)
+        # what Python corrects: everything is further back than it should be
+        struct.pack_into("<L", directory, place + 42, header + at + size - (size + other_at))
+        place += 46 + sum(lengths)
+    ending = end.pack(b"PK\5\6", 0, 0, *end.unpack(evil[-end.size :])[3:5], size, at, 0)
+    return put(folder / "m.pt", evil[: at + size] + good[:other_at] + bytes(directory) + ending)
 
 
 @hostile("zip")

@@ -6,9 +6,11 @@ import argparse
 import datetime
 import decimal
 import sys
+import time
 import types
 import zipfile
 from collections import Counter, OrderedDict, defaultdict, deque
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -151,7 +153,7 @@ def test_values_are_not_built(tmp_path: Path) -> None:
     )
     content = load_pickle(tmp_path / "c.pt")
     assert type(content["acc"]) is Inert
-    assert vars(content["acc"]) == {"holds_tensors": False}
+    assert not content["acc"].holds_tensors
     assert content["d"] == {"a": 1}
     assert type(content["d"]) is dict
 
@@ -323,19 +325,23 @@ def test_weights_among_the_arguments_of_a_call(hidden: Any, tmp_path: Path) -> N
 
 
 def test_tensors_in_what_is_not_built_are_said(tmp_path: Path) -> None:
-    torch.save({"net": CLEAN, "args": argparse.Namespace(net=BAD)}, tmp_path / "c.pt")
+    few = argparse.Namespace(weights=torch.ones(3))
+    torch.save({"net": CLEAN, "args": few}, tmp_path / "c.pt")
     assert any("keeps tensors in values" in note for note in load_model(tmp_path / "c.pt").notes)
     assert "args: not read; holds tensors" in inspect_file(tmp_path / "c.pt").content.entries
+    torch.save({"net": CLEAN, "args": argparse.Namespace(net=BAD)}, tmp_path / "d.pt")
+    assert any("tensors in other places" in note for note in load_model(tmp_path / "d.pt").notes)
     torch.save(whole_objects(classifier()), tmp_path / "o.pt")  # optimizers hold what they moved
-    assert not any("keeps tensors" in note for note in load_model(tmp_path / "o.pt").notes)
+    notes = load_model(tmp_path / "o.pt").notes
+    assert not any("keeps tensors" in note or "keeps " in note for note in notes), notes
 
 
 class Dtype:
-    def __init__(self, code: str, flags: int) -> None:
-        self.code, self.flags = code, flags
+    def __init__(self, code: str, flags: int, size: int = -1, alignment: int = -1) -> None:
+        self.code, self.numbers = code, (size, alignment, flags)
 
     def __reduce__(self) -> Any:
-        return np.dtype, (self.code, False, True), (3, "|", None, None, None, -1, -1, self.flags)
+        return np.dtype, (self.code, False, True), (3, "<", None, None, None, *self.numbers)
 
 
 @pytest.mark.parametrize(
@@ -344,11 +350,14 @@ class Dtype:
         Calls(scalar, Dtype("O8", 0), b"AAAAAAAA"),
         Calls(scalar, Dtype("f8", 63), b"AAAAAAAA"),
         Calls(scalar, Dtype("f8", 1), b"AAAAAAAA"),
+        Calls(scalar, Dtype("U8", 8, -(2**31), 4), b"abc"),
+        Calls(scalar, Dtype("S8", 0, 2**20, 1), b"abc"),
+        Calls(scalar, Dtype("f8", 0, 2**20, 1), b"abc"),
         Calls(np.ndarray, (1,), Dtype("O8", 63), b"AAAAAAAA"),
         Calls(np.dtype, [("a", "O8"), ("b", "i8")]),
         Calls(np.dtype, "O8", False, True, 3),
     ],
-    ids=["object", "number", "counted", "array", "structured", "odd"],
+    ids=["object", "number", "counted", "text", "bytes", "wide", "array", "structured", "odd"],
 )
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 def test_forged_arrays_are_findings(forged: Any, legacy: bool, tmp_path: Path) -> None:
@@ -371,6 +380,97 @@ def test_values_that_a_network_computes_with(tmp_path: Path) -> None:
     net.bn1.eps = 1e-5
     net.flags = {"deep": [np.bool_(False)]}
     assert "does not build" in refused(net, tmp_path / "n.pt")
+
+
+class State:
+    """Made by a call, and then given attributes."""
+
+    def __init__(self, function: Any, arguments: Any, state: Any, entries: Any = ()) -> None:
+        self.parts = function, arguments, state, None, iter(entries)
+
+    def __reduce__(self) -> Any:
+        return self.parts
+
+
+@pytest.mark.parametrize("attribute", ["items", "keys", "values", "get"])
+def test_dictionaries_with_attributes(attribute: str, tmp_path: Path) -> None:
+    """`load_state_dict` copies the entries; who asks the attribute sees others."""
+    odd = State(OrderedDict, (), {attribute: set}, BAD.items())
+    refused({"net": odd, "zz": CLEAN}, tmp_path / "a.pt")
+    refused(odd, tmp_path / "b.pt")
+    refused(State(OrderedDict, (), {attribute: 3}, BAD.items()), tmp_path / "c.pt")
+    net = torchvision.models.resnet18(num_classes=4)
+    net.fc.__dict__["_buffers"] = State(OrderedDict, (), {attribute: set})
+    refused(net, tmp_path / "d.pt")
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        Calls(torch.optim.SGD, [CLEAN["linear.bias"]], 0.1),
+        Calls(torch.optim.lr_scheduler.ConstantLR, 1),
+        Calls(nn.Linear, 3, 4),
+        Calls(nn.Identity),
+        Calls(partial, len, [1]),
+        Calls(partial(partial, len)),
+        Calls(torchvision.ops.misc.Conv2dNormActivation, 3, 4),
+        State(torchvision.transforms.InterpolationMode, ("bilinear",), {"_value_": "nearest"}),
+    ],
+    ids=[
+        "optimizer",
+        "scheduler",
+        "layer",
+        "layer of nothing",
+        "partial",
+        "own",
+        "block",
+        "member",
+    ],
+)
+def test_only_what_pickle_writes_is_called(made: Any, tmp_path: Path) -> None:
+    """A constructor may move the weights, run what it is given, or change the user's program."""
+    torch.save({"net": CLEAN, "extra": made}, tmp_path / "c.pt")
+    with pytest.raises(UnsafeModel):
+        load_model(tmp_path / "c.pt")
+    assert inspect_file(tmp_path / "c.pt").dangerous
+
+
+def test_layers_that_no_network_names(tmp_path: Path) -> None:
+    """Not among its modules, a layer is not set to inference, and its values are not looked at."""
+    net = torchvision.models.resnet18(num_classes=4)
+    net.__dict__["bn1"] = net._modules.pop("bn1")
+    assert "hides" in refused(net, tmp_path / "m.pt")
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        list(BAD.values()),
+        dict(enumerate(BAD.values())),
+        list(BAD.items()),
+        {"a": {"b": {"c": {"d": {"e": BAD}}}}},
+        torch.cat([value.flatten().float() for value in BAD.values()]),
+        [torchvision.models.resnet18(num_classes=4)],
+        {"net": torchvision.models.resnet18(num_classes=4)},
+    ],
+    ids=["list", "numbered", "pairs", "deep", "flat", "network in a list", "network deeper"],
+)
+def test_weights_in_other_places_are_said(hidden: Any, tmp_path: Path) -> None:
+    torch.save({"x": hidden, "zz": CLEAN}, tmp_path / "c.pt")
+    notes = load_model(tmp_path / "c.pt").notes
+    assert any("tensors in other places" in note for note in notes), notes
+    torch.save({**CLEAN, "more": {"x": hidden}}, tmp_path / "d.pt")
+    assert any("tensors in other places" in note for note in load_model(tmp_path / "d.pt").notes)
+
+
+def test_many_values_that_share_one_take_no_longer(tmp_path: Path) -> None:
+    """Each is asked for tensors, and the list in all of them is long."""
+    shared = [0.5] * 100_000
+    many = [argparse.Namespace(a=shared) for _ in range(400)]
+    torch.save({"net": CLEAN, "runs": many}, tmp_path / "c.pt")
+    begin = time.process_time()
+    load_model(tmp_path / "c.pt")
+    assert time.process_time() - begin < 10
 
 
 def test_a_network_beside_tensors_is_found(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ CARRIERS = ("pickle", "script", "pt2")
 UNSAFE = {
     *(name for name, item in CORPUS.items() if item.kind in CARRIERS and "nested" not in name),
     "zip: duplicate", "zip: duplicate first", "zip: case variant", "zip: two roots", "zip: bomb",
+    "zip: two archives", "zip: two directories",
     "zip: bomb of code", "zip: absurd sizes", "zip: storage viewed larger",
     "onnx: data outside", "onnx: data of the system", "onnx: data in a link",
     "onnx: data in a hard link", "onnx: data with an overlong name",

@@ -12,7 +12,7 @@ from auditor.errors import UnreadableModel, UnsafeModel, UnsuitableModel
 from auditor.models.base import ModelHandle, ModuleHandle
 from auditor.models.patching import Home
 from auditor.models.state_dict import Keys, has_weights, open_state_dict, remarks, weights_in
-from auditor.safety.allowed import Inert, InertPartial, Reference, entries
+from auditor.safety.allowed import Inert, InertPartial, Reference, entries, has_odd_attributes
 from auditor.safety.opcodes import refuse_calls, walk
 from auditor.safety.static import load_pickle
 from auditor.safety.structure import FileFacts, is_zip
@@ -29,7 +29,7 @@ def open_pickle(
         refuse_calls(file.path)
         raise
     except UnsafeModel:
-        if not is_zip(file.path) and not walk(file.path).refused:
+        if not is_zip(file.path) and not (facts := walk(file.path)).refused and not facts.misused:
             raise _cut_off(file) from None
         raise
     refuse_calls(file.path)  # what is not built here may do something where it is
@@ -77,19 +77,26 @@ def check_network(network: nn.Module, name: str) -> None:
             isinstance(value, Tensor) and not value.is_meta
             for value in network.state_dict().values()
         )
-        own = set().union(*(vars(module) for module in network.modules()))
-        not_built = any(_is_unknown(value) for m in network.modules() for value in entries(vars(m)))
+        modules = list(network.modules())
+        own = set().union(*(vars(module) for module in modules))
+        attributes = [
+            e for m in modules for e in entries([v for k, v in vars(m).items() if k != "_modules"])
+        ]
     except (AttributeError, KeyError, RecursionError, RuntimeError, TypeError, ValueError):
-        sound, own, not_built = False, set(), False
-    if not_built:
+        sound, own, attributes = False, set(), []
+    if any(map(_is_unknown, attributes)):
         raise UnsuitableModel(
             f"{name}: the pickled network keeps values that auditor does not build (numbers of NumPy, say), "
             "and may compute with them. Save its state_dict and pass --arch, or export it to ONNX."
         )
-    if not sound or own & set(dir(nn.Module)) - set(vars(nn.Module())):
+    apart = any(
+        isinstance(value, nn.Module) or (isinstance(value, dict) and has_odd_attributes(value))
+        for value in attributes
+    )
+    if not sound or apart or own & set(dir(nn.Module)) - set(vars(nn.Module())):
         raise UnsuitableModel(
-            f"{name}: the pickled network is damaged, has no values, or hides methods of its class. Save "
-            "its state_dict and pass --arch, or export it to ONNX."
+            f"{name}: the pickled network is damaged, has no values, or hides methods or layers of its "
+            "class. Save its state_dict and pass --arch, or export it to ONNX."
         )
 
 

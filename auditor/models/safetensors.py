@@ -19,6 +19,7 @@ from auditor.models.archive import copied
 from auditor.models.base import ModelHandle, ModuleHandle
 from auditor.models.patching import same_numbers
 from auditor.models.state_dict import StateDict, open_state_dict
+from auditor.safety.opcodes import refuse_calls
 from auditor.safety.structure import FileFacts
 from auditor.text import clean_text, listed
 
@@ -105,9 +106,11 @@ def stored_content(path: Path) -> SafetensorsContent:
     """The same under the names in the file only, without those of tied tensors.
 
     Raises:
+        UnsafeModel: It is a pickle as well, which calls something where it is taken for one.
         UnreadableModel: The library refuses it (offsets that overlap, overflow or leave holes), or
             it has tensors of a type that torch does not know.
     """
+    refuse_calls(path)
     try:
         with safe_open(path, framework="pt", device="cpu") as content:
             metadata = content.metadata() or {}

@@ -18,7 +18,13 @@ from auditor.architectures.shapes import COUNTER, PREFIXES, class_count, refuse_
 from auditor.errors import UnsuitableModel
 from auditor.models.base import ModuleHandle
 from auditor.models.patching import Home, Locate
-from auditor.safety.allowed import hides_tensors, holds_tensors
+from auditor.safety.allowed import (
+    InertOptimizer,
+    entries,
+    has_odd_attributes,
+    hides_tensors,
+    holds_tensors,
+)
 from auditor.safety.structure import FileFacts
 from auditor.text import clean_text, listed
 
@@ -59,8 +65,13 @@ def weights_in(checkpoint: Any) -> list[tuple[Keys, StateDict]]:
             continue
         visited.add(id(entry))
         inner: Iterable[tuple[Any, Any]] = ()
-        if isinstance(entry, Mapping):
-            inner = entry.items()
+        if isinstance(entry, dict):
+            if has_odd_attributes(entry):
+                raise UnsuitableModel(
+                    f"A dictionary of the file{_under(path)} has attributes, so that programs may find other "
+                    "entries in it. Save the network's state_dict alone."
+                )
+            inner = dict.items(entry)
             if not all(map(_is_plain_key, entry)):
                 if holds_tensors(entry):
                     raise UnsuitableModel(
@@ -79,9 +90,7 @@ def weights_in(checkpoint: Any) -> list[tuple[Keys, StateDict]]:
         elif isinstance(entry, list | tuple):
             inner = enumerate(entry)
         queue += [
-            ((*path, key), value)
-            for key, value in inner
-            if isinstance(value, Mapping | list | tuple)
+            ((*path, key), value) for key, value in inner if isinstance(value, dict | list | tuple)
         ]
     return sorted(found, key=lambda entry: -len(entry[1]))
 
@@ -99,14 +108,15 @@ def remarks(checkpoint: Any, keys: Keys, state: Mapping[str, Tensor]) -> list[st
         state: The weights.
     """
     said = []
-    count, numbers = len(state), _numbers(state)
+    count, numbers = len(state), _numbers(state.values())
+    sets = weights_in(checkpoint)
     others = [
         path
-        for path, other in weights_in(checkpoint)
-        if path[: len(keys)] != keys
+        for path, other in sets
+        if path != keys
         and (
             len(other) >= count * RIVAL
-            or (len(other) >= FEWEST_TENSORS and _numbers(other) >= numbers * RIVAL)
+            or (len(other) >= FEWEST_TENSORS and _numbers(other.values()) >= numbers * RIVAL)
         )
     ]
     if isinstance(checkpoint, Mapping):
@@ -121,12 +131,39 @@ def remarks(checkpoint: Any, keys: Keys, state: Mapping[str, Tensor]) -> list[st
             f"The file holds other weights, too, which are not examined: {shown}. If one of them is what "
             "is used, save it alone."
         )
-    if hides_tensors(checkpoint):
+    told = {
+        id(tensor)
+        for path, tensors in sets
+        if path in others or path == keys
+        for tensor in tensors.values()
+    }
+    direct = (
+        {id(value) for value in checkpoint.values()} if isinstance(checkpoint, Mapping) else set()
+    )
+    loose: list[Tensor] = []
+    for entry in entries(checkpoint, past=_is_of_an_optimizer):
+        if isinstance(entry, nn.Module) and id(entry) not in direct:
+            loose += entry.state_dict().values() if has_weights(entry) else ()
+        elif isinstance(entry, Tensor) and id(entry) not in told:
+            loose.append(entry)
+    if (len(loose) >= max(FEWEST_TENSORS, count * RIVAL)) or _numbers(loose) >= numbers * RIVAL > 0:
+        said.append(
+            f"The file keeps {len(loose)} tensors in other places (lists, settings, nested values), which "
+            "are not examined."
+        )
+    elif hides_tensors(checkpoint):
         said.append(
             "The file keeps tensors in values that auditor does not read (settings, arrays of objects): "
             "they are not examined."
         )
     return said
+
+
+def _is_of_an_optimizer(entry: object) -> bool:
+    """Its state has as many numbers as the network that it trained."""
+    return isinstance(entry, InertOptimizer) or (
+        isinstance(entry, dict) and dict.keys(entry) == {"state", "param_groups"}
+    )
 
 
 def has_weights(network: nn.Module) -> bool:
@@ -137,16 +174,16 @@ def has_weights(network: nn.Module) -> bool:
         return True
 
 
-def _numbers(state: Mapping[str, Tensor]) -> int:
-    return sum(tensor.numel() for tensor in state.values())
+def _numbers(tensors: Iterable[Tensor]) -> int:
+    return sum(math.prod(tensor.shape) for tensor in tensors if tensor.layout == torch.strided)
 
 
 def locate_state_dict(checkpoint: Any, wanted: Container[str], keys: Keys = ()) -> Home:
     """Where the tensors of a network with the names `wanted` are in a checkpoint, under `keys`."""
     state = next((state for path, state in weights_in(checkpoint) if path == keys), {})
-    entries = unprefixed({key: key for key in state}, wanted)
-    tensors = {name: state[key] for name, key in entries.items()}
-    return Home(keys=keys, tensors=tensors, entries=entries)
+    own = unprefixed({key: key for key in state}, wanted)
+    tensors = {name: state[key] for name, key in own.items()}
+    return Home(keys=keys, tensors=tensors, entries=own)
 
 
 def find_hints(checkpoint: Any, keys: Keys) -> dict[str, str | int]:

@@ -10,11 +10,12 @@ from __future__ import annotations
 import enum
 import importlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pickle import UnpicklingError
 from typing import Any
 
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -31,21 +32,31 @@ MAX_NAME = 200
 
 
 class Inert:
-    """What stands for a value that is no weight: it keeps nothing, and nothing of it is run."""
+    """What stands for a value that is no weight: nothing of it is built or run.
 
-    holds_tensors = False
+    It only remembers what it was given, so that tensors in it can be told of.
+    """
 
     def __init__(self, *args: object, **kwargs: object) -> None:
-        """Keeps nothing."""
-        self.holds_tensors = holds_tensors([*args, *kwargs.values()])
+        """Of a call."""
+        self.given: list[object] = [args, kwargs]
 
     def __setstate__(self, state: object) -> None:
-        """Ignores what the pickle says."""
-        self.holds_tensors = self.holds_tensors or holds_tensors(state)
+        """What would be its attributes."""
+        self.__dict__.setdefault("given", []).append(state)
+
+    @property
+    def holds_tensors(self) -> bool:
+        """Whether a tensor, or a network, is anywhere in it."""
+        return holds_tensors(self)
 
 
 class InertOptimizer(Inert):
     """What optimizers and schedulers become: they hold the weights that they moved."""
+
+
+class InertEnum(Inert):
+    """What an Enum becomes that no network needs."""
 
 
 class InertPartial(Inert):
@@ -107,7 +118,6 @@ RECORDS = frozenset(
         "decimal.Decimal",
         "numpy.dtype",
         "torch.torch_version.TorchVersion",
-        "torchvision.transforms.functional.InterpolationMode",
         *(f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")),
         *(f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")),
         *(f"datetime.{kind}" for kind in ("date", "datetime", "time", "timedelta", "timezone")),
@@ -127,6 +137,7 @@ HARMLESS: dict[str, type[Any]] = {
     "builtins.set": set,
     "collections.deque": PlainList,
     "functools.partial": InertPartial,
+    "torchvision.transforms.functional.InterpolationMode": InertEnum,
     **dict.fromkeys(DICTS, PlainDict),
     **dict.fromkeys(RECORDS, Inert),
     **dict.fromkeys(REFERENCES, Reference),
@@ -154,36 +165,50 @@ def allowed_global(name: str) -> type[Any] | None:
     if home.startswith(OPTIMIZERS):
         return InertOptimizer if issubclass(entry, Optimizer | LRScheduler) else None
     sound = home.startswith(MODULES) and issubclass(entry, nn.Module | enum.Enum)
-    return entry if sound else None
+    # torch.fx makes code of what it is given
+    return entry if sound and not issubclass(entry, GraphModule) else None
 
 
 def holds_tensors(value: object) -> bool:
-    """Whether a tensor, or a network, is anywhere in plain containers and what is inert."""
-    return any(
-        isinstance(entry, Tensor | nn.Module) or (isinstance(entry, Inert) and entry.holds_tensors)
-        for entry in entries(value)
-    )
+    """Whether a tensor, or a network, is anywhere in plain containers and in what is inert."""
+    return any(isinstance(entry, Tensor | nn.Module) for entry in entries(value))
 
 
 def hides_tensors(value: object) -> bool:
     """Whether some are in what is not built; optimizers are not asked."""
-    return any(
-        isinstance(entry, Inert) and entry.holds_tensors and not isinstance(entry, InertOptimizer)
-        for entry in entries(value)
-    )
+    inert = [e for e in entries(value, into=InertOptimizer) if isinstance(e, Inert)]
+    return holds_tensors([vars(e) for e in inert if not isinstance(e, InertOptimizer)])
 
 
-def entries(value: object) -> Iterator[object]:
-    """A value and all that is in its plain containers, keys too, each once."""
+def entries(
+    value: object,
+    *,
+    into: type[Inert] = Inert,
+    past: Callable[[object], bool] = lambda entry: False,
+) -> Iterator[object]:
+    """A value and all that is in its plain containers, keys too, each once.
+
+    Args:
+        value: Anything of a file.
+        into: Values of this kind are looked into, too.
+        past: What is left out, with all that is in it.
+    """
     stack: list[Any] = [value]
     visited: set[int] = set()
     while stack:
         entry = stack.pop()
-        if id(entry) in visited:
+        if id(entry) in visited or past(entry):
             continue
         visited.add(id(entry))
         yield entry
         if isinstance(entry, dict):
-            stack += [*entry.keys(), *entry.values()]
+            stack += [*dict.keys(entry), *dict.values(entry)]
         elif isinstance(entry, list | tuple | set | frozenset):
             stack += entry
+        elif isinstance(entry, into):
+            stack += vars(entry).get("given", [])
+
+
+def has_odd_attributes(container: object) -> bool:
+    """Whether a dictionary of the file has attributes, by which its methods may be others'."""
+    return bool(set(getattr(container, "__dict__", {})) - {"_metadata"})

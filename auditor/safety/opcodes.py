@@ -6,20 +6,27 @@ followed counts as a name that nobody knows.
 
 from __future__ import annotations
 
+import enum
 import math
 import pickletools
 import re
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import torch
+from torch import nn
 
 from auditor.errors import UnsafeModel
-from auditor.safety.allowed import REFERENCES, allowed_global
+from auditor.safety.allowed import (
+    InertEnum,
+    InertOptimizer,
+    InertPartial,
+    Reference,
+    allowed_global,
+)
 from auditor.safety.structure import DAMAGED, MAX_LISTED, PICKLES, is_zip
 from auditor.text import clean_text, listed
 
@@ -57,21 +64,29 @@ class Named:
         return self.name
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Made:
-    """What a call gives that is followed further."""
+    """What a call gives, as far as it is followed: by what, of what, and whether its state was set."""
 
     by: str
     arguments: tuple[Any, ...]
+    built: bool = False
+
+    def __repr__(self) -> str:
+        return "…"
 
 
 UNKNOWN = Unknown()
+STORED = Unknown()
+"""What the archive keeps beside the pickle: numbers, and in old files classes."""
 DTYPE = "numpy.dtype"
-PLAIN_DTYPE = re.compile(r"[?biufcSUmMOV]\d*")
+PLAIN_DTYPE = re.compile(r"([?biufcmMO])\d*|([SUV])(\d+)")
+"""Of numbers, dates and objects; of text and bytes, which have a length."""
 OBJECT_FLAGS = 63
 """Of an array of objects: with others NumPy takes bytes of the file for their addresses."""
-PLAIN_FLAGS = {0, 8}
-"""Of one of numbers, and of one of text."""
+TEXT_FLAGS = 8
+WITH_STATE = {"torch._tensor._rebuild_from_type_v2", "torch._utils._rebuild_parameter_with_state"}
+"""They call what they are given, or set any attribute of a tensor; no state dict needs them."""
 CONSTANT_OPCODES = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 
@@ -86,6 +101,8 @@ class PickleFacts:
     tensors: int = 0
     numbers: int = 0
     """In all tensors."""
+    misused: list[str] = field(default_factory=list)
+    """Those of the calls whose function is allowed, but not to be called so."""
     complete: bool = True
     """It was read to its end."""
 
@@ -124,9 +141,10 @@ def walk(path: Path) -> PickleFacts:
             for _ in range(LEGACY_PICKLES):
                 if not _walk(stream, facts):
                     break
-        facts.complete = facts.complete or bool(facts.tensors)
         return facts
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(
+        path
+    ) as archive:  # `identify` sees to it that torch's reader sees the same
         for member in archive.infolist():
             if not member.filename.casefold().endswith(PICKLES):
                 continue
@@ -152,12 +170,33 @@ def refuse_calls(path: Path) -> None:
     # in an archive checksums are right, so that a pickle without an end is no accident
     findings = facts.findings if facts.refused or facts.calls or is_zip(path) else ()
     if findings:
-        raise UnsafeModel(
-            f"{clean_text(path.name)} is a pickle, and opening it could run anything, so auditor does not: "
-            f"{listed(findings, MAX_LISTED, '; ')}. Ways out: in the environment it came from, save "
-            "torch.save(model.state_dict(), ...) and pass --arch, or export it to ONNX.",
-            findings,
-        )
+        raise _unsafe(path, findings)
+
+
+def refuse_misuse(path: Path) -> None:
+    """Refuse a file that calls what is allowed in ways that pickle does not.
+
+    Torch's unpickler would make these calls. What is not allowed at all it refuses itself.
+
+    Raises:
+        UnsafeModel: Says what they call.
+        OSError: The file cannot be read.
+    """
+    facts = walk(path)
+    findings = [f"loading it calls {call}" for call in facts.misused]
+    if not facts.complete and is_zip(path):
+        findings.append(BROKEN)
+    if findings:
+        raise _unsafe(path, tuple(findings))
+
+
+def _unsafe(path: Path, findings: tuple[str, ...]) -> UnsafeModel:
+    return UnsafeModel(
+        f"{clean_text(path.name)} is a pickle, and opening it could run anything, so auditor does not: "
+        f"{listed(findings, MAX_LISTED, '; ')}. Ways out: in the environment it came from, save "
+        "torch.save(model.state_dict(), ...) and pass --arch, or export it to ONNX.",
+        findings,
+    )
 
 
 def _walk(stream: IO[bytes], facts: PickleFacts) -> bool:
@@ -208,16 +247,18 @@ def _step(
     elif name.startswith("EXT"):
         made = _global(f"extension {argument} of copyreg", facts)
     elif name == "INST":
-        made = _called(_global(argument.replace(" ", ".", 1), facts), popped, facts)
+        made = _called(name, _global(argument.replace(" ", ".", 1), facts), popped, facts)
     elif name in CALLS:
         arguments = popped[1:] if name == "OBJ" else popped[-1] if popped else ()
-        made = _called(popped[0] if popped else UNKNOWN, arguments, facts)
+        made = _called(name, popped[0] if popped else UNKNOWN, arguments, facts)
     elif name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_TUPLE"):
         made = tuple(popped)
     elif name in ("APPENDS", "APPEND", "SETITEMS", "SETITEM", "ADDITEMS", "BUILD"):
         made = popped[0] if popped else UNKNOWN
-        if name == "BUILD" and isinstance(made, Made) and not _is_usual_dtype(made, popped[-1]):
-            _note_call(f"{made.by}.__setstate__", popped[-1], facts)
+        if name == "BUILD":
+            _built(made, popped[-1] if popped else UNKNOWN, facts)
+    elif name == "BINPERSID":
+        made = STORED
     elif name == "DUP":
         made = popped[-1] if popped else UNKNOWN
         stack.append(made)
@@ -256,48 +297,84 @@ def _modern(name: str) -> str:
     return f"{IMPORT_MAPPING.get(module, module)}.{attribute}" if module else name
 
 
-def _called(function: Any, arguments: Any, facts: PickleFacts) -> Any:
-    name = function.name if isinstance(function, Named) else ""
-    if name in REBUILDS and isinstance(arguments, tuple | list) and len(arguments) > 2:
-        size = arguments[2]
+def _called(opcode: str, function: Any, arguments: Any, facts: PickleFacts) -> Any:
+    """A call, as pickle writes it for what it is of; every other one is a finding."""
+    given = tuple(arguments) if isinstance(arguments, tuple | list) else (arguments,)
+    if not isinstance(function, Named):
+        if function is not STORED:  # a class of an old file, which torch's unpickler refuses
+            _note_call("what the file makes", given, facts, misused=True)
+        return UNKNOWN
+    name = function.name
+    if name in REBUILDS and len(given) > 2:
+        size = given[2]
         facts.tensors += 1
         if isinstance(size, tuple) and all(isinstance(n, int) for n in size):
             facts.numbers += math.prod(size)
-    elif name and (not is_allowed(name) or name in REFERENCES or _is_odd_array(name, arguments)):
-        _note_call(name, arguments, facts)
-    elif name == DTYPE:
-        return Made(name, tuple(arguments) if isinstance(arguments, tuple | list) else ())
-    return UNKNOWN
+    if name in torch._weights_only_unpickler._get_allowed_globals():
+        if name in WITH_STATE:
+            _note_call(name, given, facts, misused=True)
+    elif (kind := allowed_global(name)) is None:
+        _note_call(name, given, facts)
+    elif not _is_usual_call(opcode, name, kind, given):
+        _note_call(name, given, facts, misused=True)
+    return Made(name, given)
 
 
-def _note_call(name: str, arguments: Any, facts: PickleFacts) -> None:
-    if len(facts.calls) < MAX_CALLS:
-        facts.calls.append(f"{clean_text(name, limit=80)}({_shown(arguments)})")
-
-
-def _is_odd_array(name: str, arguments: Any) -> bool:
-    """An array, or a type of its numbers, as NumPy never writes it: memory might be read with it."""
-    first = arguments[0] if isinstance(arguments, tuple | list) and arguments else None
-    if name == DTYPE:
-        return not isinstance(first, str) or PLAIN_DTYPE.fullmatch(first) is None
-    if name.endswith(".multiarray._reconstruct"):
-        return first != Named("numpy.ndarray")
-    return False
-
-
-def _is_usual_dtype(made: Made, state: Any) -> bool:
-    """Version, byte order, no parts, sizes and flags; of dates what they count, too."""
-    if (
-        not isinstance(state, tuple)
-        or len(state) < 8
-        or any(part is not None for part in state[2:5])
-    ):
+def _is_usual_call(opcode: str, name: str, kind: type[Any], given: tuple[Any, ...]) -> bool:
+    if issubclass(kind, nn.Module | InertOptimizer):  # a constructor may do anything with arguments
+        return opcode == "NEWOBJ" and not given
+    if issubclass(kind, Reference):
         return False
-    usual = {OBJECT_FLAGS} if str(made.arguments[0]).startswith("O") else PLAIN_FLAGS
-    return isinstance(state[7], int) and state[7] in usual
+    if issubclass(kind, enum.Enum | InertEnum | InertPartial):
+        return opcode == "REDUCE" and len(given) == 1
+    first = given[0] if given else None
+    if name == DTYPE:
+        return isinstance(first, str) and PLAIN_DTYPE.fullmatch(first) is not None
+    if name.endswith(".multiarray._reconstruct"):
+        return first == Named("numpy.ndarray")
+    return True
 
 
-def _shown(arguments: Any) -> str:
-    values: Iterable[Any] = arguments if isinstance(arguments, tuple | list) else [arguments]
-    parts = [repr(value) if not isinstance(value, tuple | list) else "…" for value in values]
+def _built(made: Any, state: Any, facts: PickleFacts) -> None:
+    """The state of what was made; of a type of numbers as NumPy writes it, once, and of an Enum none."""
+    if not isinstance(made, Made):
+        return
+    kind = allowed_global(made.by)
+    usual = kind is None or not issubclass(kind, enum.Enum | InertEnum)
+    if made.by == DTYPE:
+        usual = not made.built and _is_usual_dtype(str(made.arguments[0]), state)
+    if not usual:
+        _note_call(f"{made.by}.__setstate__", (state,), facts, misused=True)
+    made.built = True
+
+
+def _is_usual_dtype(code: str, state: Any) -> bool:
+    """Version, byte order, no parts, size, alignment and flags; of dates what they count, too."""
+    found = PLAIN_DTYPE.fullmatch(code)
+    if found is None or not isinstance(state, tuple) or len(state) < 8:
+        return False
+    if any(part is not None for part in state[2:5]) or len(state) > 8 + (found[1] in ("m", "M")):
+        return False
+    size, flags = (-1, -1), {0}
+    if found[1] == "O":
+        flags = {OBJECT_FLAGS}
+    elif found[2]:
+        wide = 4 if found[2] == "U" else 1
+        size, flags = (wide * int(found[3]), wide), {0, TEXT_FLAGS}
+    exact = all(type(part) is int for part in state[5:8])
+    return exact and state[5:7] == size and state[7] in flags
+
+
+def _note_call(
+    name: str, arguments: tuple[Any, ...], facts: PickleFacts, *, misused: bool = False
+) -> None:
+    call = f"{clean_text(name, limit=80)}({_shown(arguments)})"
+    if len(facts.calls) < MAX_CALLS:
+        facts.calls.append(call)
+    if misused and len(facts.misused) < MAX_CALLS:
+        facts.misused.append(call)
+
+
+def _shown(arguments: tuple[Any, ...]) -> str:
+    parts = [repr(value) if not isinstance(value, tuple | list) else "…" for value in arguments]
     return clean_text(", ".join(parts), limit=120)

@@ -14,7 +14,7 @@ import torch
 
 from auditor.errors import UnreadableModel, UnsafeModel
 from auditor.safety.allowed import allowed_global
-from auditor.safety.opcodes import walk
+from auditor.safety.opcodes import refuse_misuse, walk
 from auditor.safety.structure import MAX_LISTED, PICKLES, is_zip
 from auditor.text import clean_text, listed
 
@@ -44,6 +44,7 @@ def load_pickle(path: Path, *, writable: bool = False) -> Any:
         UnreadableModel: The pickle is damaged.
     """
     _refuse_other_pickles(path)
+    refuse_misuse(path)
     allowed: dict[str, type[Any]] = {}
     while True:
         entries: list[Any] = [(entry, name) for name, entry in allowed.items()]

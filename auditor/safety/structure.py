@@ -153,6 +153,7 @@ def _kind_of_zip(path: Path) -> Kind:
                     "disagree about its content; refused."
                 )
             _refuse_bombs(name, members, path.stat().st_size)
+            _refuse_two_directories(path, len(members))
             damaged = archive.testzip()
     except DAMAGED as error:
         raise UnreadableModel(
@@ -174,6 +175,52 @@ def _kind_of_zip(path: Path) -> Kind:
         f"{name} is a zip archive, but not one of PyTorch (no data.pkl in it). "
         "If it contains the model, unpack it and name the model file."
     )
+
+
+END, END64, LOCATOR = (
+    struct.Struct("<4s4H2LH"),
+    struct.Struct("<4sQ2H2L4Q"),
+    struct.Struct("<4sLQL"),
+)
+"""Of a zip archive: end of its directory, the same with 64 bits, and what tells where that is."""
+
+
+def _refuse_two_directories(path: Path, members: int) -> None:
+    """Refuse an archive whose directory is not exactly where its end says, right before it.
+
+    Python's reader looks for it before the end, torch's at the offset that the end gives; with two of
+    them, each would see another archive.
+
+    Raises:
+        UnsafeModel: It is elsewhere, something follows, or the numbers contradict each other.
+    """
+    with path.open("rb") as file:
+        at = file.seek(0, 2) - END.size
+        file.seek(max(0, at - LOCATOR.size))
+        tail = file.read()
+        end = END.unpack(tail[-END.size :])
+        *numbers, comment = end[1:]
+        sound = end[0] == b"PK\x05\x06" and comment == 0
+        place = [*numbers[2:4], *numbers[4:6]]
+        before = tail[: -END.size]
+        if sound and before.startswith(b"PK\x06\x07"):
+            at = LOCATOR.unpack(before)[2]
+            file.seek(min(at, len(tail) + file.tell()))
+            record = file.read(END64.size)
+            sound = len(record) == END64.size and record.startswith(b"PK\x06\x06")
+            if sound:
+                found = END64.unpack(record)
+                wide = list(found[6:10])
+                # the fields of 32 bits repeat those of 64, or say that they cannot
+                same = zip(place, wide, (0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF), strict=True)
+                sound = all(a in (b, full) for a, b, full in same) and found[1] == END64.size - 12
+                sound = sound and at + END64.size + LOCATOR.size + END.size == path.stat().st_size
+                place = wide
+    if not sound or place[0] != members or place[1] != members or place[3] + place[2] != at:
+        raise UnsafeModel(
+            f"{clean_text(path.name)}: the directory of the archive is not where its end says, so that "
+            "readers may see different files in it; refused."
+        )
 
 
 def _refuse_bombs(name: str, members: list[zipfile.ZipInfo], size: int) -> None:
