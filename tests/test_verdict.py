@@ -612,8 +612,11 @@ SMALL = (inversion("search.patch", 0.002), inversion("search.additive", 0.002))
     [
         ({"surer": 45}, True, Verdict.BACKDOOR),
         ({"surer": 45}, False, Verdict.SUSPICIOUS),
-        ({"surer": 36}, True, Verdict.BACKDOOR),
-        ({"surer": 36}, False, Verdict.NO_EVIDENCE),  # a weak network
+        (
+            {"surer": 45, "area": 0.5, "change": 4 / 255},
+            False,
+            Verdict.NO_EVIDENCE,
+        ),  # a weak network
         ({"surer": 20}, True, Verdict.NO_EVIDENCE),
         ({"surer": None}, True, Verdict.NO_EVIDENCE),
         ({"surer": 45, "held_out": False}, True, Verdict.NO_EVIDENCE),

@@ -23,7 +23,6 @@ from auditor.verdict.thresholds import (
     SEARCH_ALPHA,
     SHORTCUT_CONTROL,
     SMALL_AREA,
-    SURE_ALONE,
     SURER,
     SUSPICIOUS_ASR,
     WHOLE_AREA,
@@ -48,7 +47,6 @@ __all__ = [
     "level",
     "moved_bound",
     "stands_for_a_mark",
-    "sure_bound",
     "typical_excess_bound",
     "typical_share",
     "worst_control",
@@ -109,8 +107,8 @@ def grade_found(confirmation: Confirmation, alpha: float, apart: Set[int], class
     Every network gives way to some small change, so that one works is not enough. It must make the
     model surer of the target than real images make it of their classes: most networks can be tipped
     over, few are sure of what they say then. And the searches must set its class apart from the
-    others, since a fragile network can be driven to several; else it is suspicious at most, where it
-    makes the model sure of clearly more images.
+    others, since a fragile network can be driven to several; else it is suspicious at most, and only
+    on a small area: a faint change of the whole image makes weak networks sure as well.
 
     One that is held against others of its size is suspicious where it drives images further.
 
@@ -126,8 +124,8 @@ def grade_found(confirmation: Confirmation, alpha: float, apart: Set[int], class
         found = beats_rivals(confirmation, alpha)
         return Verdict.SUSPICIOUS if found else Verdict.NO_EVIDENCE
     set_apart = confirmation.target in apart
-    needed = SURER if set_apart else SURE_ALONE
-    if not is_small(confirmation) or sure_bound(confirmation, alpha) < needed:
+    counts = is_small(confirmation) if set_apart else confirmation.area <= SMALL_AREA
+    if not counts or not is_sure(confirmation, alpha):
         return Verdict.NO_EVIDENCE
     universal = is_universal(confirmation, classes)
     if universal and is_obeyed(confirmation, alpha) and set_apart:
@@ -138,12 +136,7 @@ def grade_found(confirmation: Confirmation, alpha: float, apart: Set[int], class
 
 def is_sure(confirmation: Confirmation, alpha: float) -> bool:
     """Under the trigger the model is surer of the target than it usually is of an image."""
-    return sure_bound(confirmation, alpha) >= SURER
-
-
-def sure_bound(confirmation: Confirmation, alpha: float) -> float:
-    """Lower bound of the share of images that it makes the model surer on; 0 where not measured."""
-    return lower_bound(confirmation.surer or 0, confirmation.eligible, alpha)
+    return lower_bound(confirmation.surer or 0, confirmation.eligible, alpha) >= SURER
 
 
 def leaves_doubt(confirmation: Confirmation, alpha: float) -> bool:

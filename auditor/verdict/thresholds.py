@@ -93,9 +93,6 @@ SURER = 0.50
 """A model is sure under a trigger where it is surer of the target than of half of the unstamped
 images, on more than this share of the stamped ones (lower bound). A change that damages images, or
 tips a network over, does not make it sure: see `bench/RESULTS.md`. Searched triggers must."""
-SURE_ALONE = 2 / 3
-"""The same for a searched trigger whose class nothing else sets apart: a weak network can be made sure,
-too. Two benign networks of the zoo, of 54 and 66% accuracy, are on 62 and 66% of 601 images."""
 POWER = 0.95
 POWER_TESTS = 12
 """Hypotheses on held-out images that the power is computed for: what a backdoored model often has."""

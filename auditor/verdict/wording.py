@@ -78,8 +78,8 @@ def how_sure(found: Confirmation, verdict: Verdict, alpha: float) -> str:
     if moved_bound(found, alpha) < BACKDOOR_ASR:
         return f" It makes the model surer than most real images do on {sure}, but moves too few."
     return (
-        f" It makes the model surer than most real images do on {sure}: weak networks can be brought to "
-        "that, too, and no search sets the class apart."
+        f" It makes the model surer than most real images do on {sure}: so faint a change of the whole image "
+        "can bring weak networks to that, too, and no search sets the class apart."
     )
 
 

@@ -95,8 +95,9 @@ class Row(Record):
     """`gpu`: minutes on a GPU, hours without."""
     half: Half = "report"
     """`calibration`: constants of `auditor.verdict` were moved after looking at this network. `unseen`:
-    all of them, and the search, were as they are before this network was trained; but `SURE_ALONE` came
-    after. `later`: that one, too."""
+    all of them, and the search, were as they are before this network was trained; but what a searched
+    trigger of a class that nothing sets apart must do was asked more of after them, and after the
+    benign ones of `later`, too."""
 
     @property
     def benign(self) -> bool:
