@@ -19,7 +19,7 @@ from auditor.architectures.shapes import class_count, refuse_hollow, stripped
 from auditor.errors import ModelError, UnreadableModel, UnsafeModel, UnsuitableModel
 from auditor.inspection import MOST_NUMBERS, Ability, Content, Fit, Inspection, Wanted
 from auditor.models.module import check_network, find_module
-from auditor.models.state_dict import MOST_TRIED, find_hints, weights_in
+from auditor.models.state_dict import MOST_TRIED, find_hints, refuse_odd_tensors, weights_in
 from auditor.safety.allowed import Inert, allowed_global
 from auditor.safety.opcodes import PickleFacts, is_allowed, walk
 from auditor.safety.static import check_torchscript, other_pickles
@@ -214,7 +214,8 @@ def _entries(loaded: Any) -> tuple[str, ...]:
 
 def _told(value: Any) -> str:
     if isinstance(value, Tensor):
-        return f"tensor {'×'.join(map(str, value.shape)) or 'of one number'}"
+        size = "nested" if value.is_nested else "×".join(map(str, value.shape))
+        return f"tensor {size or 'of one number'}"
     if isinstance(value, str | int | float | bool | None):
         return clean_text(str(value), limit=60)
     if isinstance(value, Inert):
@@ -244,6 +245,10 @@ def _counted(content: Content, state: Mapping[str, Tensor]) -> Content:
 def _of_state(
     content: Content, state: Mapping[str, Tensor], hints: Mapping[str, str | int]
 ) -> Content:
+    try:
+        refuse_odd_tensors(state)
+    except UnsuitableModel as error:
+        return replace(content, what=f"{content.what} {error}")
     content = _counted(content, state)
     try:
         refuse_hollow({key: value for key, value in state.items() if not value.is_meta}, "It")

@@ -27,6 +27,7 @@ from auditor.cli import app
 from auditor.errors import OutputError, UnreadableModel, UnsafeModel, UnsuitableModel
 from auditor.inspecting import inspect_file
 from auditor.models.load import load_model
+from auditor.safety import opcodes
 from auditor.safety.allowed import Inert
 from auditor.safety.static import load_pickle
 from tests.field_networks import Basic, FourStages
@@ -98,6 +99,14 @@ def whole_objects(net: nn.Module) -> dict[str, Any]:
         "torch": torch.torch_version.TorchVersion("2.9.0"),
         "objects": np.array([{"a": 1}, None], dtype=object),
         "kind": np.float32,
+        "empty": [np.zeros((0, 3)), b"", np.str_("")],
+        "orders": [
+            np.asfortranarray(np.ones((2, 3))),
+            np.ones(2, ">f8"),
+            np.array(3.0),
+            np.bool_(True),
+        ],
+        "step": partial(int, base=2),
     }
 
 
@@ -402,6 +411,127 @@ def test_dictionaries_with_attributes(attribute: str, tmp_path: Path) -> None:
     net = torchvision.models.resnet18(num_classes=4)
     net.fc.__dict__["_buffers"] = State(OrderedDict, (), {attribute: set})
     refused(net, tmp_path / "d.pt")
+
+
+class Opcodes:
+    """Marks the place of opcodes that pickle does not write."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def save(self, path: Path, *, legacy: bool = False) -> None:
+        mark = "the place of the opcodes"
+        torch.save({"net": CLEAN, "x": mark}, path, _use_new_zipfile_serialization=not legacy)
+        spelled = b"X" + len(mark).to_bytes(4, "little") + mark.encode()
+        if legacy:
+            data = path.read_bytes()
+            assert spelled in data
+            path.write_bytes(data.replace(spelled, self.data))
+            return
+        with zipfile.ZipFile(path) as archive:
+            parts = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in parts.items():
+                archive.writestr(
+                    name, data.replace(spelled, self.data) if name.endswith(".pkl") else data
+                )
+
+
+def named(module: str, name: str) -> bytes:
+    return f"c{module}\n{name}\n".encode()
+
+
+def text(value: str) -> bytes:
+    return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+
+ARRAY = (
+    named("numpy._core.multiarray", "_reconstruct")
+    + named("numpy", "ndarray")
+    + b"K\x00\x85"
+    + text("b")
+    + b"\x87R"
+)
+OBJECTS = named("numpy", "dtype") + text("O8") + b"\x89\x88\x87R"
+IDENTITY, SEQUENTIAL = (
+    named("torch.nn.modules." + module, kind)
+    for module, kind in (("linear", "Identity"), ("container", "Sequential"))
+)
+SETSTATE = b"}" + text("__setstate__") + SEQUENTIAL + b"sb"
+TWICE = {
+    "namespace": named("argparse", "Namespace") + b")\x81" + SETSTATE + b"K\x08b",
+    "ordered": named("collections", "OrderedDict") + b")R" + SETSTATE + b"}b",
+    "layer": IDENTITY + b")\x81" + SETSTATE + b"}b",
+    "partial": named("functools", "partial") + IDENTITY + b"\x85R" + SETSTATE,
+    "other function": named("functools", "partial") + IDENTITY + b"\x85R(" + SEQUENTIAL + b")}Ntb",
+    "deep": b"((((("
+    + named("collections", "OrderedDict")
+    + b")R}"
+    + text("items")
+    + SEQUENTIAL
+    + b"sbttttt",
+    "more places than objects": ARRAY + b"(K\x01K\x05\x85" + OBJECTS + b"\x89](NNetb",
+    "objects without a list": ARRAY + b"(K\x01K\x05\x85" + OBJECTS + b"\x89" + text("AAAA") + b"tb",
+    "object number": named("numpy._core.multiarray", "scalar") + OBJECTS + b"K\x03\x86R",
+    "a state of a list": b"]K\x01b",
+}
+
+
+@pytest.mark.parametrize("name", TWICE)
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_states_that_pickle_does_not_write(name: str, legacy: bool, tmp_path: Path) -> None:
+    """Python looks for `__setstate__` in the attributes, too; NumPy trusts what it is told."""
+    Opcodes(TWICE[name]).save(tmp_path / "c.pt", legacy=legacy)
+    with pytest.raises(UnsafeModel, match="loading it calls"):
+        load_model(tmp_path / "c.pt")
+    assert inspect_file(tmp_path / "c.pt").dangerous
+
+
+def test_what_is_too_long_to_be_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opcodes, "MAX_OPCODES", 10_000)
+    Opcodes(b"(" + b"N" * 20_000 + b"t").save(tmp_path / "c.pt", legacy=True)
+    with pytest.raises(UnreadableModel, match="too long to be checked"):
+        load_model(tmp_path / "c.pt")
+    Opcodes(b"(" + b"N" * 20_000 + b"t").save(tmp_path / "z.pt")
+    with pytest.raises(UnsafeModel, match="followed to the end"):
+        load_model(tmp_path / "z.pt")
+
+
+def test_a_deque_that_drops_what_it_is_given(tmp_path: Path) -> None:
+    """The first of two is gone for everybody else."""
+    torch.save({"ema": deque([CLEAN], maxlen=3), "acc": deque([1, 2], maxlen=2)}, tmp_path / "a.pt")
+    assert 'The weights were found under "ema.0".' in load_model(tmp_path / "a.pt").notes
+    dropping = named("collections", "deque") + b")K\x01\x86R(K\x01K\x02e"
+    Opcodes(dropping).save(tmp_path / "b.pt")
+    with pytest.raises(UnsafeModel, match="deque"):
+        load_model(tmp_path / "b.pt")
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.nested.nested_tensor([torch.ones(3, 4), torch.ones(2, 4)]),
+        torch.quantize_per_channel(
+            torch.rand(10, 64), torch.ones(10), torch.zeros(10), 0, torch.qint8
+        ),
+    ],
+    ids=["nested", "quantized"],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_odd_tensors_among_the_weights(tensor: Tensor, tmp_path: Path) -> None:
+    refused_or_read = tmp_path / "c.pt"
+    torch.save({**CLEAN, "linear.weight": tensor}, refused_or_read)
+    with pytest.raises((UnsuitableModel, UnreadableModel, UnsafeModel)):
+        load_model(refused_or_read)
+    shown = CliRunner().invoke(app, ["inspect", str(refused_or_read)])
+    assert "Traceback" not in shown.output
+    assert shown.exception is None or isinstance(shown.exception, SystemExit)
+
+
+def test_layers_that_ask_for_their_version(tmp_path: Path) -> None:
+    net = torchvision.models.mnasnet0_5(num_classes=4)
+    torch.save(net.state_dict(), tmp_path / "m.pt")
+    assert load_model(tmp_path / "m.pt", arch="mnasnet0_5").tensors()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Container, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -175,7 +175,7 @@ def has_weights(network: nn.Module) -> bool:
 
 
 def _numbers(tensors: Iterable[Tensor]) -> int:
-    return sum(math.prod(tensor.shape) for tensor in tensors if tensor.layout == torch.strided)
+    return sum(math.prod(tensor.shape) for tensor in tensors if not tensor.is_nested)
 
 
 def locate_state_dict(checkpoint: Any, wanted: Container[str], keys: Keys = ()) -> Home:
@@ -251,6 +251,7 @@ def open_state_dict(
     misfit: UnsuitableModel | None = None
     for keys, state in found[:MOST_TRIED]:
         try:
+            refuse_odd_tensors(state)
             handle = _opened(file, checkpoint, keys, state, architecture, device, locate)
         except UnsuitableModel as error:
             misfit = misfit or error  # the largest is what is meant, if none fits
@@ -259,6 +260,19 @@ def open_state_dict(
         return handle
     assert misfit is not None  # noqa: S101 - there was one at least
     raise misfit
+
+
+def refuse_odd_tensors(state: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are no plain arrays of numbers.
+
+    Raises:
+        UnsuitableModel: One is nested.
+    """
+    nested = next((key for key, tensor in state.items() if tensor.is_nested), None)
+    if nested is not None:
+        raise UnsuitableModel(
+            f'"{clean_text(nested, limit=80)}" is a nested tensor, which no layer has for weights.'
+        )
 
 
 def _opened(
@@ -373,7 +387,16 @@ def fit(network: nn.Module, state: StateDict, *, name: str, architecture: str) -
         if unexpected:
             parts.append(f"Not in the network ({len(unexpected)}): {_listed(unexpected)}.")
         raise UnsuitableModel(f"{name}: {' '.join(parts)}")
-    network.load_state_dict(state, strict=False)
+    versioned = OrderedDict(state)
+    # a version says what the layers of older files meant; ours are of now
+    versioned._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]
+    try:
+        network.load_state_dict(versioned, strict=False)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UnsuitableModel(
+            f"{name}: its weights cannot be put into --arch {architecture} "
+            f"({clean_text(str(error).strip().splitlines()[-1], limit=160)})."
+        ) from None
 
 
 def _shape(tensor: Tensor) -> str:

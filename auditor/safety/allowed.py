@@ -123,7 +123,7 @@ RECORDS = frozenset(
         *(f"datetime.{kind}" for kind in ("date", "datetime", "time", "timedelta", "timezone")),
         *(f"{module}.PosixPath" for module in ("pathlib", "pathlib._local")),
         *(f"{module}.WindowsPath" for module in ("pathlib", "pathlib._local")),
-        *(f"builtins.{kind}" for kind in ("frozenset", "range", "slice")),
+        *(f"builtins.{kind}" for kind in ("bytes", "frozenset", "range", "slice")),
     }
 )
 """What training scripts keep beside the weights: an accuracy, a setting, an index of images."""

@@ -19,7 +19,7 @@ from typing import IO, Any
 import torch
 from torch import nn
 
-from auditor.errors import UnsafeModel
+from auditor.errors import UnreadableModel, UnsafeModel
 from auditor.safety.allowed import (
     InertEnum,
     InertOptimizer,
@@ -71,6 +71,28 @@ class Made:
     by: str
     arguments: tuple[Any, ...]
     built: bool = False
+    items: int = 0
+    """Entries that were appended."""
+
+    def __repr__(self) -> str:
+        return "…"
+
+
+@dataclass(eq=False)
+class Table:
+    """A dictionary of the pickle: its keys."""
+
+    keys: list[Any] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return "…"
+
+
+@dataclass(eq=False)
+class Series:
+    """A list of the pickle: how many entries it has."""
+
+    items: int = 0
 
     def __repr__(self) -> str:
         return "…"
@@ -80,6 +102,9 @@ UNKNOWN = Unknown()
 STORED = Unknown()
 """What the archive keeps beside the pickle: numbers, and in old files classes."""
 DTYPE = "numpy.dtype"
+DEQUE = "collections.deque"
+BYTES = {"_codecs.encode", "builtins.bytes"}
+"""What bytes are made by in protocol 2."""
 PLAIN_DTYPE = re.compile(r"([?biufcmMO])\d*|([SUV])(\d+)")
 """Of numbers, dates and objects; of text and bytes, which have a length."""
 OBJECT_FLAGS = 63
@@ -180,6 +205,7 @@ def refuse_misuse(path: Path) -> None:
 
     Raises:
         UnsafeModel: Says what they call.
+        UnreadableModel: They cannot be followed to their end.
         OSError: The file cannot be read.
     """
     facts = walk(path)
@@ -188,6 +214,11 @@ def refuse_misuse(path: Path) -> None:
         findings.append(BROKEN)
     if findings:
         raise _unsafe(path, tuple(findings))
+    if not facts.complete:
+        raise UnreadableModel(
+            f"{clean_text(path.name)} is damaged, ends early, or holds a pickle too long to be checked. "
+            "Download it again, or save the network's state_dict alone."
+        )
 
 
 def _unsafe(path: Path, findings: tuple[str, ...]) -> UnsafeModel:
@@ -253,10 +284,20 @@ def _step(
         made = _called(name, popped[0] if popped else UNKNOWN, arguments, facts)
     elif name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_TUPLE"):
         made = tuple(popped)
+    elif name in ("EMPTY_DICT", "DICT"):
+        made = Table(popped[::2])
+    elif name in ("EMPTY_LIST", "LIST"):
+        made = Series(len(popped))
     elif name in ("APPENDS", "APPEND", "SETITEMS", "SETITEM", "ADDITEMS", "BUILD"):
         made = popped[0] if popped else UNKNOWN
         if name == "BUILD":
             _built(made, popped[-1] if popped else UNKNOWN, facts)
+        elif isinstance(made, Table):
+            made.keys += popped[1::2]
+        elif isinstance(made, Series | Made):
+            made.items += len(popped) - 1
+            if isinstance(made, Made) and made.by == DEQUE and made.items > _longest(made):
+                _note_call("collections.deque.append", made.arguments, facts, misused=True)
     elif name == "BINPERSID":
         made = STORED
     elif name == "DUP":
@@ -301,8 +342,9 @@ def _called(opcode: str, function: Any, arguments: Any, facts: PickleFacts) -> A
     """A call, as pickle writes it for what it is of; every other one is a finding."""
     given = tuple(arguments) if isinstance(arguments, tuple | list) else (arguments,)
     if not isinstance(function, Named):
-        if function is not STORED:  # a class of an old file, which torch's unpickler refuses
-            _note_call("what the file makes", given, facts, misused=True)
+        if function is STORED:  # a class of an old file, which torch's unpickler refuses
+            return STORED
+        _note_call("what the file makes", given, facts, misused=True)
         return UNKNOWN
     name = function.name
     if name in REBUILDS and len(given) > 2:
@@ -332,20 +374,77 @@ def _is_usual_call(opcode: str, name: str, kind: type[Any], given: tuple[Any, ..
         return isinstance(first, str) and PLAIN_DTYPE.fullmatch(first) is not None
     if name.endswith(".multiarray._reconstruct"):
         return first == Named("numpy.ndarray")
+    if name.endswith(".multiarray.scalar"):
+        numbers = isinstance(first, Made) and _is_dtype(first) and not _is_of_objects(first)
+        return numbers and len(given) == 2 and _is_raw(given[1])
+    if name == "builtins.bytes":
+        return not given
     return True
 
 
 def _built(made: Any, state: Any, facts: PickleFacts) -> None:
-    """The state of what was made; of a type of numbers as NumPy writes it, once, and of an Enum none."""
+    """The state of what was made, as pickle writes it: once, and with nothing that Python would call."""
+    if made is STORED or (isinstance(made, Made) and not is_allowed(made.by)):
+        return  # refused by name
     if not isinstance(made, Made):
+        _note_call("what the file makes.__setstate__", (state,), facts, misused=True)
         return
     kind = allowed_global(made.by)
-    usual = kind is None or not issubclass(kind, enum.Enum | InertEnum)
     if made.by == DTYPE:
-        usual = not made.built and _is_usual_dtype(str(made.arguments[0]), state)
-    if not usual:
+        usual = _is_usual_dtype(str(made.arguments[0]), state)
+    elif made.by.endswith(".multiarray._reconstruct"):
+        usual = _is_usual_array(state)
+    elif kind is not None and issubclass(kind, enum.Enum | InertEnum):
+        usual = False
+    elif kind is not None and issubclass(kind, InertPartial):
+        usual = isinstance(state, tuple) and len(state) == 4
+        usual = usual and made.arguments[0] in (state[0], STORED)
+        usual = usual and (state[3] is None or _is_plain_table(state[3]))
+    elif kind is None:  # torch's own: an OrderedDict keeps the versions of its layers
+        usual = isinstance(state, Table) and state.keys in ([], ["_metadata"])
+    else:
+        usual = _is_plain_table(state)
+    if made.built or not usual:
         _note_call(f"{made.by}.__setstate__", (state,), facts, misused=True)
     made.built = True
+
+
+def _is_plain_table(state: Any) -> bool:
+    """Attributes, none of which Python looks for by itself."""
+    return isinstance(state, Table) and all(
+        isinstance(key, str) and not key.startswith("__") for key in state.keys
+    )
+
+
+def _is_dtype(value: Any) -> bool:
+    return isinstance(value, Made) and value.by == DTYPE
+
+
+def _is_of_objects(dtype: Made) -> bool:
+    return str(dtype.arguments[0]).startswith("O")
+
+
+def _is_raw(value: Any) -> bool:
+    return isinstance(value, str | bytes) or (isinstance(value, Made) and value.by in BYTES)
+
+
+def _is_usual_array(state: Any) -> bool:
+    """Version, shape, type, order and numbers; of objects as many as there are places."""
+    if not isinstance(state, tuple) or len(state) != 5:
+        return False
+    version, shape, dtype, fortran, content = state
+    if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
+        return False
+    if type(version) is not int or not isinstance(fortran, bool) or not _is_dtype(dtype):
+        return False
+    if _is_of_objects(dtype):
+        return isinstance(content, Series) and content.items == math.prod(shape)
+    return _is_raw(content)
+
+
+def _longest(deque: Made) -> float:
+    longest = deque.arguments[1] if len(deque.arguments) > 1 else None
+    return longest if isinstance(longest, int) else math.inf
 
 
 def _is_usual_dtype(code: str, state: Any) -> bool:

@@ -144,6 +144,8 @@ def _kind_of_zip(path: Path) -> Kind:
             if len(members) > MAX_MEMBERS:
                 raise UnsafeModel(f"{name}: {len(members)} members in the archive; refused.")
             names = [member.filename for member in members]
+            if any(member.filename != member.orig_filename for member in members):
+                raise UnsafeModel(f"{name}: members have two names in the archive; refused.")
             # torch's reader ignores the case of names
             counts = Counter(name.casefold() for name in names)
             twice = next((n for n in names if counts[n.casefold()] > 1), None)
