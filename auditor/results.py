@@ -803,6 +803,19 @@ class PurifyResult:
     caveats: tuple[Caveat, ...]
     provenance: Provenance
 
+    @property
+    def suspicion(self) -> Judgement:
+        """What is known against the suspect: the worse of the scans of the fit and the judge images."""
+        scans = (self.evidence.judgement, self.before.judgement)
+        return max(scans, key=lambda judgement: judgement.verdict.rank)
+
+    @property
+    def exit_code(self) -> int:
+        """Of the process: 0 goals met; where nothing was done, that of what is known of the suspect."""
+        if not self.goals.met:
+            return 1
+        return 0 if self.method is not None else self.suspicion.verdict.exit_code
+
 
 # ---- a planted backdoor
 

@@ -32,7 +32,6 @@ from auditor.results import (
     Verdict,
 )
 from auditor.terminal_purify import goals_line, show_purify
-from auditor.verdict import purification_exit_code
 from tests.sample_purify import (
     VARIANTS,
     compared,
@@ -670,7 +669,7 @@ def test_there_is_nothing_to_remove_only_where_no_scan_says_otherwise(
     before = replace(result.before, judgement=sample_result(judge).judgement)
     result = replace(result, evidence=sample_result(fit), before=before)
     assert view.ending(result) is ending
-    assert purification_exit_code(result) == code
+    assert result.exit_code == code
     worse = max(fit, judge, key=list(Verdict).index)
     said = to_markdown(result)
     assert (f"A scan of the suspect ends in {worse}" in view.headline(result)) is (

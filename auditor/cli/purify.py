@@ -238,14 +238,13 @@ def purify(
     )
     result, written = run_purify(setup, how)
     from auditor.terminal_purify import goals_line, show_purify
-    from auditor.verdict import purification_exit_code
 
     if STDOUT not in written:  # nothing may come after a record
         if quiet:
             typer.echo(goals_line(result))
         else:
             show_purify(result, written)
-    raise typer.Exit(purification_exit_code(result))
+    raise typer.Exit(result.exit_code)
 
 
 def run_purify(setup: Setup, how: Purification) -> tuple[PurifyResult, list[Path]]:

@@ -20,7 +20,6 @@ from auditor.results import (
     Verdict,
 )
 from auditor.text import listed
-from auditor.verdict import suspicion
 
 Which = Literal["before", "after", "baseline"]
 
@@ -187,7 +186,7 @@ def ending(result: PurifyResult) -> Ending:
         return Ending.MISSED
     if result.method is not None:
         return Ending.MET
-    found = suspicion(result).verdict
+    found = result.suspicion.verdict
     return Ending.NOTHING if found is Verdict.NO_EVIDENCE else Ending.UNTOUCHED
 
 
@@ -247,7 +246,7 @@ def headline(result: PurifyResult) -> str:
     if kind is Ending.NOTHING:
         return NOTHING_FOUND
     if kind is Ending.UNTOUCHED:
-        scanned = suspicion(result)
+        scanned = result.suspicion
         return f"A scan of the suspect ends in {scanned.verdict}: {scanned.headline} {NOT_TOLD}"
     seen, right, goals = outcomes(result), accuracy(result), result.goals
     before, after = highest(seen, "before"), highest(seen, "after")

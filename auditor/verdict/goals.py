@@ -8,7 +8,6 @@ from dataclasses import replace
 from auditor.results import (
     Counts,
     Goals,
-    Judgement,
     Outcome,
     PlantingGoals,
     PurifyResult,
@@ -20,9 +19,7 @@ from auditor.verdict.judging import rejudge
 __all__ = [
     "judge_planting",
     "judge_purification",
-    "purification_exit_code",
     "rejudge_purification",
-    "suspicion",
 ]
 
 
@@ -82,19 +79,6 @@ def rejudge_purification(result: PurifyResult) -> Goals:
         max_asr=result.goals.max_asr,
         max_acc_drop=result.goals.max_acc_drop,
     )
-
-
-def suspicion(result: PurifyResult) -> Judgement:
-    """What is known against the suspect: the worse of the scans of the fit and the judge images."""
-    scans = (result.evidence.judgement, result.before.judgement)
-    return max(scans, key=lambda judgement: judgement.verdict.rank)
-
-
-def purification_exit_code(result: PurifyResult) -> int:
-    """Of the process: 0 goals met; where nothing was done, that of what is known of the suspect."""
-    if not result.goals.met:
-        return 1
-    return 0 if result.method is not None else suspicion(result).verdict.exit_code
 
 
 def judge_planting(
