@@ -7,6 +7,7 @@ followed counts as a name that nobody knows.
 from __future__ import annotations
 
 import enum
+import io
 import math
 import pickletools
 import re
@@ -177,8 +178,7 @@ def walk(path: Path) -> PickleFacts:
                 facts.complete = False
                 continue
             try:
-                with archive.open(member) as stream:
-                    _walk(stream, facts)
+                _walk(io.BytesIO(archive.read(member)), facts)
             except DAMAGED:
                 facts.complete = False
     return facts
