@@ -19,7 +19,7 @@ from auditor.architectures.shapes import class_count, refuse_hollow, stripped
 from auditor.errors import ModelError, UnreadableModel, UnsafeModel, UnsuitableModel
 from auditor.inspection import MOST_NUMBERS, Ability, Content, Fit, Inspection, Wanted
 from auditor.models.module import check_network, find_module
-from auditor.models.state_dict import MOST_TRIED, find_hints, refuse_odd_tensors, weights_in
+from auditor.models.state_dict import MOST_TRIED, dotted, find_hints, refuse_odd_tensors, weights_in
 from auditor.safety.allowed import Inert, allowed_global
 from auditor.safety.opcodes import PickleFacts, is_allowed, walk
 from auditor.safety.static import check_torchscript, other_pickles
@@ -129,7 +129,10 @@ def _pickled(path: Path) -> Content:
         return _of_module(content, keys, network)
     found = [
         _of_state(
-            replace(content, what=f"Weights without a network{_under(keys)}."),
+            replace(
+                content,
+                what=f"Weights without a network{f' under {dotted(keys)}' if keys else ''}.",
+            ),
             state,
             find_hints(loaded, keys),
         )
@@ -140,10 +143,6 @@ def _pickled(path: Path) -> Content:
     # as they are opened: the largest that fits a network
     fitting = (one for one in found if one.findings or any(fit.exact for fit in one.fits))
     return next(fitting, found[0])
-
-
-def _under(keys: tuple[Any, ...]) -> str:
-    return f" under {clean_text('.'.join(map(str, keys)), limit=80)}" if keys else ""
 
 
 def _plain_pickle(path: Path) -> Content:

@@ -23,7 +23,7 @@ from auditor.inputs import spec_of
 from auditor.measure import Half
 from auditor.search.forms import FORMS
 from auditor.search.inversion import STEPS, _Inversion
-from auditor.search.pace import Effort
+from auditor.search.pace import USUAL
 from bench.zoo.__main__ import ROWS, _loader
 from bench.zoo.calibrate import shape_of
 from bench.zoo.rows import read_rows
@@ -51,7 +51,7 @@ def line(
         0,
         silent,
         float("inf"),
-        Effort(),
+        USUAL,
     )
     spec = classifier.spec
     shape = (spec.channels, spec.height, spec.width)

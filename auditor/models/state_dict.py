@@ -126,7 +126,7 @@ def remarks(checkpoint: Any, keys: Keys, state: Mapping[str, Tensor]) -> list[st
             if isinstance(value, nn.Module) and has_weights(value) and (key,) != keys
         ]
     if others:
-        shown = listed([f'"{_dotted(path)}"' for path in others], MAX_LISTED)
+        shown = listed([f'"{dotted(path)}"' for path in others], MAX_LISTED)
         said.append(
             f"The file holds other weights, too, which are not examined: {shown}. If one of them is what "
             "is used, save it alone."
@@ -178,7 +178,7 @@ def _numbers(tensors: Iterable[Tensor]) -> int:
     return sum(math.prod(tensor.shape) for tensor in tensors if not tensor.is_nested)
 
 
-def locate_state_dict(checkpoint: Any, wanted: Container[str], keys: Keys = ()) -> Home:
+def locate_state_dict(checkpoint: Any, wanted: Container[str], keys: Keys) -> Home:
     """Where the tensors of a network with the names `wanted` are in a checkpoint, under `keys`."""
     state = next((state for path, state in weights_in(checkpoint) if path == keys), {})
     own = unprefixed({key: key for key in state}, wanted)
@@ -329,10 +329,11 @@ def _opened(
 
 
 def _under(keys: Keys) -> str:
-    return f' under "{_dotted(keys)}"' if keys else ""
+    return f' under "{dotted(keys)}"' if keys else ""
 
 
-def _dotted(keys: Keys) -> str:
+def dotted(keys: Keys) -> str:
+    """Keys that lead to weights, fit to be shown."""
     return clean_text(".".join(map(str, keys)), limit=80)
 
 

@@ -168,9 +168,8 @@ def walk(path: Path) -> PickleFacts:
                 if not _walk(stream, facts):
                     break
         return facts
-    with zipfile.ZipFile(
-        path
-    ) as archive:  # `identify` sees to it that torch's reader sees the same
+    # `identify` sees to it that torch's reader sees the same archive
+    with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             if not member.filename.casefold().endswith(PICKLES):
                 continue
@@ -198,10 +197,13 @@ def refuse_calls(path: Path) -> None:
         raise _unsafe(path, findings)
 
 
-def refuse_misuse(path: Path) -> None:
+def refuse_misuse(path: Path) -> PickleFacts:
     """Refuse a file that calls what is allowed in ways that pickle does not.
 
     Torch's unpickler would make these calls. What is not allowed at all it refuses itself.
+
+    Returns:
+        What the pickles of another file want and would do.
 
     Raises:
         UnsafeModel: Says what they call.
@@ -219,6 +221,7 @@ def refuse_misuse(path: Path) -> None:
             f"{clean_text(path.name)} is damaged, ends early, or holds a pickle too long to be checked. "
             "Download it again, or save the network's state_dict alone."
         )
+    return facts
 
 
 def _unsafe(path: Path, findings: tuple[str, ...]) -> UnsafeModel:

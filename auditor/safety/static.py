@@ -14,7 +14,7 @@ import torch
 
 from auditor.errors import UnreadableModel, UnsafeModel
 from auditor.safety.allowed import allowed_global
-from auditor.safety.opcodes import refuse_misuse, walk
+from auditor.safety.opcodes import PickleFacts, refuse_misuse
 from auditor.safety.structure import MAX_LISTED, PICKLES, is_zip
 from auditor.text import clean_text, listed
 
@@ -44,7 +44,7 @@ def load_pickle(path: Path, *, writable: bool = False) -> Any:
         UnreadableModel: The pickle is damaged.
     """
     _refuse_other_pickles(path)
-    refuse_misuse(path)
+    facts = refuse_misuse(path)
     allowed: dict[str, type[Any]] = {}
     while True:
         entries: list[Any] = [(entry, name) for name, entry in allowed.items()]
@@ -53,7 +53,7 @@ def load_pickle(path: Path, *, writable: bool = False) -> Any:
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=writable)
         except Exception as error:  # whatever a hostile file provokes has one of two answers
             message = str(error)
-        wanted = [name for name in _wanted_globals(path, message) if name not in allowed]
+        wanted = [name for name in _wanted_globals(path, message, facts) if name not in allowed]
         if not wanted and "but got <class 'str'>" in message:
             raise UnreadableModel(
                 f"{clean_text(path.name)} is a whole network in PyTorch's old file format (before "
@@ -110,7 +110,7 @@ def _mapping(writable: bool) -> AbstractContextManager[None]:
     return torch.serialization.set_default_mmap_options(mmap.MAP_SHARED)
 
 
-def _wanted_globals(path: Path, message: str) -> list[str]:
+def _wanted_globals(path: Path, message: str, facts: PickleFacts) -> list[str]:
     """Names outside torch's own allow-list: those of the file, and the one in the message."""
     named = {
         name if "." in name else f"builtins.{name}"  # as torch writes what is built in
@@ -118,7 +118,7 @@ def _wanted_globals(path: Path, message: str) -> list[str]:
     }
     if not is_zip(path):
         own = torch._weights_only_unpickler._get_allowed_globals()
-        return sorted(named | {name for name in walk(path).wanted if name not in own})
+        return sorted(named | {name for name in facts.wanted if name not in own})
     try:
         named.update(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception:  # the static walk met an opcode that it does not know

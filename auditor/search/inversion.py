@@ -28,7 +28,7 @@ from auditor.classifier import Classifier, as_float
 from auditor.images import Notify, silent
 from auditor.measure import margins_of
 from auditor.search.forms import FORMS, Form
-from auditor.search.pace import Effort, NoGradient, Pace
+from auditor.search.pace import USUAL, Effort, NoGradient, Pace
 from auditor.statistics import MIN_CLASSES_FOR_OUTLIERS
 from auditor.synthesis import TYPICAL_SPREAD, spread
 from auditor.triggers.base import Trigger
@@ -106,7 +106,7 @@ def invert(
     handed_on: int = HANDED_ON,
     room: float = 1.0,
     size: float | None = None,
-    effort: Effort | None = None,
+    effort: Effort = USUAL,
 ) -> Inverted:
     """Search the smallest trigger of a form towards each class, and strengthen the smallest ones.
 
@@ -132,7 +132,6 @@ def invert(
         NoGradient: The scores do not depend on the image, or not differentiably.
         OverBudget: It would take longer.
     """
-    effort = effort or Effort()
     return _Inversion(classifier, images, groups, classes, form, seed, notify, budget, effort).run(
         steps, handed_on, room, size
     )
@@ -140,8 +139,7 @@ def invert(
 
 def images_needed(form: str, classes: int, effort: Effort) -> int:
     """How many images go through the network, at most."""
-    steps = effort.of_steps(FORMS[form].explored) * bool(FORMS[form].explored)
-    steps += effort.of_steps(STEPS)
+    steps = effort.of_steps(FORMS[form].explored) + effort.of_steps(STEPS)
     return classes * effort.of_images(IMAGES) * steps + _strengthening(effort)
 
 
@@ -179,7 +177,7 @@ class _Inversion:
         spec = self.classifier.spec
         shape = (spec.channels, spec.height, spec.width)
         form = FORMS[self.name](len(self.classes), shape, self.draw).to(self.classifier.device)
-        explored = self.effort.of_steps(form.explored) if form.explored else 0
+        explored = self.effort.of_steps(form.explored)
         steps = self.effort.of_steps(steps)
         sizes = self._smallest(form, explored, steps).tolist()
         reached = [row for row, size in enumerate(sizes) if math.isfinite(size)]

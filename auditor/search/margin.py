@@ -17,7 +17,7 @@ from auditor.classifier import Classifier
 from auditor.images import Notify, silent
 from auditor.measure import margins_of
 from auditor.results import MarginSearch
-from auditor.search.pace import Effort, NoGradient, NoNumber, Pace
+from auditor.search.pace import USUAL, Effort, NoGradient, NoNumber, Pace
 from auditor.synthesis import TYPICAL_SPREAD, smooth_noise, spread
 
 STARTS = 6
@@ -35,7 +35,7 @@ def search_margins(
     seed: int,
     notify: Notify = silent,
     budget: float = math.inf,
-    effort: Effort | None = None,
+    effort: Effort = USUAL,
 ) -> MarginSearch:
     """Maximise ``z_k - max_{j != k} z_j`` over images in [0, 1], a class at a time.
 
@@ -55,7 +55,6 @@ def search_margins(
     """
     spec = classifier.spec
     chosen = torch.linspace(0, classes - 1, min(classes, MAX_CLASSES)).round().long().tolist()
-    effort = effort or Effort()
     count, steps = effort.of_images(STARTS), effort.of_steps(STEPS)
     shape = (count, spec.channels, spec.height, spec.width)
     starts = smooth_noise(shape, torch.Generator().manual_seed(seed)).to(classifier.device)

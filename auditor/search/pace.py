@@ -45,8 +45,8 @@ class Effort:
         return max(1, round(count * self.images))
 
     def of_steps(self, count: int) -> int:
-        """The same of steps."""
-        return max(1, round(count * self.steps))
+        """The same of steps; none of none."""
+        return max(min(1, count), round(count * self.steps))
 
     @property
     def share(self) -> float:
@@ -54,7 +54,8 @@ class Effort:
         return self.images * self.steps
 
 
-EFFORTS = (Effort(), Effort(images=1 / 2), Effort(images=1 / 2, steps=1 / 2))
+USUAL = Effort()
+EFFORTS = (USUAL, Effort(images=1 / 2), Effort(images=1 / 2, steps=1 / 2))
 """From the usual one to the least that is worth its name. What they find is in `bench/RESULTS.md`."""
 
 

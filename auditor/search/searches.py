@@ -23,6 +23,7 @@ from auditor.search.inversion import images_needed as inverted_images
 from auditor.search.margin import images_needed as margin_images
 from auditor.search.margin import search_margins
 from auditor.search.pace import (
+    USUAL,
     Effort,
     NoGradient,
     NoNumber,
@@ -135,7 +136,8 @@ class Searches:
 
     def reductions(self) -> str | None:
         """Which searches did less than usual, in words; None where all did what they do."""
-        done = {name: e for name, e in self.reduced.items() if name not in self._not_run()}
+        not_run = {entry.what for entry in self.skipped}
+        done = {name: effort for name, effort in self.reduced.items() if name not in not_run}
         if not done:
             return None
         shares = [f"{name} ({effort.share:.0%})" for name, effort in done.items()]
@@ -144,9 +146,6 @@ class Searches:
             f"{listed(shares, len(shares))}. They find nearly as much with it. More --time-budget, or a GPU, "
             "gives all of it."
         )
-
-    def _not_run(self) -> set[str]:
-        return {entry.what for entry in self.skipped}
 
     def margins(self) -> MarginSearch | None:
         """The data-free margins, if they were chosen and can be had."""
@@ -218,7 +217,7 @@ class Searches:
     def _planned(self, name: str, images: Callable[[Effort], int], budget: float) -> Effort:
         """How much of the usual work fits; less of it is noted."""
         effort = planned(images, self.seconds_each, budget)
-        if effort != Effort():
+        if effort != USUAL:
             self.reduced[name] = effort
         return effort
 

@@ -5,15 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from auditor.results import (
-    Counts,
-    Goals,
-    Outcome,
-    PlantingGoals,
-    PurifyResult,
-    ScanResult,
-    Verdict,
-)
+from auditor.results import Counts, Goals, Outcome, PlantingGoals, PurifyResult, ScanResult, Verdict
 from auditor.verdict.judging import rejudge
 
 __all__ = [
