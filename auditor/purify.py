@@ -4,66 +4,53 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from auditor import changing, measure, verdict
+from auditor import changing, verdict
 from auditor import images as image_sets
-from auditor.classifier import Classifier, as_float, decided
+from auditor.battery import stamped_triggers
+from auditor.classifier import Classifier
 from auditor.comparison import Compared, Made, OverBudget, compare, ranked_by_goals
+from auditor.difference import Difference, difference
 from auditor.embedding import embed
-from auditor.errors import ImageError, ProbeError
+from auditor.errors import ImageError
+from auditor.exhibits import case_exhibit
 from auditor.images import ImageSource, Notify, silent
 from auditor.inputs import Resolution
-from auditor.measure import Stamped, all_to_one
+from auditor.known import judge_triggers, relatives, shown_triggers
 from auditor.models.base import ModelHandle
+from auditor.outcomes import Judging
 from auditor.probes import Probe
 from auditor.purifiers import Purifier
-from auditor.purifiers.base import (
-    Known,
-    Purified,
-    Task,
-    changed_classifier,
-    checked,
-    parted,
-    seeded,
-)
+from auditor.purifiers.base import Known, Task, changed_classifier, checked, parted, seeded
 from auditor.purifiers.finetune import FineTuning
 from auditor.purifiers.informed import Informed
 from auditor.purifiers.nft import NeuralMaskFineTuning
 from auditor.results import (
     PURIFY_SCHEMA,
-    Case,
     CaseExhibit,
     Caveat,
-    ChangedChannel,
-    ChangedTensor,
-    Confirmation,
     Confusion,
     Contender,
     Counts,
     Goals,
-    MaskLayer,
     MethodFacts,
     Outcome,
     Provenance,
     PurifyResult,
     Round,
     ScanResult,
-    SplitFacts,
     Stress,
-    Verdict,
     Written,
 )
 from auditor.scan import Options as ScanOptions
-from auditor.scan import png_of, scan, searched_triggers, stamped_triggers
-from auditor.search.inversion import invert
-from auditor.search.searches import INVERSIONS, presented
+from auditor.scan import scan
+from auditor.search.searches import INVERSIONS
 from auditor.stress import Rival, stress
 from auditor.text import clean_text
 
@@ -72,45 +59,9 @@ FEWEST_FIT = 4
 FEWEST_JUDGE = 10
 SHARED = 0.1
 """Copies of fitted images that may be among the judge images; such a caveat is said."""
-BINS = 20
-CHANGED = 20
-"""Channels that the result lists."""
-EXHIBITS, CASES = 2, 6
-OBEYED = verdict.SCREEN_RATE
-"""A judge trigger, or a relative of a found one, counts where the suspect goes along with so many
-images."""
-NEAR_ZERO, NEAR_ONE = 0.1, 0.9
-STRONG_RELATIVES = 7
-"""Pictures that are blended in, which are sought for each trigger that was held against others, whichever
-searches were chosen."""
-OPACITY = 2.0
-"""Their opacity, in units of its size, since they change an image by about half of their opacity."""
-RELATED = 2
-"""Classes that they are sought for."""
+EXHIBITS = 2
 ROUNDS = 3
 """Purifications, each told of what a fresh search found after the one before."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Sought:
-    """A relative of a found trigger that is to be searched."""
-
-    search: str
-    room: float = 1.0
-    """See `Form.strongest`."""
-    settled: float | None = None
-    """`size` of `Form.strongest`, in the measure of that form."""
-    size: float | None = None
-    """See `Known.size`."""
-
-
-RELATIVES = (
-    _Sought(search="search.patch", room=2.5),
-    _Sought(search="search.additive"),
-    _Sought(search="search.patch", room=2.5),
-    _Sought(search="search.patch"),
-)
-"""Further triggers that are sought for a class that a search found one for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,8 +134,6 @@ class _Purification:
         self.started = datetime.now(UTC)
         self.caveats: list[Caveat] = []
         self.resolution: Resolution | None = None
-        self.said: dict[str, Tensor] = {}
-        """Trigger -> the suspect's predictions on the judge images."""
 
     def run(
         self, source: ImageSource, judge: ImageSource | None, output: Path | None
@@ -200,12 +149,14 @@ class _Purification:
         # unreadable files show only now
         self._refuse_too_few(source, len(self.fit.images), len(self.judge.images))
         self._refuse_shared()
+        self.judging = Judging(self.judge)
         known = self._known()
-        known += self._relatives(known)
+        known += relatives(self.fit, known, self.options.scan.searches, self.notify)
         self.fit = replace(self.fit, known=tuple(known))
         self.before = self._scanned(self.model, judge_source, "scan before", without=INVERSIONS)
         changing.refuse_unsound(self.before)
-        named = self._named()
+        named, unheeded = judge_triggers(self.judge, self.options.judge_probes)
+        self.caveats += unheeded
         if not known and not self.options.anyway:
             return self._result(None, known, named)
         compared = self._compared(fit_source, known, named)
@@ -320,8 +271,8 @@ class _Purification:
 
         def weigh(made: Made) -> tuple[tuple[float, ...], Contender]:
             after = changed_classifier(self.classifier, made.purified.tensors)
-            outcomes = self._outcomes(made.known, named, [self.classifier, after])
-            accuracy = _counts([self._correct(self.classifier), self._correct(after)])
+            outcomes = self.judging.outcomes(made.known, named, [self.classifier, after])
+            accuracy = self.judging.accuracy([self.classifier, after])
             tested = self._stressed(made.known, [("purified", after)])
             contender = Contender(
                 name=made.facts.name,
@@ -369,7 +320,7 @@ class _Purification:
     ) -> Goals:
         return verdict.judge_purification(
             accuracy=accuracy,
-            images=len(self.judge.images),
+            images=len(self.judging),
             outcomes=outcomes,
             after=after,
             max_asr=self.options.max_asr,
@@ -418,7 +369,7 @@ class _Purification:
                 )
                 rounds.append(Round(known=len(known), seed=seed, found=None))
                 break
-            fresh = self._triggers_of(again)
+            fresh = self._shown(again)
             rounds.append(
                 Round(
                     known=len(known),
@@ -486,11 +437,11 @@ class _Purification:
 
     def _known(self) -> list[Known]:
         """The triggers of the evidence; with too few images for one, those found on made images."""
-        known = self._triggers_of(self.evidence)
+        known = self._shown(self.evidence)
         if known or self.evidence.judgement.power is not None:
             return known
         made = self._scanned(self.model, None, "scan of made images")
-        known = self._triggers_of(made)
+        known = self._shown(made)
         if known:
             self.evidence = made
             self.caveats.append(
@@ -502,114 +453,8 @@ class _Purification:
             )
         return known
 
-    def _triggers_of(self, found: ScanResult) -> list[Known]:
-        """What a scan shows, as the purifier needs it: backdoors, or else suspicions, and their kin.
-
-        A trigger that the user named counts as shown where it stands out. Suspicions towards other
-        classes than those of a shown backdoor are left out: unlearning them would cost accuracy.
-        """
-        cited = [(found.confirmations[index], judged) for index, judged in found.judgement.evidence]
-        leading = [
-            entry
-            for entry, judged in cited
-            if judged is Verdict.BACKDOOR or entry.probe.startswith("user.")
-        ] or [entry for entry, _ in cited]
-        targets = {entry.target for entry in leading}
-        chosen = [entry for entry, _ in cited if entry.target in targets or entry in leading]
-        by_repr = {
-            repr(entry.trigger): entry
-            for entry in (*stamped_triggers(self.model, self.probes), *searched_triggers(found))
-        }
-        known: dict[str, Known] = {}
-        for entry in chosen:
-            if entry.trigger in by_repr and entry.trigger not in known:
-                known[entry.trigger] = Known(
-                    stamped=by_repr[entry.trigger],
-                    mapping=_mapping(entry, self.classes),
-                    searched=entry.searched,
-                    size=entry.change if entry.rivals else None,
-                )
-        return list(known.values())
-
-    def _relatives(self, known: Sequence[Known]) -> list[Known]:
-        """More triggers for the classes that a search found one for: other seeds, larger regions.
-
-        The trigger that a search finds is one relative of the attacker's. Unlearning it alone leaves
-        others at work, so several are sought for its class, which costs little for one class alone.
-        """
-        targets = dict.fromkeys(max(entry.mapping) for entry in known if entry.searched)
-        found: list[Known] = []
-        for target in list(targets)[:RELATED]:
-            wanted = [
-                _Sought(search="search.blend", settled=OPACITY * entry.size, size=entry.size)
-                for entry in known
-                if entry.size is not None and max(entry.mapping) == target
-                for _ in range(STRONG_RELATIVES)
-            ]
-            searches = self.options.scan.searches
-            wanted += [sought for sought in RELATIVES if sought.search in searches]
-            for number, sought in enumerate(wanted, start=1):
-                inverted = invert(
-                    self.classifier, self.fit.images, self.fit.labels, [target],
-                    sought.search.removeprefix("search."), seed=self.options.seed + number,
-                    room=sought.room, size=sought.settled, notify=self.notify,
-                )  # fmt: skip
-                found += [
-                    Known(
-                        stamped=presented(sought.search, candidate, f", seed {number}"),
-                        mapping=all_to_one(target, self.classes).mapping,
-                        searched=True,
-                        size=sought.size,
-                    )
-                    for candidate in inverted.candidates
-                ]
-        return [entry for entry in found if self._is_obeyed(entry)]
-
-    def _is_obeyed(self, known: Known) -> bool:
-        """Whether the suspect goes along with a trigger on the fit images; else there is nothing in it."""
-        (after,) = measure.predictions(self.classifier, self.fit.images, [known.stamped.trigger])
-        eligible = known.wanted(self.fit.labels) >= 0
-        return int(known.hits(after, self.fit.labels).sum()) >= OBEYED * int(eligible.sum())
-
-    def _named(self) -> list[Known]:
-        """The judge triggers that the suspect obeys, each with the target it sends most images to."""
-        found = []
-        for probe in self.options.judge_probes:
-            whys = [
-                measure.inapplicable(trigger, self.judge.images, controlled=False)
-                for trigger in probe.triggers
-            ]
-            stamped = [
-                Stamped(probe=probe.id, title=probe.title, trigger=trigger)
-                for trigger, why in zip(probe.triggers, whys, strict=True)
-                if not why
-            ]
-            if not stamped:
-                raise ProbeError(f"{probe.title} cannot be stamped on the judge images: {whys[0]}.")
-            after = measure.predictions(
-                self.classifier, self.judge.images, [entry.trigger for entry in stamped]
-            )
-            obeyed = []
-            best = 0.0
-            for entry, predicted in zip(stamped, after, strict=True):
-                hits = measure.moved_to(self.judge.labels, predicted, self.classes)
-                target = int(hits.argmax())
-                eligible = int((self.judge.labels != target).sum())
-                rate = int(hits[target]) / max(1, eligible)
-                best = max(best, rate)
-                if rate >= OBEYED:
-                    mapping = all_to_one(target, self.classes).mapping
-                    obeyed.append(Known(stamped=entry, mapping=mapping))
-            found += obeyed
-            if not obeyed:
-                self.caveats.append(
-                    Caveat(
-                        id="judge-trigger",
-                        text=f"{probe.title}: the suspect does not obey it in any of {len(stamped)} ways "
-                        f"that were tried (at most {best:.1%} of the judge images), so it says nothing.",
-                    )
-                )
-        return found
+    def _shown(self, found: ScanResult) -> list[Known]:
+        return shown_triggers(found, stamped_triggers(self.model, self.probes))
 
     def _methods(self, known: Sequence[Known]) -> list[Purifier]:
         """The methods that were asked for; without evidence, ours has nothing to work with."""
@@ -645,14 +490,14 @@ class _Purification:
         baseline = self._baseline() if after is not None else None
         rivals = [self.classifier, after or self.classifier]
         rivals += [baseline] if baseline is not None else []
-        accuracy = _counts([self._correct(rival) for rival in rivals])
-        outcomes = self._outcomes(known, named, rivals)
+        accuracy = self.judging.accuracy(rivals)
+        outcomes = self.judging.outcomes(known, named, rivals)
         after_scan = self.after if after is not None else None
         goals = self._goals(accuracy, outcomes, after_scan)
         shown = [*known, *named]
-        masks, channels, tensors = _changes(
-            None if best is None else best.purified, self.classifier.model.tensors()
-        )
+        changed = Difference()
+        if best is not None:
+            changed = difference(best.purified, self.classifier.model.tensors())
         embedding = confusion = tested = None
         if after is not None:
             self.notify("drawing the map of features", 0, 1)
@@ -661,15 +506,17 @@ class _Purification:
                     self.classifier, after, self.judge.images, self.judge.labels,
                     shown[0].stamped.trigger, seed=options.seed,
                 )  # fmt: skip
-            confusion = Confusion(before=self._table(self.classifier), after=self._table(after))
+            confusion = Confusion(
+                before=self.judging.table(self.classifier), after=self.judging.table(after)
+            )
             tuned: list[Rival] = [] if baseline is None else [("fine-tuned", baseline)]
             tested = self._stressed(known, [("purified", after), *tuned])
         return PurifyResult(
             schema=PURIFY_SCHEMA,
             model=self.evidence.model,
             preprocessing=self.evidence.preprocessing,
-            fit=self._facts(self.fit),
-            judge=self._facts(self.judge),
+            fit=changing.split_facts(self.fit.images, self.fit.labels, self.classes),
+            judge=self.judging.facts(),
             labelled=self.before.images[0].labelled,
             evidence=self.evidence,
             before=self.before,
@@ -680,10 +527,10 @@ class _Purification:
             kept_back=self._kept_back() if compared is not None and compared.contenders else 0,
             accuracy=accuracy,
             outcomes=outcomes,
-            masks=masks,
-            channels=channels,
-            tensors=tensors,
-            exhibits=self._exhibits(known, after) if after is not None else (),
+            masks=changed.masks,
+            channels=changed.channels,
+            tensors=changed.tensors,
+            exhibits=() if after is None else tuple(self._exhibits(known, after)),
             embedding=embedding,
             confusion=confusion,
             stress=tested,
@@ -701,56 +548,6 @@ class _Purification:
             tuned = FineTuning().purify(self.fit, self.notify)
         return changed_classifier(self.classifier, tuned.tensors)
 
-    def _correct(self, classifier: Classifier) -> int:
-        return changing.correct(classifier, self.judge.images, self.judge.labels)
-
-    def _answers(self, rival: Classifier, entries: Sequence[Known]) -> list[Tensor]:
-        """What a model says of the judge images under each trigger; the suspect is asked once."""
-        known = self.said if rival is self.classifier else {}
-        triggers = {repr(entry.stamped.trigger): entry.stamped.trigger for entry in entries}
-        new = [name for name in triggers if name not in known]
-        found = measure.predictions(rival, self.judge.images, [triggers[name] for name in new])
-        known.update(zip(new, found, strict=True))
-        return [known[repr(entry.stamped.trigger)] for entry in entries]
-
-    def _outcomes(
-        self, known: Sequence[Known], named: Sequence[Known], rivals: Sequence[Classifier]
-    ) -> tuple[Outcome, ...]:
-        entries = [*known, *named]
-        answers = [self._answers(rival, entries) for rival in rivals]
-        outcomes = []
-        for number, entry in enumerate(entries):
-            labels = self.judge.labels
-            hits = [int(entry.hits(answer[number], labels).sum()) for answer in answers]
-            targets = {k for k in entry.mapping if k >= 0}
-            sources = [c for c, k in enumerate(entry.mapping) if k >= 0]
-            one = next(iter(targets)) if len(targets) == 1 else None
-            alone = one is not None and len(sources) == 1 and self.classes > 2
-            outcomes.append(
-                Outcome(
-                    origin="found" if number < len(known) else "judge",
-                    probe=entry.stamped.probe,
-                    title=entry.stamped.title,
-                    trigger=repr(entry.stamped.trigger),
-                    scope="all-to-all"
-                    if one is None
-                    else "source-specific"
-                    if alone
-                    else "all-to-one",
-                    target=one,
-                    source=sources[0] if alone else None,
-                    mapping=entry.mapping if one is None else None,
-                    eligible=int((entry.wanted(labels) >= 0).sum()),
-                    hits=_counts(hits),
-                )
-            )
-        return tuple(o for o in outcomes if o.eligible or o.origin == "found")
-
-    def _table(self, classifier: Classifier) -> tuple[tuple[int, ...], ...]:
-        predicted = classifier.predict(self.judge.images)
-        cells = measure.cross_table(self.judge.labels, predicted, self.classes)
-        return tuple(tuple(row) for row in cells.tolist())
-
     def _stressed(self, known: Sequence[Known], rivals: Sequence[Rival]) -> Stress | None:
         single = [
             entry
@@ -761,48 +558,9 @@ class _Purification:
             return None
         return stress(rivals, self.fit, self.judge, single[0], notify=self.notify)
 
-    def _facts(self, task: Task) -> SplitFacts:
-        return changing.split_facts(task.images, task.labels, self.classes)
-
-    def _exhibits(self, known: Sequence[Known], after: Classifier) -> tuple[CaseExhibit, ...]:
-        return tuple(self._exhibit(entry, after) for entry in known[:EXHIBITS])
-
-    @torch.inference_mode()
-    def _exhibit(self, known: Known, after: Classifier) -> CaseExhibit:
-        """A trigger on judge images that the suspect sends where it wants, of several classes."""
-        images, labels = as_float(self.judge.images[:256]), self.judge.labels[:256]
-        stamped = known.stamped.trigger(images)
-        views = [
-            classifier.logits(part).softmax(1).cpu()
-            for classifier in (self.classifier, after)
-            for part in (images, stamped)
-        ]
-        moved = known.hits(decided(views[1]), labels).nonzero().flatten().tolist()
-        order = sorted(moved, key=lambda index: int((labels[:index] == labels[index]).sum()))
-        change = (stamped - images).abs().mean((0, 1))
-        cases = []
-        for index in order[:CASES]:
-            tops = [view[index].max(0) for view in views]
-            (p, k), (ps, ks), (q, j), (qs, js) = ((float(t.values), int(t.indices)) for t in tops)
-            cases.append(
-                Case(
-                    label=int(labels[index]),
-                    clean_png=png_of(images[index]),
-                    stamped_png=png_of(stamped[index]),
-                    clean_before=k, clean_before_probability=p,
-                    stamped_before=ks, stamped_before_probability=ps,
-                    clean_after=j, clean_after_probability=q,
-                    stamped_after=js, stamped_after_probability=qs,
-                )
-            )  # fmt: skip
-        targets = set(known.mapping) - {-1}
-        return CaseExhibit(
-            probe=known.stamped.probe,
-            trigger=repr(known.stamped.trigger),
-            target=next(iter(targets)) if len(targets) == 1 else None,
-            difference_png=png_of((change / change.max().clamp_min(1e-6)).unsqueeze(0)),
-            cases=tuple(cases),
-        )
+    def _exhibits(self, known: Sequence[Known], after: Classifier) -> Iterator[CaseExhibit]:
+        for entry in known[:EXHIBITS]:
+            yield case_exhibit(self.classifier, after, entry, self.judge.images, self.judge.labels)
 
     def _provenance(self) -> Provenance:
         first, options = self.evidence.provenance, self.options
@@ -826,61 +584,3 @@ def _with_goals(contenders: Sequence[Contender], goals: Goals) -> tuple[Contende
     return tuple(replace(best, missed=goals.missed) for best in contenders[:1]) + tuple(
         contenders[1:]
     )
-
-
-def _mapping(entry: Confirmation, classes: int) -> tuple[int, ...]:
-    """Source class -> target class, -1 where a class is left alone."""
-    if entry.mapping is not None:
-        return entry.mapping
-    target = entry.target
-    assert target is not None  # noqa: S101 - only all-to-all has none
-    if entry.source is None:
-        return all_to_one(target, classes).mapping
-    return tuple(target if c == entry.source else -1 for c in range(classes))
-
-
-def _counts(numbers: Sequence[int]) -> Counts:
-    before, after, *rest = numbers
-    return Counts(before=before, after=after, baseline=rest[0] if rest else None)
-
-
-Changes = tuple[tuple[MaskLayer, ...], tuple[ChangedChannel, ...], tuple[ChangedTensor, ...]]
-
-
-def _changes(purified: Purified | None, own: dict[str, Tensor]) -> Changes:
-    """What became of the numbers: masks a layer, channels most attenuated, tensors beyond masks."""
-    if purified is None:
-        return (), (), ()
-    layers, channels = [], []
-    for site, bound in zip(purified.sites, purified.lower_bounds, strict=True):
-        mask = purified.masks[site.layer].cpu().double()
-        places = (mask * BINS).floor().clamp(0, BINS - 1).long()
-        layers.append(
-            MaskLayer(
-                layer=site.layer,
-                kind=site.kind,
-                channels=site.channels,
-                lower_bound=bound,
-                histogram=tuple(torch.bincount(places, minlength=BINS).tolist()),
-                near_zero=int((mask < NEAR_ZERO).sum()),
-                near_one=int((mask > NEAR_ONE).sum()),
-                smallest=float(mask.min()),
-                mean=float(mask.mean()),
-            )
-        )
-        channels += [
-            ChangedChannel(layer=site.layer, channel=number, mask=float(value))
-            for number, value in enumerate(mask)
-        ]
-    channels.sort(key=lambda entry: (-abs(1 - entry.mask), entry.layer, entry.channel))
-    masked = {name for site in purified.sites for name, _ in site.tensors}
-    tensors = []
-    for name, tensor in purified.tensors.items():
-        if name in masked or not tensor.is_floating_point():
-            continue
-        before, difference = float(own[name].norm()), float((tensor - own[name]).norm())
-        if difference > 0:
-            change = difference / before if before else None
-            tensors.append(ChangedTensor(name=name, elements=tensor.numel(), change=change))
-    tensors.sort(key=lambda entry: (-(entry.change or math.inf), entry.name))
-    return tuple(layers), tuple(channels[:CHANGED]), tuple(tensors)

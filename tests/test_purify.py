@@ -14,6 +14,7 @@ from torch import nn
 
 import auditor.purify as purification
 from auditor.classifier import Classifier, as_float
+from auditor.difference import difference
 from auditor.embedding import MOST_IMAGES, embed
 from auditor.errors import ImageError, ProbeError, UnsuitableModel
 from auditor.images import ImageSource, open_images
@@ -155,7 +156,7 @@ def test_few_fit_images_are_helped_by_made_ones(
     suspect: ModelHandle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the fit images are too few to show it, the trigger is looked for on made images."""
-    monkeypatch.setattr("auditor.scan.IMPRESSION_SECONDS", 0.1)
+    monkeypatch.setattr("auditor.families.IMPRESSION_SECONDS", 0.1)
     few = open_images(samples(tmp_path, 6, seed=3))
     judge = open_images(samples(tmp_path, 64, seed=4))
     recorder = Recorder()
@@ -334,7 +335,7 @@ def test_all_changed_tensors_are_counted_and_what_was_zero_is_said(tmp_path: Pat
     nn.init.zeros_(network[0].bias)  # type: ignore[arg-type]
     own = {name: tensor.detach() for name, tensor in network.named_parameters()}
     changed = {name: tensor + 0.5 for name, tensor in own.items()}
-    _, _, tensors = purification._changes(Purified(tensors=changed), own)
+    tensors = difference(Purified(tensors=changed), own).tensors
     assert len(tensors) == 24
     assert (tensors[0].name, tensors[0].change) == ("0.bias", None)
     assert all(tensor.change is not None and tensor.change > 0 for tensor in tensors[1:])

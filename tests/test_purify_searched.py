@@ -13,9 +13,10 @@ from auditor import purify as purification
 from auditor.classifier import Classifier, as_float
 from auditor.images import open_images
 from auditor.inputs import GivenInput, blank_spec
+from auditor.known import OPACITY, RELATIVES, STRONG_RELATIVES
 from auditor.models.load import load_model
 from auditor.purifiers import PURIFIERS
-from auditor.purify import OPACITY, RELATIVES, ROUNDS, STRONG_RELATIVES, Options, purify
+from auditor.purify import ROUNDS, Options, purify
 from auditor.results import PurifyResult, Verdict
 from auditor.scan import Options as ScanOptions
 from tests.changeable import CLASSES, TARGET, samples, saved

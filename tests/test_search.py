@@ -20,12 +20,12 @@ from auditor.images import open_images
 from auditor.inputs import blank_spec
 from auditor.probes import rebuilt
 from auditor.results import FoundTrigger, ScanResult, Verdict
-from auditor.scan import Options, scan, searched_triggers
+from auditor.scan import Options, scan
 from auditor.search import inversion, pace, searches
 from auditor.search.forms import FORMS, BlendForm
 from auditor.search.inversion import invert
 from auditor.search.pace import EFFORTS, Effort, NoGradient, OverBudget, planned
-from auditor.search.searches import SEARCHES
+from auditor.search.searches import SEARCHES, found_triggers
 from auditor.triggers import TRIGGERS
 from auditor.triggers.found import Addition, Overlay
 from tests.planted import Planted, drawings, handle, written
@@ -443,7 +443,7 @@ def test_what_was_found_can_be_rebuilt_from_the_record(found: ScanResult) -> Non
 
     again = from_json(to_json(found))
     assert isinstance(again, ScanResult)
-    triggers = {repr(entry.trigger) for entry in searched_triggers(again)}
+    triggers = {repr(entry.trigger) for entry in found_triggers(again)}
     assert triggers == {c.trigger for c in found.confirmations if c.searched}
     assert verdict.rejudge(again) == found.judgement
 

@@ -17,7 +17,8 @@ from auditor.errors import ModelError
 from auditor.images import Notify, silent
 from auditor.measure import Half, Stamped
 from auditor.memory import is_out_of_memory
-from auditor.results import FoundTrigger, Inversion, MarginSearch, Skipped
+from auditor.probes import rebuilt
+from auditor.results import FoundTrigger, Inversion, MarginSearch, ScanResult, Skipped
 from auditor.search.inversion import MOST_CLASSES, Candidate, Inverted, invert
 from auditor.search.inversion import images_needed as inverted_images
 from auditor.search.margin import images_needed as margin_images
@@ -331,6 +332,19 @@ def presented(search: str, candidate: Candidate, which: str = "") -> Stamped:
         title=title_of(candidate.what, candidate.target) + which,
         trigger=candidate.trigger,
     )
+
+
+def found_triggers(result: ScanResult) -> list[Stamped]:
+    """Everything that the searches of a scan found."""
+    return [
+        Stamped(
+            probe=search.search,
+            title=title_of(search.what, found.target),
+            trigger=rebuilt(found),
+        )
+        for search in result.inversions
+        for found in search.found
+    ]
 
 
 def title_of(what: str, target: int) -> str:

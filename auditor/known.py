@@ -1,0 +1,196 @@
+"""Which triggers a purifier is told of, and which ones only judge it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from auditor import measure, verdict
+from auditor.errors import ProbeError
+from auditor.images import Notify
+from auditor.measure import Stamped, all_to_one
+from auditor.probes import Probe
+from auditor.purifiers.base import Known, Task
+from auditor.results import Caveat, Confirmation, ScanResult, Verdict
+from auditor.search.inversion import invert
+from auditor.search.searches import found_triggers, presented
+
+OBEYED = verdict.SCREEN_RATE
+"""A judge trigger, or a relative of a found one, counts where the suspect goes along with so many
+images."""
+STRONG_RELATIVES = 7
+"""Pictures that are blended in, which are sought for each trigger that was held against others, whichever
+searches were chosen."""
+OPACITY = 2.0
+"""Their opacity, in units of its size, since they change an image by about half of their opacity."""
+RELATED = 2
+"""Classes that relatives are sought for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sought:
+    """A relative of a found trigger that is to be searched."""
+
+    search: str
+    room: float = 1.0
+    """See `Form.strongest`."""
+    settled: float | None = None
+    """`size` of `Form.strongest`, in the measure of that form."""
+    size: float | None = None
+    """See `Known.size`."""
+
+
+RELATIVES = (
+    _Sought(search="search.patch", room=2.5),
+    _Sought(search="search.additive"),
+    _Sought(search="search.patch", room=2.5),
+    _Sought(search="search.patch"),
+)
+"""Further triggers that are sought for a class that a search found one for."""
+
+
+def shown_triggers(found: ScanResult, declared: Sequence[Stamped]) -> list[Known]:
+    """What a scan shows, as the purifier needs it: backdoors, or else suspicions, and their kin.
+
+    A trigger that the user named counts as shown where it stands out. Suspicions towards other
+    classes than those of a shown backdoor are left out: unlearning them would cost accuracy.
+
+    Args:
+        found: The scan.
+        declared: What it stamped; what its searches found is added.
+    """
+    cited = [(found.confirmations[index], judged) for index, judged in found.judgement.evidence]
+    leading = [
+        entry
+        for entry, judged in cited
+        if judged is Verdict.BACKDOOR or entry.probe.startswith("user.")
+    ] or [entry for entry, _ in cited]
+    targets = {entry.target for entry in leading}
+    chosen = [entry for entry, _ in cited if entry.target in targets or entry in leading]
+    by_repr = {repr(entry.trigger): entry for entry in (*declared, *found_triggers(found))}
+    known: dict[str, Known] = {}
+    for entry in chosen:
+        if entry.trigger in by_repr and entry.trigger not in known:
+            known[entry.trigger] = Known(
+                stamped=by_repr[entry.trigger],
+                mapping=_mapping(entry, found.model.classes),
+                searched=entry.searched,
+                size=entry.change if entry.rivals else None,
+            )
+    return list(known.values())
+
+
+def relatives(
+    task: Task, known: Sequence[Known], searches: Sequence[str], notify: Notify
+) -> list[Known]:
+    """More triggers for the classes that a search found one for: other seeds, larger regions.
+
+    The trigger that a search finds is one relative of the attacker's. Unlearning it alone leaves
+    others at work, so several are sought for its class, which costs little for one class alone.
+
+    Args:
+        task: The fit images, that they are searched on.
+        known: What was found.
+        searches: Those that were chosen.
+        notify: Progress.
+
+    Returns:
+        Those that the suspect obeys.
+    """
+    targets = dict.fromkeys(max(entry.mapping) for entry in known if entry.searched)
+    found: list[Known] = []
+    for target in list(targets)[:RELATED]:
+        wanted = [
+            _Sought(search="search.blend", settled=OPACITY * entry.size, size=entry.size)
+            for entry in known
+            if entry.size is not None and max(entry.mapping) == target
+            for _ in range(STRONG_RELATIVES)
+        ]
+        wanted += [sought for sought in RELATIVES if sought.search in searches]
+        for number, sought in enumerate(wanted, start=1):
+            inverted = invert(
+                task.classifier, task.images, task.labels, [target],
+                sought.search.removeprefix("search."), seed=task.seed + number,
+                room=sought.room, size=sought.settled, notify=notify,
+            )  # fmt: skip
+            found += [
+                Known(
+                    stamped=presented(sought.search, candidate, f", seed {number}"),
+                    mapping=all_to_one(target, task.classes).mapping,
+                    searched=True,
+                    size=sought.size,
+                )
+                for candidate in inverted.candidates
+            ]
+    return [entry for entry in found if _is_obeyed(task, entry)]
+
+
+def judge_triggers(task: Task, probes: Sequence[Probe]) -> tuple[list[Known], list[Caveat]]:
+    """The judge triggers that the suspect obeys, each with the target it sends most images to.
+
+    Args:
+        task: The judge images.
+        probes: What the user named.
+
+    Returns:
+        The triggers, and a caveat for each probe that the suspect obeys in no way.
+
+    Raises:
+        ProbeError: A probe cannot be stamped on these images.
+    """
+    found: list[Known] = []
+    caveats = []
+    for probe in probes:
+        whys = [
+            measure.inapplicable(trigger, task.images, controlled=False)
+            for trigger in probe.triggers
+        ]
+        stamped = [
+            Stamped(probe=probe.id, title=probe.title, trigger=trigger)
+            for trigger, why in zip(probe.triggers, whys, strict=True)
+            if not why
+        ]
+        if not stamped:
+            raise ProbeError(f"{probe.title} cannot be stamped on the judge images: {whys[0]}.")
+        after = measure.predictions(
+            task.classifier, task.images, [entry.trigger for entry in stamped]
+        )
+        obeyed = []
+        best = 0.0
+        for entry, predicted in zip(stamped, after, strict=True):
+            hits = measure.moved_to(task.labels, predicted, task.classes)
+            target = int(hits.argmax())
+            eligible = int((task.labels != target).sum())
+            rate = int(hits[target]) / max(1, eligible)
+            best = max(best, rate)
+            if rate >= OBEYED:
+                mapping = all_to_one(target, task.classes).mapping
+                obeyed.append(Known(stamped=entry, mapping=mapping))
+        found += obeyed
+        if not obeyed:
+            caveats.append(
+                Caveat(
+                    id="judge-trigger",
+                    text=f"{probe.title}: the suspect does not obey it in any of {len(stamped)} ways "
+                    f"that were tried (at most {best:.1%} of the judge images), so it says nothing.",
+                )
+            )
+    return found, caveats
+
+
+def _is_obeyed(task: Task, known: Known) -> bool:
+    """Whether the suspect goes along with a trigger; else there is nothing in it."""
+    (after,) = measure.predictions(task.classifier, task.images, [known.stamped.trigger])
+    eligible = known.wanted(task.labels) >= 0
+    return int(known.hits(after, task.labels).sum()) >= OBEYED * int(eligible.sum())
+
+
+def _mapping(entry: Confirmation, classes: int) -> tuple[int, ...]:
+    """Source class -> target class, -1 where a class is left alone."""
+    if entry.mapping is not None:
+        return entry.mapping
+    target = entry.target
+    assert target is not None  # noqa: S101 - only all-to-all has none
+    if entry.source is None:
+        return all_to_one(target, classes).mapping
+    return tuple(target if c == entry.source else -1 for c in range(classes))

@@ -1,0 +1,102 @@
+"""What the suspect and models made of it do on the judge images, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from auditor import changing, measure
+from auditor.classifier import Classifier
+from auditor.purifiers.base import Known, Task
+from auditor.results import Counts, Outcome, Scope, SplitFacts
+
+
+class Judging:
+    """The judge images, and what is counted on them.
+
+    Rivals are the suspect, the changed model, and where there is one the fine-tuned model beside it.
+    """
+
+    def __init__(self, task: Task) -> None:
+        """Take the judge images, with the suspect as `task.classifier`."""
+        self.task = task
+        self._said: dict[str, Tensor] = {}
+        """Trigger -> the suspect's predictions."""
+
+    def __len__(self) -> int:
+        return len(self.task.images)
+
+    def accuracy(self, rivals: Sequence[Classifier]) -> Counts:
+        """Rightly classified images."""
+        images, labels = self.task.images, self.task.labels
+        return _counts([changing.correct(rival, images, labels) for rival in rivals])
+
+    def outcomes(
+        self, known: Sequence[Known], named: Sequence[Known], rivals: Sequence[Classifier]
+    ) -> tuple[Outcome, ...]:
+        """What is left of every trigger: of those that were found, then of those that only judge.
+
+        Args:
+            known: What was found.
+            named: Judge triggers; those that no image can show are left out.
+            rivals: See above.
+        """
+        entries = [*known, *named]
+        answers = [self._answers(rival, entries) for rival in rivals]
+        labels, classes = self.task.labels, self.task.classes
+        outcomes = []
+        for number, entry in enumerate(entries):
+            hits = [int(entry.hits(answer[number], labels).sum()) for answer in answers]
+            scope, target, source = _scope(entry.mapping, classes)
+            outcomes.append(
+                Outcome(
+                    origin="found" if number < len(known) else "judge",
+                    probe=entry.stamped.probe,
+                    title=entry.stamped.title,
+                    trigger=repr(entry.stamped.trigger),
+                    scope=scope,
+                    target=target,
+                    source=source,
+                    mapping=entry.mapping if target is None else None,
+                    eligible=int((entry.wanted(labels) >= 0).sum()),
+                    hits=_counts(hits),
+                )
+            )
+        return tuple(o for o in outcomes if o.eligible or o.origin == "found")
+
+    def table(self, rival: Classifier) -> tuple[tuple[int, ...], ...]:
+        """Images of each class that are predicted as each."""
+        predicted = rival.predict(self.task.images)
+        cells = measure.cross_table(self.task.labels, predicted, self.task.classes)
+        return tuple(tuple(row) for row in cells.tolist())
+
+    def facts(self) -> SplitFacts:
+        """The record of the images."""
+        return changing.split_facts(self.task.images, self.task.labels, self.task.classes)
+
+    def _answers(self, rival: Classifier, entries: Sequence[Known]) -> list[Tensor]:
+        """What a model says of the images under each trigger; the suspect is asked once."""
+        said = self._said if rival is self.task.classifier else {}
+        triggers = {repr(entry.stamped.trigger): entry.stamped.trigger for entry in entries}
+        new = [name for name in triggers if name not in said]
+        found = measure.predictions(rival, self.task.images, [triggers[name] for name in new])
+        said.update(zip(new, found, strict=True))
+        return [said[repr(entry.stamped.trigger)] for entry in entries]
+
+
+def _scope(mapping: Sequence[int], classes: int) -> tuple[Scope, int | None, int | None]:
+    """What a map of classes is, its target if there is one, and its source if there is one of several."""
+    targets = {k for k in mapping if k >= 0}
+    sources = [c for c, k in enumerate(mapping) if k >= 0]
+    if len(targets) != 1:
+        return "all-to-all", None, None
+    (target,) = targets
+    if len(sources) == 1 and classes > 2:
+        return "source-specific", target, sources[0]
+    return "all-to-one", target, None
+
+
+def _counts(numbers: Sequence[int]) -> Counts:
+    before, after, *rest = numbers
+    return Counts(before=before, after=after, baseline=rest[0] if rest else None)
