@@ -79,6 +79,7 @@ class Confirming:
         ]  # fmt: skip
         late = {entry.probe for entry, _, _ in candidates if entry not in controlled}
         if not family.held_out:
+            self._note_late(late)
             return [seen for _, _, seen in screened]
         chosen = _strongest(screened)
         stamped = list(dict.fromkeys(entry for entry, _, _ in chosen))
