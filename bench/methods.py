@@ -7,12 +7,13 @@
     python -m bench.methods table --out DIR   the tables of what was run
 
 Networks: the published suspects (`--suspects`, CIFAR-10) and the backdoored networks of the zoo whose
-trigger is one fixed function, all-to-one. Fit images are drawn from images that no network was trained
-on (but the suspects' clean folder, which they were), the judges are others. Each run is `auditor.purify`
-with several methods: a scan of the fit images by the standard battery is all that "nft" is told; where it
-finds nothing, NFT runs as published instead, as with `--anyway`. With `--searched` no trigger is declared,
-and "nft" is told what the searches find (give it an `--out` of its own). The true trigger is a judge
-trigger, which no method sees. `class` means one image a class. What is there already is not run again.
+trigger is a function of the image (fixed, or made by the attack's generator), all-to-one. Fit images are
+drawn from images that no network was trained on (but the suspects' clean folder, which they were), the
+judges are others. Each run is `auditor.purify` with several methods: a scan of the fit images by the
+standard battery is all that "nft" is told; where it finds nothing, NFT runs as published instead, as with
+`--anyway`. With `--searched` no trigger is declared, and "nft" is told what the searches find (give it an
+`--out` of its own). The true trigger is a judge trigger, which no method sees. `class` means one image a
+class. What is there already is not run again.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import fnmatch
 import math
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ from auditor.results import Contender, MethodFacts, PurifyResult
 from auditor.triggers import Trigger
 from bench.purify_suspects import SEARCHED, white_square
 from bench.zoo.__main__ import ROWS, _loader
-from bench.zoo.attacks import ATTACKS
+from bench.zoo.attacks import ATTACKS, Attack
 from bench.zoo.rows import AllToOne, Row, read_rows
 from bench.zoo.train import read_made
 
@@ -120,31 +121,53 @@ def suspects(folder: Path | None, data: Path) -> Iterator[Network]:
 
 
 def zoo(folder: Path | None, data: Path) -> Iterator[Network]:
-    """The zoo's networks with one fixed all-to-one trigger, where the attack took."""
+    """The zoo's networks with an all-to-one trigger that is a function of the image, where it took."""
     if folder is None:
         return
     load = _loader(data)
     for row in read_rows(ROWS):
         made = read_made(row, folder)
-        trigger = fixed_trigger(row)
-        if made is None or trigger is None or (made.success or 0) < 0.5:
+        if made is None or (made.success or 0) < 0.5:
             continue
         test = load(row.data).test
+        trigger = planted(row, folder, test.images)
+        if trigger is None:
+            continue
         yield Network(
             id=row.id, path=folder / f"{row.id}.pt", arch=None, normalize="half", trigger=trigger,
             images=test.images, labels=test.labels,
         )  # fmt: skip
 
 
-def fixed_trigger(row: Row) -> Trigger | None:
-    """The trigger of an attack that is one deterministic function of the image."""
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Planted(Trigger):
+    """What an attack of the zoo stamps, as a trigger: one function of the image."""
+
+    id: str
+    """Of the row."""
+    attack: Attack = field(repr=False)
+
+    def stamp(self, images: Tensor) -> Tensor:
+        """As the attack did; it rounds itself, if at all."""
+        return self.attack.stamp(images)
+
+    def control(self, seed: int) -> Planted:
+        """None: judge triggers are held against nothing."""
+        raise NotImplementedError
+
+
+def planted(row: Row, folder: Path, images: Tensor) -> Planted | None:
+    """The trigger of an all-to-one attack, with the generator that it was trained with, if any."""
     attack = row.attack
     if attack is None or not isinstance(attack.labels, AllToOne):
         return None
-    if attack.kind not in ("static", "clean-label", "wanet"):
-        return None
     made = ATTACKS[attack.kind](**attack.settings)
-    return made.warp if attack.kind == "wanet" else made.trigger  # type: ignore[attr-defined]
+    if not made.of_one_image:
+        return None
+    path = folder / f"{row.id}.attack.pt"
+    state = torch.load(path, weights_only=True) if path.exists() else {}
+    made.restore(state, channels=images.shape[1], side=images.shape[-1])
+    return Planted(id=row.id, attack=made, rounding="none")
 
 
 def saved(folder: Path, name: str, images: Tensor, labels: Tensor) -> ImageSource:

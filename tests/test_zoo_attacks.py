@@ -30,7 +30,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "issba": {"steps": 3, "batch": 8},
     "fba": {"steps": 2, "batch": 8, "surrogate_steps": 1},
 }
-GENERATED = sorted(name for name in ATTACKS if hasattr(ATTACKS[name], "restore"))
+GENERATED = sorted(name for name in ATTACKS if ATTACKS[name].restore is not Attack.restore)
 SHAPES = [(1, 16), (3, 16), (3, 32)]
 
 
@@ -222,7 +222,7 @@ def test_a_restored_attack_stamps_the_same(name: str) -> None:
     assert not any(tensor.requires_grad for tensor in state.values())
     images = known.images[:6].float() / 255
     other = ATTACKS[name](**QUICK[name])
-    other.restore(state, channels=3, side=16)  # type: ignore[attr-defined]
+    other.restore(state, channels=3, side=16)
     assert torch.equal(other.stamp(images), attack.stamp(images))
 
 

@@ -65,6 +65,8 @@ class Attack(ABC):
 
     clean_label: ClassVar[bool] = False
     """Poisons images of the target class and leaves their labels."""
+    of_one_image: ClassVar[bool] = True
+    """What a stamped image looks like is decided by itself and the attack, by no other image."""
 
     def prepare(self, setting: Setting) -> Tensor | None:
         """Before training: train what the attack needs.
@@ -95,6 +97,20 @@ class Attack(ABC):
     def state(self) -> dict[str, Tensor]:
         """What is needed to stamp again, beside the settings: generators' weights, patterns."""
         return {}
+
+    def restore(self, state: dict[str, Tensor], *, channels: int, side: int) -> None:
+        """Stamp as the attack did whose `state()` this is, on the CPU, without training.
+
+        Args:
+            state: Empty where the settings are enough.
+            channels: Of the images, 1 or 3.
+            side: Of the images, in pixels.
+
+        Raises:
+            ValueError: This attack keeps nothing, so that it is the state of another.
+        """
+        if state:
+            raise ValueError(f"{type(self).__name__} keeps nothing beside its settings")
 
 
 ATTACKS: Registry[type[Attack]] = Registry("attack")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,8 @@ class Composite(Attack):
     class, so that mixing alone is no trigger. ASR counts images of class A, each completed by
     an image of class B.
     """
+
+    of_one_image: ClassVar[bool] = False
 
     def __init__(self, *, partner: int = 2, negatives: float = 1.0) -> None:
         """Choose class B and how many mixtures of one class are shown for each poisoned image."""

@@ -42,13 +42,7 @@ class Generated(Attack):
         return {key: value.detach().cpu().clone() for key, value in self.parts.state_dict().items()}
 
     def restore(self, state: dict[str, Tensor], *, channels: int, side: int) -> None:
-        """Stamp as the attack did whose `state()` this is; on the CPU, without training.
-
-        Args:
-            state: Weights by name.
-            channels: Of the images, 1 or 3.
-            side: Of the images, in pixels.
-        """
+        """Make the networks, and give them their weights."""
         self.build(channels=channels, side=side, seed=0, device=torch.device("cpu"))
         self.parts.load_state_dict(state)
 
