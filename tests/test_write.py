@@ -339,13 +339,6 @@ def test_archives_written_by_others(descriptor: bool, tmp_path: Path, arch: str)
     fold_and_reload(path, f"{arch}:build")
 
 
-def test_compressed_numbers_are_saved_anew(tmp_path: Path, arch: str) -> None:
-    torch.save(network().state_dict(), tmp_path / "torch.pth")
-    path = tmp_path / "w.pth"
-    repack(tmp_path / "torch.pth", path, zipfile.ZIP_DEFLATED)
-    fold_and_reload(path, f"{arch}:build")
-
-
 def test_only_numbers_may_have_changed(tmp_path: Path) -> None:
     torch.save(network(), tmp_path / "m.pt")
     data = bytearray((tmp_path / "m.pt").read_bytes())

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from auditor.architectures import cifar, of_timm, of_torchvision
 from auditor.architectures.architecture import Architecture, State
 from auditor.architectures.of_torchvision import Hollow
-from auditor.architectures.shapes import COUNTER, Misfit, Shapes, class_count, stripped
+from auditor.architectures.shapes import COUNTER, Misfit, Shapes, class_count, is_counter, stripped
 from auditor.errors import AuditorError
 from auditor.text import clean_text
 
@@ -102,7 +102,8 @@ def _match(architecture: Architecture, state: State, shapes: Shapes) -> Match:
     except NOT_BUILT as error:
         return _missed(architecture, clean_text(str(error), limit=160))
     own = {k: tuple(t.shape) for k, t in network.state_dict().items() if not k.endswith(COUNTER)}
-    theirs = {k: size for k, size in shapes.sizes.items() if not k.endswith(COUNTER)}
+    sizes = shapes.sizes
+    theirs = {k: size for k, size in sizes.items() if not is_counter(k, size, sizes)}
     shared = own.keys() & theirs.keys()
     equal = [key for key in shared if own[key] == theirs[key]]
     score = len(equal) / max(len(own.keys() | theirs.keys()), 1)

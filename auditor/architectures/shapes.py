@@ -7,7 +7,7 @@ memory than its weights, whatever a hostile file claims.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -22,6 +22,8 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.", "backbone.", 
 `Sequential(Resize, network)`."""
 COUNTER = "num_batches_tracked"
 """Of BatchNorm layers; files of before PyTorch 0.4.1 do not have it, and nothing depends on it."""
+STATISTICS = "running_mean"
+"""What it counts for."""
 MAX_CLASSES = 100_000
 MAX_TENSORS = 10_000
 """The largest networks of torchvision and timm have 3,000."""
@@ -29,6 +31,12 @@ MAX_NAME = 400
 MAX_KERNEL = 16
 MAX_MISSING = 64 << 20
 """Bytes that tensors may claim beyond what the file holds: some share numbers, and need few."""
+
+
+def is_counter(name: str, size: Sequence[int], names: Container[str]) -> bool:
+    """Whether a tensor of that name and size, among others, is such a count, and no weights in disguise."""
+    beside = f"{name.removesuffix(COUNTER)}{STATISTICS}"
+    return name.endswith(COUNTER) and math.prod(size) == 1 and beside in names
 
 
 class Misfit(ValueError):

@@ -64,18 +64,13 @@ def copied(file: FileFacts, path: Path) -> None:
 
 
 def records_of(path: Path) -> dict[str, Record]:
-    """Every record of numbers, by key; empty where they cannot be changed in place.
-
-    That is where one is compressed, or the numbers were written by a machine of other byte order.
-    """
+    """Every record of numbers, by key; empty where a machine of other byte order wrote them."""
     with zipfile.ZipFile(path) as archive, path.open("rb") as stream:
         members = {m.filename.partition("/")[2]: m for m in archive.infolist()}
         order = members.get("byteorder")
         if order is not None and archive.read(order).decode("ascii", "replace") != sys.byteorder:
             return {}
         numbers = {name: m for name, m in members.items() if name.startswith(NUMBERS)}
-        if any(member.compress_type != zipfile.ZIP_STORED for member in numbers.values()):
-            return {}
         records = {}
         for name, member in numbers.items():
             key, begin = name.removeprefix("data/"), _data_offset(stream, member)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -216,6 +216,7 @@ class ModuleHandle(ModelHandle):
         locate: Locate | None = None,
     ) -> None:
         super().__init__(file, architecture=architecture, device=device)
+        self.notes += lost_digits([*network.parameters(), *network.buffers()])
         # channels-last: convolutions run up to twice as fast, on CPU and GPU alike
         self._network: nn.Module = network.float().eval().requires_grad_(False).to(device)
         self._network.to(memory_format=torch.channels_last)
@@ -308,6 +309,15 @@ class ModuleHandle(ModelHandle):
     @property
     def extras(self) -> Mapping[str, Tensor]:
         return self._extras
+
+
+def lost_digits(tensors: Iterable[Tensor]) -> list[str]:
+    """A note where a network computes with 64 bits: ours does with 32, and may be another."""
+    if all(tensor.dtype != torch.float64 for tensor in tensors):
+        return []
+    return [
+        "Its weights have 64 bits, auditor computes with 32: what depends on the digits between is not seen."
+    ]
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -77,12 +78,12 @@ def check_network(network: nn.Module, name: str) -> None:
             for value in network.state_dict().values()
         )
         modules = list(network.modules())
-        own = set().union(*(vars(module) for module in modules))
+        hidden = any(map(_hides, modules))
         attributes = [
             e for m in modules for e in entries([v for k, v in vars(m).items() if k != "_modules"])
         ]
     except (AttributeError, KeyError, RecursionError, RuntimeError, TypeError, ValueError):
-        sound, own, attributes = False, set(), []
+        sound, hidden, attributes = False, False, []
     if any(map(_is_unknown, attributes)):
         raise UnsuitableModel(
             f"{name}: the pickled network keeps values that auditor does not build (numbers of NumPy, say), "
@@ -92,11 +93,28 @@ def check_network(network: nn.Module, name: str) -> None:
         isinstance(value, nn.Module) or (isinstance(value, dict) and has_odd_attributes(value))
         for value in attributes
     )
-    if not sound or apart or own & set(dir(nn.Module)) - set(vars(nn.Module())):
+    if not sound or apart or hidden:
         raise UnsuitableModel(
             f"{name}: the pickled network is damaged, has no values, or hides methods or layers of its "
             "class. Save its state_dict and pass --arch, or export it to ONNX."
         )
+
+
+def _hides(module: nn.Module) -> bool:
+    """Whether attributes of a layer stand before its weights, its layers, or what its class does."""
+    usual = vars(nn.Module())
+    held = {*module._parameters, *module._buffers, *module._modules}
+    kind = type(module)
+    return any(
+        name in held or (name not in usual and hasattr(nn.Module, name)) or _does(kind, name)
+        for name in vars(module)
+    )
+
+
+def _does(kind: type[nn.Module], name: str) -> bool:
+    """Whether a name is a method or a property of a class."""
+    entry = inspect.getattr_static(kind, name, None)
+    return callable(entry) or isinstance(entry, property | staticmethod | classmethod)
 
 
 def _is_unknown(value: object) -> bool:

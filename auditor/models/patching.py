@@ -221,7 +221,8 @@ def same_numbers(expected: Tensor, found: Tensor) -> bool:
 
 def _bytes(tensor: Tensor) -> Tensor:
     tensor = tensor.int_repr() if tensor.is_quantized else tensor
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    plain = tensor.detach().resolve_neg().resolve_conj()
+    return plain.contiguous().reshape(-1).view(torch.uint8)
 
 
 def _has_second_owner(content: Any, keys: tuple[Any, ...]) -> bool:

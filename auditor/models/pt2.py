@@ -193,12 +193,11 @@ def _places(path: Path, documents: Pt2Documents) -> dict[str, StoredTensor]:
     """Where the tensors are in the file; tied ones are the same place.
 
     Raises:
-        ValueError: Records are compressed or were written by a machine of other byte order, or a
-            name stands for two tensors.
+        ValueError: A machine of other byte order wrote the records, or a name stands for two tensors.
     """
     records = records_of(path)
     if not records:
-        raise ValueError("its records are compressed, or of another byte order")
+        raise ValueError("its records are of another byte order")
     places: dict[str, StoredTensor] = {}
     known: dict[tuple[Any, ...], StoredTensor] = {}
     for folder, table in (("weights", documents.weights), ("constants", documents.constants)):

@@ -32,6 +32,8 @@ DTYPES = {
 }
 """As the schema numbers them (torch/_export/serde/schema.py)."""
 STRIDED = 7
+POSITIONAL, NAMED = 1, 2
+"""Kinds of arguments; files of older versions say nothing of them."""
 MEMORY_FORMATS = {
     1: torch.contiguous_format,
     2: torch.channels_last,
@@ -251,6 +253,7 @@ def _node(document: Mapping[str, Any]) -> Node:
     library, name, function = _function(document["target"])
     inputs = [(entry["name"], _argument(entry["arg"])) for entry in document["inputs"]]
     named = {key: argument for key, argument in inputs if library in ("aten", "prims")}
+    _check_places(function, document["inputs"])
     if _trains(name, named):
         raise TrainingProgram(f"{library}.{name} in train mode")
     return Node(
@@ -261,6 +264,34 @@ def _node(document: Mapping[str, Any]) -> Node:
         outputs=tuple(_output(output) for output in document["outputs"]),
         written=() if name in BATCH_NORMS else tuple(_written(function, named)),
     )
+
+
+def _check_places(function: Callable[..., Any], inputs: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse arguments that torch would take for others.
+
+    It passes some without their names, in the order of the operator's schema, so that these must be the
+    schema's first ones.
+
+    Raises:
+        ValueError: They are not, or a name is there twice or is none of the operator's.
+    """
+    schema = getattr(function, "_schema", None)
+    if schema is None:
+        return  # of sizes, which are always passed in their order
+    kinds = {entry["name"]: entry.get("kind") for entry in inputs}
+
+    def has_no_name(argument: Any) -> bool:
+        kind = kinds.get(argument.name)
+        required = not argument.has_default_value() and not argument.kwarg_only
+        unnamed = kind == POSITIONAL or (kind != NAMED and required)
+        return argument.name in kinds and unnamed
+
+    names = [argument.name for argument in schema.arguments]
+    unnamed = [argument for argument in schema.arguments if has_no_name(argument)]
+    in_place = [argument.name for argument in unnamed] == names[: len(unnamed)]
+    in_place = in_place and not any(argument.kwarg_only for argument in unnamed)
+    if not in_place or len(kinds) != len(inputs) or not set(kinds) <= set(names):
+        raise ValueError(f"the arguments of {schema.name} are not in their places")
 
 
 def _written(function: Callable[..., Any], named: Mapping[str, Any]) -> Iterator[str]:

@@ -14,12 +14,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from auditor.architectures import Architecture
-from auditor.errors import OutputError, UnreadableModel
+from auditor.errors import OutputError, UnreadableModel, UnsafeModel, UnsuitableModel
 from auditor.models.archive import copied
 from auditor.models.base import ModelHandle, ModuleHandle
 from auditor.models.patching import same_numbers
 from auditor.models.state_dict import StateDict, open_state_dict
-from auditor.safety.opcodes import refuse_calls
+from auditor.safety.opcodes import begins_with_pickle, refuse_calls
 from auditor.safety.structure import FileFacts
 from auditor.text import clean_text, listed
 
@@ -34,6 +34,8 @@ class SafetensorsContent:
 
     state: StateDict
     metadata: Mapping[str, str]
+    tied: tuple[str, ...] = ()
+    """Names that only the metadata has, for the tensor of another name."""
 
 
 class SafetensorsHandle(ModuleHandle):
@@ -60,6 +62,25 @@ class SafetensorsHandle(ModuleHandle):
         """Name in the network -> key in the file."""
         return {} if self._locate is None else self._locate(state).entries
 
+    def refuse_other_ties(self, content: SafetensorsContent) -> None:
+        """Refuse metadata by which tensors are one that the network does not keep as one.
+
+        Other readers would leave those out.
+
+        Raises:
+            UnsuitableModel: There are some.
+        """
+        names = {key: name for name, key in self.entries_of(content.state).items()}
+        first = self._slots.names
+        for key in content.tied:
+            kept = content.metadata[key]
+            if first[names[key]] != first[names[kept]]:
+                raise UnsuitableModel(
+                    f"{clean_text(self.file.path.name)}: by its metadata {clean_text(key, limit=80)} is "
+                    f"{clean_text(kept, limit=80)}, which are two tensors in {self.architecture}. Save it "
+                    "again with safetensors.torch.save_model."
+                )
+
 
 def open_safetensors(
     file: FileFacts, architecture: Architecture | None, device: torch.device
@@ -73,6 +94,7 @@ def open_safetensors(
     content = read_safetensors(file.path)
     checkpoint = {**content.metadata, **content.state}  # the metadata may name the network
     handle = SafetensorsHandle(file, open_state_dict(file, checkpoint, architecture, device))
+    handle.refuse_other_ties(content)
     said = [
         f"{clean_text(key, limit=40)}: {clean_text(value, limit=60)}"
         for key, value in sorted(content.metadata.items())
@@ -99,18 +121,23 @@ def read_safetensors(path: Path) -> SafetensorsContent:
         for name, kept in content.metadata.items()
         if kept in state and name not in state
     }
-    return replace(content, state=state | tied)
+    return replace(content, state=state | tied, tied=tuple(tied))
 
 
 def stored_content(path: Path) -> SafetensorsContent:
     """The same under the names in the file only, without those of tied tensors.
 
     Raises:
-        UnsafeModel: It is a pickle as well, which calls something where it is taken for one.
+        UnsafeModel: It is a pickle as well.
         UnreadableModel: The library refuses it (offsets that overlap, overflow or leave holes), or
             it has tensors of a type that torch does not know.
     """
     refuse_calls(path)
+    if begins_with_pickle(path):
+        raise UnsafeModel(
+            f"{clean_text(path.name)} is safetensors and a pickle as well, so that torch.load finds another "
+            "model in it; refused. Ways out: save it again with safetensors.torch.save_file."
+        )
     try:
         with safe_open(path, framework="pt", device="cpu") as content:
             metadata = content.metadata() or {}

@@ -14,9 +14,16 @@ from torch import Tensor, nn
 from auditor.architectures import Architecture
 from auditor.architectures.cifar import examples
 from auditor.architectures.infer import HINTS, Match, candidates
-from auditor.architectures.shapes import COUNTER, PREFIXES, class_count, refuse_hollow, stripped
+from auditor.architectures.shapes import (
+    COUNTER,
+    PREFIXES,
+    class_count,
+    is_counter,
+    refuse_hollow,
+    stripped,
+)
 from auditor.errors import UnsuitableModel
-from auditor.models.base import ModuleHandle
+from auditor.models.base import ModuleHandle, lost_digits
 from auditor.models.patching import Home, Locate
 from auditor.safety.allowed import (
     InertOptimizer,
@@ -320,6 +327,7 @@ def _opened(
         extras=extras,
         locate=locate or partial(locate_state_dict, wanted=wanted, keys=keys),
     )
+    handle.notes += lost_digits(state.values())
     if keys:
         handle.notes.append(f"The weights were found{under}.")
     if matches:
@@ -370,7 +378,11 @@ def fit(network: nn.Module, state: StateDict, *, name: str, architecture: str) -
     own = network.state_dict()
     state = unprefixed(state, set(own))
     missing = [key for key in own if key not in state and not key.endswith(COUNTER)]
-    unexpected = [key for key in state if key not in own and not key.endswith(COUNTER)]
+    unexpected = [
+        key
+        for key, value in state.items()
+        if key not in own and not is_counter(key, value.shape, state)
+    ]
     differing = [
         f"{clean_text(key)} is {_shape(state[key])} in the file, {_shape(own[key])} in the network"
         for key in own

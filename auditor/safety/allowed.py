@@ -82,9 +82,9 @@ class PlainDict:
         """An empty dict.
 
         Raises:
-            UnpicklingError: There is more than a default: entries that no reader would see.
+            UnpicklingError: There is more than a type of its default: entries that no reader would see.
         """
-        if len(args) > 1 or not all(a is None or isinstance(a, type | Inert) for a in args):
+        if len(args) > 1 or not all(a is None or isinstance(a, type) for a in args):
             raise UnpicklingError("a dictionary is made of what is not its entries")
         return {}
 

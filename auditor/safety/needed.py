@@ -6,6 +6,7 @@ Found without interpreting the suspect: the worker that does that is confined al
 from __future__ import annotations
 
 import contextlib
+import itertools
 import mmap
 import os
 import re
@@ -20,6 +21,8 @@ LENGTH = re.compile(rb"[\x80-\xff]?[\x00-\x7f]")
 MOST_BYTES = 2 << 30
 """An ONNX file has no more, by its format."""
 MOST_DATA = 10_000
+MOST_NAMED = 1_000_000
+"""Names are not looked for beyond so many: that would take minutes, before any limit holds."""
 MOST_LINKS = 100_000
 IMAGES = frozenset(
     [
@@ -53,12 +56,15 @@ def external_data(model: Path) -> list[Path]:
         with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             if data[:2] == b"PK":
                 return []
-            for place, length in _locations(data):
-                path = folder / os.fsdecode(data[place : place + length])
+            names: dict[bytes, None] = {}
+            for place, length in itertools.islice(_locations(data), MOST_NAMED):
+                names[data[place : place + length]] = None
+                if len(names) == MOST_DATA:
+                    break
+            for name in names:
+                path = folder / os.fsdecode(name)
                 if path.is_file() and path.resolve().is_relative_to(folder):
                     found[path.resolve()] = None
-                if len(found) >= MOST_DATA:
-                    break
     except (OSError, ValueError):
         pass  # the worker says what is wrong with it
     return list(found)

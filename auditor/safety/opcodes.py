@@ -25,6 +25,7 @@ from auditor.safety.allowed import (
     InertEnum,
     InertOptimizer,
     InertPartial,
+    PlainDict,
     Reference,
     allowed_global,
 )
@@ -113,6 +114,8 @@ OBJECT_FLAGS = 63
 TEXT_FLAGS = 8
 WITH_STATE = {"torch._tensor._rebuild_from_type_v2", "torch._utils._rebuild_parameter_with_state"}
 """They call what they are given, or set any attribute of a tensor; no state dict needs them."""
+TYPES_OF_TORCH = re.compile(r"torch(\.\w+)*\.(\w*Tensor|\w*Storage|Parameter)")
+"""Called, they give whatever the memory holds; pickle only names them."""
 CONSTANT_OPCODES = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 
@@ -181,6 +184,16 @@ def walk(path: Path) -> PickleFacts:
             except DAMAGED:
                 facts.complete = False
     return facts
+
+
+def begins_with_pickle(path: Path) -> bool:
+    """Whether the bytes of a file, whatever it is, are a pickle first.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    with path.open("rb") as stream:
+        return _walk(stream, PickleFacts())
 
 
 def refuse_calls(path: Path) -> None:
@@ -356,7 +369,7 @@ def _called(opcode: str, function: Any, arguments: Any, facts: PickleFacts) -> A
         if isinstance(size, tuple) and all(isinstance(n, int) for n in size):
             facts.numbers += math.prod(size)
     if name in torch._weights_only_unpickler._get_allowed_globals():
-        if name in WITH_STATE:
+        if name in WITH_STATE or TYPES_OF_TORCH.fullmatch(name):
             _note_call(name, given, facts, misused=True)
     elif (kind := allowed_global(name)) is None:
         _note_call(name, given, facts)
@@ -372,6 +385,8 @@ def _is_usual_call(opcode: str, name: str, kind: type[Any], given: tuple[Any, ..
         return False
     if issubclass(kind, enum.Enum | InertEnum | InertPartial):
         return opcode == "REDUCE" and len(given) == 1
+    if issubclass(kind, PlainDict):  # what a factory makes no reader would see
+        return len(given) < 2 and all(value is None or isinstance(value, Named) for value in given)
     first = given[0] if given else None
     if name == DTYPE:
         return isinstance(first, str) and PLAIN_DTYPE.fullmatch(first) is not None
@@ -401,7 +416,7 @@ def _built(made: Any, state: Any, facts: PickleFacts) -> None:
         usual = False
     elif kind is not None and issubclass(kind, InertPartial):
         usual = isinstance(state, tuple) and len(state) == 4
-        usual = usual and made.arguments[0] in (state[0], STORED)
+        usual = usual and _is_same(made.arguments[0], state[0])
         usual = usual and (state[3] is None or _is_plain_table(state[3]))
     elif kind is None:  # torch's own: an OrderedDict keeps the versions of its layers
         usual = isinstance(state, Table) and state.keys in ([], ["_metadata"])
@@ -410,6 +425,12 @@ def _built(made: Any, state: Any, facts: PickleFacts) -> None:
     if made.built or not usual:
         _note_call(f"{made.by}.__setstate__", (state,), facts, misused=True)
     made.built = True
+
+
+def _is_same(function: Any, other: Any) -> bool:
+    """One function twice; what is nested is not looked into, since that may take for ever."""
+    named = isinstance(function, Named) and isinstance(other, Named) and function == other
+    return named or function is other or function is STORED
 
 
 def _is_plain_table(state: Any) -> bool:

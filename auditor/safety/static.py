@@ -184,10 +184,17 @@ def _code_findings(tree: ast.AST) -> list[str]:
         owner, name = access
         root = owner.id if isinstance(owner, ast.Name) else None
         if name is None or name in FORBIDDEN_OPERATORS:
-            findings.append(f"it calls {clean_text(ast.unparse(node), limit=60)}")
+            findings.append(f"it calls {_written(node)}")
         elif root == "ops" and name not in OPERATOR_LIBRARIES:
             findings.append(f"it uses operators of {clean_text(name, limit=60)!r}")
     return findings
+
+
+def _written(node: ast.AST) -> str:
+    try:
+        return clean_text(ast.unparse(node), limit=60)
+    except RecursionError:
+        return "what is nested too deeply to be shown"
 
 
 def _attribute(node: ast.AST) -> tuple[ast.expr, str | None] | None:

@@ -168,15 +168,59 @@ def _kind_of_zip(path: Path) -> Kind:
         )
     inner = {member.partition("/")[2] for member in names}
     if "constants.pkl" in inner and any(member.startswith("code/") for member in inner):
-        return Kind.TORCHSCRIPT
-    if "archive_format" in inner or any(member.startswith("models/") for member in inner):
-        return Kind.PT2
-    if "data.pkl" in inner:
-        return Kind.TORCH_ZIP
-    raise UnreadableModel(
-        f"{name} is a zip archive, but not one of PyTorch (no data.pkl in it). "
-        "If it contains the model, unpack it and name the model file."
-    )
+        kind = Kind.TORCHSCRIPT
+    elif "archive_format" in inner or any(member.startswith("models/") for member in inner):
+        kind = Kind.PT2
+    elif "data.pkl" in inner:
+        kind = Kind.TORCH_ZIP
+    else:
+        raise UnreadableModel(
+            f"{name} is a zip archive, but not one of PyTorch (no data.pkl in it). "
+            "If it contains the model, unpack it and name the model file."
+        )
+    _refuse_second_reading(name, kind, members)
+    return kind
+
+
+OF_OTHERS = {
+    Kind.TORCH_ZIP: ("code/", "constants.pkl", "bytecode.pkl", "model.json"),
+    Kind.TORCHSCRIPT: ("models/", "archive_format", "bytecode.pkl", "model.json"),
+    Kind.PT2: ("code/", "constants.pkl", "bytecode.pkl", "model.json", "data.pkl"),
+}
+"""Members, folded, by which another reader than the one of that kind would take an archive for its own:
+those of `torch.load`, `torch.jit.load`, `torch.export.load` and of TorchScript's mobile interpreter."""
+
+
+def _refuse_second_reading(name: str, kind: Kind, members: list[zipfile.ZipInfo]) -> None:
+    """Refuse an archive in which another reader would find another model than we do.
+
+    That is one with several folders at its top (torch's reader takes the first one's name for all), with
+    members of two kinds of model, or with compressed numbers: torch never writes these, and where they
+    are mapped into memory, it takes the compressed bytes for the numbers.
+
+    Raises:
+        UnsafeModel: It is one of those.
+    """
+    roots = {member.filename.partition("/")[0] for member in members}
+    if len(roots) > 1 or not all("/" in member.filename for member in members):
+        raise UnsafeModel(
+            f"{name}: the archive holds more than one folder at its top, of which readers take one each; "
+            "refused."
+        )
+    for member in members:
+        inner = member.filename.partition("/")[2].casefold()
+        if inner.startswith(OF_OTHERS[kind]):
+            raise UnsafeModel(
+                f"{name} ({kind}) holds what readers of another kind of model look for as well "
+                f'("{clean_text(member.filename, limit=80)}"), so that they may see another model; refused. '
+                "Ways out: save the network again by torch.save, torch.jit.save or torch.export.save alone."
+            )
+        if member.compress_type != zipfile.ZIP_STORED and not inner.startswith("code/"):
+            raise UnsafeModel(
+                f'{name}: "{clean_text(member.filename, limit=80)}" is compressed, as torch never writes it; '
+                "torch.load with mmap=True would read other numbers. Ways out: save it again, "
+                "torch.save(torch.load(...), ...)."
+            )
 
 
 END, END64, LOCATOR = (
