@@ -35,6 +35,8 @@ MOST_TO_ONE = 0.5
 MAX_CELLS = 5
 """Source-specific hypotheses a trigger; the strongest ones."""
 PROGRESS_SECONDS = 0.2
+ROUNDING = 0.01
+"""Difference of two logits, as a share of the largest, that another order of sums may make (TF32)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +154,41 @@ def _block(triggers: Sequence[Trigger], images: Tensor, start: int, stop: int) -
 
 
 @torch.inference_mode()
+def unlike_alone(
+    classifier: Classifier, half: Half, triggers: Sequence[Trigger], after: Tensor, deadline: float
+) -> list[bool]:
+    """Which triggers have an image that alone is clearly answered otherwise than in its batch.
+
+    A file may tell single images from batches, and scans ask for batches. One image a trigger is tried,
+    another for each. What was found in time; nothing where the model takes batches of one size only.
+
+    Args:
+        classifier: The suspect.
+        half: N images.
+        triggers: T of them.
+        after: ``(T, N)`` predictions in batches.
+        deadline: `time.monotonic` value.
+    """
+    found = [False] * len(triggers)
+    if classifier.model.batch not in (None, 1):
+        return found
+    for number, trigger in enumerate(triggers):
+        if time.monotonic() >= deadline:
+            break
+        index = number % len(half)
+        alone = classifier.logits(trigger(as_float(half.images[index : index + 1])))
+        found[number] = is_clearly_other(alone[0], int(after[number, index]))
+    return found
+
+
+def is_clearly_other(logits: Tensor, predicted: int) -> bool:
+    """Whether logits ``(K,)`` speak against a predicted class by more than computing in another order."""
+    if not logits.isfinite().all() or predicted == UNDECIDED:
+        return int(decided(logits.unsqueeze(0))) != predicted
+    return bool(logits.max() - logits[predicted] > ROUNDING * logits.abs().max().clamp_min(1))
+
+
+@torch.inference_mode()
 def footprint(trigger: Trigger, images: Tensor) -> tuple[float, float]:
     """Share of visibly changed pixels, and root mean square change in [0, 1] units.
 
@@ -186,7 +223,9 @@ def inapplicable(trigger: Trigger, images: Tensor, *, controlled: bool = True) -
     return ""
 
 
-def response(stamped: Stamped, family: Family, after: Tensor, classes: int) -> Response:
+def response(
+    stamped: Stamped, family: Family, after: Tensor, classes: int, *, unlike: bool = False
+) -> Response:
     """Count what a trigger did to the screening images.
 
     Args:
@@ -194,6 +233,7 @@ def response(stamped: Stamped, family: Family, after: Tensor, classes: int) -> R
         family: The images.
         after: ``(N,)`` predictions of the stamped screening images.
         classes: K.
+        unlike: See `unlike_alone`.
     """
     half = family.screen
     hits = moved_to(half.groups, after, classes)
@@ -208,6 +248,7 @@ def response(stamped: Stamped, family: Family, after: Tensor, classes: int) -> R
         area=area,
         change=change,
         unanswered=int((after == UNDECIDED).sum()),
+        unlike=unlike,
     )
 
 

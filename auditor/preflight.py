@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from auditor import verdict
-from auditor.classifier import Classifier
-from auditor.measure import Half
+from auditor.classifier import Classifier, as_float
+from auditor.errors import ModelError
+from auditor.measure import Half, is_clearly_other
 from auditor.results import Caveat, ImageFacts, Preprocessing, Verdict
 from auditor.statistics import upper_bound
 
+RANDOM = "random-output"
+"""Id of the caveat that answers are drawn at random."""
+TRIED = 8
+"""Images that the network is asked about again."""
 FEW_COPIES = 0.02
 """Copies among a user's images that are not worth a word, as a share of them."""
 FEW_IMAGES = 73
@@ -47,8 +53,24 @@ def check(
         yield from _copies(clean, copies)
     if not _deterministic(classifier, half):
         yield Caveat(
-            id="random-output",
+            id=RANDOM,
             text="The model answers differently when asked the same twice; every count is one draw.",
+        )
+        return
+    if (unlike := _unlike_alone(classifier, half)) is not None:
+        yield Caveat(
+            id="alone",
+            text=f"{unlike} images are answered otherwise alone than in a batch, so that no count in batches "
+            "says what single images get. Scan with --batch-size 1.",
+            blocking=True,
+        )
+    if not _same_with_gradients(classifier, half):
+        yield Caveat(
+            id="gradients",
+            text="The network answers otherwise where gradients are recorded, as in a program without "
+            "torch.no_grad(), so that it is two networks, of which this scan sees one. Export it to ONNX as "
+            "it is used, and scan that.",
+            blocking=True,
         )
 
 
@@ -152,6 +174,34 @@ def _images(clean: ImageFacts) -> Iterator[Caveat]:
 
 
 def _deterministic(classifier: Classifier, half: Half) -> bool:
-    images = half.images[:8]
+    images = half.images[:TRIED]
     first, second = classifier.logits(images), classifier.logits(images)
     return torch.allclose(first, second, rtol=1e-3, atol=1e-4)
+
+
+def _unlike_alone(classifier: Classifier, half: Half) -> str | None:
+    """How many of how many images are, if any."""
+    if classifier.model.batch not in (None, 1):
+        return None
+    images = half.images[:TRIED]
+    alone = torch.cat([classifier.logits(image.unsqueeze(0)) for image in images])
+    unlike = _clearly_other(alone, half.before)
+    return f"{unlike} of {len(images)}" if unlike else None
+
+
+def _same_with_gradients(classifier: Classifier, half: Half) -> bool:
+    """Whether answers are the same while gradients of the images are recorded."""
+    if not classifier.differentiable or classifier.model.batch not in (None, 1):
+        return True
+    logits = []
+    for image in half.images[:TRIED]:
+        pixels = as_float(image.unsqueeze(0)).requires_grad_()
+        try:
+            logits.append(classifier(pixels).detach())
+        except (ModelError, RuntimeError):
+            return True  # that it has no gradients is said by what needs them
+    return not _clearly_other(torch.cat(logits), half.before)
+
+
+def _clearly_other(logits: Tensor, before: Tensor) -> int:
+    return sum(is_clearly_other(row, int(k)) for row, k in zip(logits, before, strict=False))

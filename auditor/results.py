@@ -159,6 +159,8 @@ class Response:
     """Root mean square change, in [0, 1] units, mean over images."""
     unanswered: int = 0
     """Images whose scores name no class when stamped: one is NaN, or the largest is infinite."""
+    unlike: bool = False
+    """A stamped image alone is clearly answered otherwise than in its batch."""
 
 
 @dataclass(frozen=True, kw_only=True)

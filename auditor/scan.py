@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 
 import torch
+from torch import Tensor
 
 import auditor
 from auditor import inputs, measure, preflight, verdict
@@ -142,12 +143,17 @@ class _Scan:
                 deadline=self.begin + BATTERY_SHARE * self.options.time_budget,
             )
             self.skipped += [*unseen, *unfinished(entries, len(after), family)]
-            for entry, predicted in zip(entries, after, strict=False):
-                responses.append(measure.response(entry, family, predicted, self.classes))
+            unlike = self._unlike_alone(family, entries, after)
+            for entry, predicted, odd in zip(entries, after, unlike, strict=False):
+                responses.append(
+                    measure.response(entry, family, predicted, self.classes, unlike=odd)
+                )
                 shown[f"{family.name} {entry.trigger!r}"] = (entry, family)
             confirmations += confirming.declared(family, entries[: len(after)], after)
         if (text := verdict.without_answers(responses)) is not None:
             self.caveats.append(Caveat(id="unanswered", text=text))
+        if (text := verdict.unlike_alone(responses)) is not None:
+            self.caveats.append(Caveat(id="unlike-alone", text=text))
         searches = Searches(
             self.classifier,
             self.classes,
@@ -295,6 +301,16 @@ class _Scan:
         images = self._made["noise"][:8].to(self.classifier.device)
         before = self.classifier.predict(images)
         return Half(images=images, groups=before, before=before)
+
+    def _unlike_alone(
+        self, family: Family, entries: Sequence[Stamped], after: Tensor
+    ) -> Sequence[bool]:
+        triggers = [entry.trigger for entry in entries[: len(after)]]
+        if any(caveat.id == preflight.RANDOM for caveat in self.caveats):
+            return [False] * len(triggers)
+        return measure.unlike_alone(
+            self.classifier, family.screen, triggers, after, deadline=self.deadline
+        )
 
     # ---- what a class stands for
 

@@ -26,6 +26,7 @@ __all__ = [
     "highest",
     "smallest_detectable",
     "too_low",
+    "unlike_alone",
     "without_answers",
 ]
 
@@ -147,6 +148,18 @@ def without_answers(responses: Sequence[Response]) -> str | None:
     )
 
 
+def unlike_alone(responses: Sequence[Response]) -> str | None:
+    """That the model answers images alone otherwise than in a batch, where it does; else None."""
+    unlike = [response for response in responses if response.unlike]
+    if not unlike:
+        return None
+    return (
+        f"Of {len(responses)} stamped images that were tried alone, {len(unlike)} are answered otherwise "
+        f"than in a batch (first one with {unlike[0].probe}), so that counts in batches do not hold for "
+        "single images. Scan again with --batch-size 1."
+    )
+
+
 def gaps(
     clean: ImageFacts | None,
     responses: Sequence[Response],
@@ -161,7 +174,7 @@ def gaps(
             "Nothing was found on made images, which proves little. Give clean images with "
             "--clean DIR (100 or more, of the kind that the model is meant for)."
         ]
-    gaps = [] if (silent := without_answers(responses)) is None else [silent]
+    gaps = [why for why in (unlike_alone(responses), without_answers(responses)) if why is not None]
     usable = clean.screen + clean.confirm
     if not responses and not searched:
         gaps.append("No trigger was tried.")
