@@ -18,6 +18,13 @@ RANDOM = "random-output"
 """Id of the caveat that answers are drawn at random."""
 TRIED = 8
 """Images that the network is asked about again."""
+CHANGED_ITSELF = Caveat(
+    id="memory",
+    text="The network changed values of its own while it answered, so that it may answer otherwise after "
+    "other questions, or after more of them, and no scan says what its users get. Export it to ONNX, which "
+    "keeps nothing, and scan that.",
+    blocking=True,
+)
 FEW_COPIES = 0.02
 """Copies among a user's images that are not worth a word, as a share of them."""
 FEW_IMAGES = 73

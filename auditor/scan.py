@@ -125,6 +125,7 @@ class _Scan:
         clean = self._prepare()
         families = self._made_families() if clean is None else [self._clean_family(clean)]
         self._preflight(families, copies=0 if clean is None else clean.copies())
+        remembered = self.model.remembered()
         confirming = Confirming(
             self.classifier, self.classes, deadline=self.deadline, notify=self.notify
         )
@@ -176,6 +177,8 @@ class _Scan:
         self.skipped += [*confirming.skipped, *searches.skipped]
         if (text := searches.reductions()) is not None:
             self.caveats.append(Caveat(id="search-effort", text=text))
+        if self.model.remembered() != remembered:
+            self.caveats.append(preflight.CHANGED_ITSELF)
         names = self._class_names()
         images = tuple(family.facts for family in families)
         judged = functools.partial(

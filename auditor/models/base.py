@@ -80,6 +80,10 @@ class ModelHandle(ABC):
         """The layers with numbers; empty where these cannot be changed. Names as in `tensors`."""
         return []
 
+    def remembered(self) -> object:
+        """What it keeps from one call to the next, to be compared; None for what cannot keep anything."""
+        return None
+
     def mask_sites(self) -> list[MaskSite]:
         """Where masks can act on this network."""
         return find_sites(self.anatomy())

@@ -106,6 +106,11 @@ class TorchScriptHandle(GraphHandle):
         self._kept += kept
         return raw
 
+    def remembered(self) -> object:
+        read = {node.s("name") for node in self._graph.findAllNodes("prim::GetAttr", True)}
+        inner = [module._c for module in self._network.modules()]
+        return [_kept(c.getattr(name)) for c in inner for name in sorted(read) if c.hasattr(name)]
+
     def tensors(self) -> dict[str, Tensor]:
         return self._slots.tensors() if self._frozen is None else self._frozen.floats()
 
@@ -169,6 +174,20 @@ class TorchScriptHandle(GraphHandle):
         averages = any(name.endswith("running_mean") for name in self._slots.names)
         reads = self._graph.findAllNodes("prim::GetAttr", True)
         return averages and any(node.s("name") == "training" for node in reads)
+
+
+def _kept(value: Any) -> object:
+    """An attribute as it is now; of a tensor, where it is and how often it was changed in place."""
+    if isinstance(value, Tensor):
+        version = (
+            None if value.is_inference() else value._version
+        )  # those of a scan's calls have none
+        return value.data_ptr(), version
+    if isinstance(value, list | tuple):
+        return [_kept(entry) for entry in value]
+    if isinstance(value, dict):
+        return [(key, _kept(entry)) for key, entry in value.items()]
+    return value if isinstance(value, bool | int | float | str) else None
 
 
 def _refuse_optimized(path: Path) -> None:

@@ -18,8 +18,8 @@ from auditor.safety.opcodes import PickleFacts, refuse_misuse
 from auditor.safety.structure import MAX_LISTED, PICKLES, is_zip
 from auditor.text import clean_text, listed
 
-FORBIDDEN_OPERATORS = frozenset({"save", "from_file", "load", "_print"})
-"""TorchScript operators that read or write anything but the tensors they are given."""
+FORBIDDEN_OPERATORS = frozenset({"save", "from_file", "load", "_print", "TimePoint"})
+"""TorchScript operators that read or write anything but the tensors they are given, or tell the time."""
 
 OPERATOR_LIBRARIES = frozenset({"prim", "aten", "torchvision", "quantized"})
 """Operator namespaces that come with torch and torchvision."""
