@@ -284,3 +284,10 @@ def test_names_of_data_are_looked_for_once(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(needed, "MOST_NAMED", 3)
     path.write_bytes(b"\x08\x07" + entries([f"w{n}" for n in range(6)]))
     assert [found.name for found in external_data(path)] == ["w0"]
+
+
+def test_code_that_asks_for_the_time(kinds: dict[str, dict[str, bytes]], tmp_path: Path) -> None:
+    code = b"def f(x: int) -> int:\n  return ops.prim.TimePoint()\n"
+    path = archived(tmp_path / "m.pt", {**kinds["script"], "code/x.py": code})
+    with pytest.raises(UnsafeModel, match="TimePoint"):
+        load_model(path)
