@@ -1,8 +1,8 @@
 """All methods side by side: what is left of the true trigger, what accuracy costs, how long it takes.
 
     python -m bench.methods run --data ../shared/data --zoo ~/zoo --suspects DIR --out DIR
-        [--only 'signs-*'] [--sizes 500,100,class] [--seeds 0,1,2] [--methods all] [--stress] [--searched]
-        [--device auto]
+        [--only 'signs-*'] [--sizes 500,100,class] [--seeds 0,1,2] [--methods all] [--stress]
+        [--told battery] [--device auto]
     python -m bench.methods ablate ...        NFT as published, without its parts one by one
     python -m bench.methods table --out DIR   the tables of what was run
 
@@ -11,9 +11,9 @@ trigger is a function of the image (fixed, or made by the attack's generator), a
 drawn from images that no network was trained on (but the suspects' clean folder, which they were), the
 judges are others. Each run is `auditor.purify` with several methods: a scan of the fit images by the
 standard battery is all that "nft" is told; where it finds nothing, NFT runs as published instead, as with
-`--anyway`. With `--searched` no trigger is declared, and "nft" is told what the searches find (give it an
-`--out` of its own). The true trigger is a judge trigger, which no method sees. `class` means one image a
-class. What is there already is not run again.
+`--anyway`. With `--told searches` no trigger is declared, and "nft" is told what the searches find; with
+`--told both`, as users run it, what either finds (give each an `--out` of its own). The true trigger is a
+judge trigger, which no method sees. `class` means one image a class. What is there already is not run again.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -48,6 +49,7 @@ from bench.zoo.attacks import ATTACKS, Attack
 from bench.zoo.rows import AllToOne, Row, read_rows
 from bench.zoo.train import read_made
 
+Told = Literal["battery", "searches", "both"]
 MOST_JUDGES = 1000
 SUSPECTS = ("badnets", "l2inv")
 PAPER = {
@@ -198,7 +200,7 @@ def run(
     seed: int,
     *,
     stress: bool = False,
-    searched: bool = False,
+    told: Told = "battery",
     device: str = "cpu",
 ) -> PurifyResult:
     """One comparison, judged by the true trigger."""
@@ -208,14 +210,14 @@ def run(
         fit, judge = parts(network, size, seed, Path(name))
         return api.purify(
             api.load_model(network.path, arch=network.arch, device=resolve_device(device)),
-            () if searched else api.choose_probes("standard").probes,
+            () if told == "searches" else api.choose_probes("standard").probes,
             fit,
             None,
             api.PurifyOptions(
                 methods=tuple(methods),
                 scan=api.ScanOptions(
                     given=api.GivenInput(normalize=network.normalize),
-                    searches=SEARCHED if searched else (),
+                    searches=() if told == "battery" else SEARCHED,
                 ),
                 judge_probes=(true,),
                 stress=stress,
@@ -242,7 +244,7 @@ def measure(networks: Iterable[Network], arguments: argparse.Namespace) -> None:
                 try:
                     result = run(
                         network, methods, size, seed,
-                        stress=arguments.stress, searched=arguments.searched,
+                        stress=arguments.stress, told=arguments.told,
                         device=arguments.device,
                     )  # fmt: skip
                     true_place(result)
@@ -409,7 +411,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--methods", default="all")
     parser.add_argument("--stress", action="store_true")
-    parser.add_argument("--searched", action="store_true", help="declare no trigger")
+    parser.add_argument("--told", choices=get_args(Told), default="battery", help="what nft is")
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
     if arguments.do == "table":
