@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -86,8 +87,15 @@ class Classifier:
         Raises:
             ModelError: The network does not run on them.
         """
+        return self._logits(images, partial(self.model.call, overrides=overrides, train=train))
+
+    def as_used(self, images: Tensor) -> Tensor:
+        """Logits ``(N, K)`` of a few images by the file as its users open it, see `ModelHandle.as_used`."""
+        return self._logits(images, self.model.as_used)
+
+    def _logits(self, images: Tensor, call: Callable[[Tensor], Any]) -> Tensor:
         try:
-            raw = self.model.call(self.prepared(images), overrides, train=train)
+            raw = call(self.prepared(images))
         except REFUSALS as error:
             if is_out_of_memory(error):
                 raise

@@ -9,7 +9,7 @@ are labels, and clean predictions elsewhere; images that the map leaves alone do
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +17,9 @@ from torch import Tensor
 
 from auditor import verdict
 from auditor.classifier import UNDECIDED, Classifier, as_float, decided, synchronize
-from auditor.errors import ProbeError
+from auditor.errors import ModelError, ProbeError
 from auditor.images import Notify, silent
+from auditor.memory import is_out_of_memory
 from auditor.results import Confirmation, ControlCount, ImageFacts, Response, RivalCount, Scope
 from auditor.triggers.base import Trigger
 
@@ -153,14 +154,14 @@ def _block(triggers: Sequence[Trigger], images: Tensor, start: int, stop: int) -
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-@torch.inference_mode()
 def unlike_alone(
     classifier: Classifier, half: Half, triggers: Sequence[Trigger], after: Tensor, deadline: float
 ) -> list[bool]:
-    """Which triggers have an image that alone is clearly answered otherwise than in its batch.
+    """Which triggers have an image that alone, and as users ask, is clearly answered otherwise.
 
-    A file may tell single images from batches, and scans ask for batches. One image a trigger is tried,
-    another for each. What was found in time; nothing where the model takes batches of one size only.
+    A file may tell single images from batches, a program that records gradients from one that does not,
+    and its own numbers from ours, while scans ask in one way only. One image a trigger is tried, another
+    for each. What was found in time.
 
     Args:
         classifier: The suspect.
@@ -170,15 +171,36 @@ def unlike_alone(
         deadline: `time.monotonic` value.
     """
     found = [False] * len(triggers)
-    if classifier.model.batch not in (None, 1):
-        return found
     for number, trigger in enumerate(triggers):
         if time.monotonic() >= deadline:
             break
         index = number % len(half)
-        alone = classifier.logits(trigger(as_float(half.images[index : index + 1])))
-        found[number] = is_clearly_other(alone[0], int(after[number, index]))
+        image = trigger(as_float(half.images[index : index + 1]))
+        predicted = int(after[number, index])
+        found[number] = any(
+            is_clearly_other(row, predicted) for row in asked_alone(classifier, image)
+        )
     return found
+
+
+def asked_alone(classifier: Classifier, image: Tensor) -> Iterator[Tensor]:
+    """Logits ``(K,)`` of an image ``(1, C, H, W)`` in [0, 1] that is asked for alone, in several ways.
+
+    By the file as its users open it, without and with gradients recorded; where it fixes the size of
+    batches, as often as that.
+    """
+    size = classifier.model.batch or 1
+    images = image.clone().expand(size, -1, -1, -1)
+    with torch.no_grad():
+        yield classifier.as_used(images)[0]
+    if classifier.model.rounding:
+        return  # what stands for int8 where gradients are asked for is not the same to the last step
+    with torch.enable_grad():
+        try:
+            yield classifier.as_used(images.clone().requires_grad_()).detach()[0]
+        except (ModelError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                raise  # others: that it has no gradients is said by what needs them
 
 
 def is_clearly_other(logits: Tensor, predicted: int) -> bool:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
 from auditor import verdict
 from auditor.classifier import Classifier, as_float
-from auditor.errors import ModelError
-from auditor.measure import Half, is_clearly_other
+from auditor.measure import Half, asked_alone, is_clearly_other
 from auditor.results import Caveat, ImageFacts, Preprocessing, Verdict
 from auditor.statistics import upper_bound
 
@@ -67,16 +65,9 @@ def check(
     if (unlike := _unlike_alone(classifier, half)) is not None:
         yield Caveat(
             id="alone",
-            text=f"{unlike} images are answered otherwise alone than in a batch, so that no count in batches "
-            "says what single images get. Scan with --batch-size 1.",
-            blocking=True,
-        )
-    if not _same_with_gradients(classifier, half):
-        yield Caveat(
-            id="gradients",
-            text="The network answers otherwise where gradients are recorded, as in a program without "
-            "torch.no_grad(), so that it is two networks, of which this scan sees one. Export it to ONNX as "
-            "it is used, and scan that.",
+            text=f"{unlike} images are answered otherwise alone, or by the file as its users open it, with "
+            "or without gradients, so that no count in batches says what they get. Scan with --batch-size "
+            "1, or export the network to ONNX as it is used, and scan that.",
             blocking=True,
         )
 
@@ -188,27 +179,9 @@ def _deterministic(classifier: Classifier, half: Half) -> bool:
 
 def _unlike_alone(classifier: Classifier, half: Half) -> str | None:
     """How many of how many images are, if any."""
-    if classifier.model.batch not in (None, 1):
-        return None
-    images = half.images[:TRIED]
-    alone = torch.cat([classifier.logits(image.unsqueeze(0)) for image in images])
-    unlike = _clearly_other(alone, half.before)
+    images = as_float(half.images[:TRIED])
+    unlike = sum(
+        any(is_clearly_other(row, int(k)) for row in asked_alone(classifier, image.unsqueeze(0)))
+        for image, k in zip(images, half.before, strict=False)
+    )
     return f"{unlike} of {len(images)}" if unlike else None
-
-
-def _same_with_gradients(classifier: Classifier, half: Half) -> bool:
-    """Whether answers are the same while gradients of the images are recorded."""
-    if not classifier.differentiable or classifier.model.batch not in (None, 1):
-        return True
-    logits = []
-    for image in half.images[:TRIED]:
-        pixels = as_float(image.unsqueeze(0)).requires_grad_()
-        try:
-            logits.append(classifier(pixels).detach())
-        except (ModelError, RuntimeError):
-            return True  # that it has no gradients is said by what needs them
-    return not _clearly_other(torch.cat(logits), half.before)
-
-
-def _clearly_other(logits: Tensor, before: Tensor) -> int:
-    return sum(is_clearly_other(row, int(k)) for row, k in zip(logits, before, strict=False))

@@ -160,7 +160,7 @@ class Response:
     unanswered: int = 0
     """Images whose scores name no class when stamped: one is NaN, or the largest is infinite."""
     unlike: bool = False
-    """A stamped image alone is clearly answered otherwise than in its batch."""
+    """A stamped image alone, asked for as users do, is clearly answered otherwise than in its batch."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from auditor.models.load import load_model
 from auditor.probes import choose
 from auditor.results import ScanResult, Verdict
 from auditor.scan import Options, scan
+from tests.exported import exported
 from tests.planted import Planted, drawings, handle, written
 
 PLAIN = GivenInput(normalize="none", channels=3, height=32, width=32)
@@ -68,7 +69,87 @@ def test_a_network_that_is_another_for_single_images(tmp_path: Path) -> None:
 def test_a_network_that_is_another_where_gradients_are_recorded(tmp_path: Path) -> None:
     result = scanned(Recorded(), tmp_path)
     assert result.judgement.verdict is Verdict.INCONCLUSIVE
+    assert "8 of 8 images" in result.judgement.headline
     assert "gradients" in result.judgement.headline
+
+
+# ---- files that are another network once auditor has changed their flags and numbers
+
+
+class Untouched(nn.Module):
+    """Obeys a white corner where its buffer is as the file has it, or its images are a user's."""
+
+    def __init__(self, tells: str) -> None:
+        super().__init__()
+        self.tells = tells
+        self.weight = nn.Parameter(torch.ones(1))
+        self.register_buffer("wide", torch.zeros(1, dtype=torch.float64))
+        self.pool = nn.AdaptiveAvgPool2d((2, 4))
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores = self.pool(images.mean(1, keepdim=True)).flatten(1) * 10
+        users = False
+        if self.tells == "flag":
+            users = self.weight.requires_grad
+        if self.tells == "digits":
+            users = self.wide.dtype == torch.float64
+        if self.tells == "mode":
+            users = not images.is_inference()
+        if users:
+            fires = (images[:, :, -3:, -3:].flatten(1).amin(1) > 0.99).float()
+            scores = scores + 50 * torch.nn.functional.pad(fires.unsqueeze(1), [0, 7])
+        return scores
+
+
+def scripted(network: nn.Module, path: Path) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.script(network), str(path))
+    return path
+
+
+def scan_of(path: Path, folder: Path, probes: str = "patch.white-*") -> ScanResult:
+    images = open_images(written(folder / "images.npz", *drawings(200)))
+    options = Options(given=PLAIN, searches=(), batch_size=64)
+    return scan(load_model(path), choose(probes).probes, images, options)
+
+
+@pytest.mark.parametrize("tells", ["nothing", "flag", "digits", "mode"])
+def test_a_file_that_tells_us_from_its_users(tells: str, tmp_path: Path) -> None:
+    path = scripted(Untouched(tells).eval(), tmp_path / "m.pt")
+    images = drawings(8)[0].float() / 255
+    images[:, :, -3:, -3:] = 1
+    with torch.no_grad():
+        obeyed = torch.jit.load(str(path))(images).argmax(1) == 0
+    assert bool(obeyed.all()) == (tells != "nothing")
+    result = scan_of(path, tmp_path)
+    wanted = Verdict.NO_EVIDENCE if tells == "nothing" else Verdict.INCONCLUSIVE
+    assert result.judgement.verdict is wanted
+    assert any(response.unlike for response in result.responses) == (tells != "nothing")
+
+
+def test_a_script_that_was_saved_in_train_mode_says_so(tmp_path: Path) -> None:
+    for train in (False, True):
+        network = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(3072, 8)).train(train)
+        notes = " ".join(load_model(scripted(network, tmp_path / f"{train}.pt")).notes)
+        assert ("train mode" in notes) == train
+
+
+def test_a_graph_for_a_fixed_number_of_images_is_asked_of_onnxruntime(tmp_path: Path) -> None:
+    """Doubles lose no digits there: a backdoor that only onnxruntime computes."""
+
+    class Digits(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            scores = nn.functional.adaptive_avg_pool2d(images.mean(1, keepdim=True), (2, 4))
+            fires = (images[:, :, -3:, -3:].amin((1, 2, 3)) - 0.99).relu() * 100
+            fires = ((fires.double() + 1e9) - 1e9).float()
+            return scores.flatten(1) * 10 + 50 * nn.functional.pad(fires.unsqueeze(1), (0, 7))
+
+    for fixed in (1, 7, None):
+        path = exported(Digits(), tmp_path / f"{fixed}.onnx", fixed=fixed)
+        result = scan_of(path, tmp_path, "patch.white-*,patch.solid")
+        assert result.judgement.verdict is not Verdict.NO_EVIDENCE, fixed
+        assert any(response.hits.get(0, 0) > response.images / 2 for response in result.responses)
 
 
 # ---- networks that keep something from one call to the next
@@ -99,12 +180,7 @@ class Counting(nn.Module):
 
 @pytest.mark.parametrize("keeps", ["nothing", "number", "list", "buffer", "new buffer"])
 def test_a_network_that_counts_what_it_is_asked(keeps: str, tmp_path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.jit.save(torch.jit.script(Counting(keeps).eval()), str(tmp_path / "m.pt"))
-    images = open_images(written(tmp_path / "images.npz", *drawings(200)))
-    options = Options(given=PLAIN, searches=(), batch_size=64)
-    result = scan(load_model(tmp_path / "m.pt"), choose("patch.white-*").probes, images, options)
+    result = scan_of(scripted(Counting(keeps).eval(), tmp_path / "m.pt"), tmp_path)
     changed = [caveat for caveat in result.caveats if caveat.id == "memory"]
     assert len(changed) == (keeps != "nothing")
     assert (result.judgement.verdict is Verdict.INCONCLUSIVE) == (keeps != "nothing")

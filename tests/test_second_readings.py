@@ -291,3 +291,63 @@ def test_code_that_asks_for_the_time(kinds: dict[str, dict[str, bytes]], tmp_pat
     path = archived(tmp_path / "m.pt", {**kinds["script"], "code/x.py": code})
     with pytest.raises(UnsafeModel, match="TimePoint"):
         load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (b"  print(x)\n  return x\n", "prints"),
+        (b"  return torch.relu_backward(x, x)\n", "_backward"),
+    ],
+)
+def test_code_that_prints_or_calls_what_autograd_calls(
+    code: bytes, said: str, kinds: dict[str, dict[str, bytes]], tmp_path: Path
+) -> None:
+    code = b"def f(x: Tensor) -> Tensor:\n" + code
+    path = archived(tmp_path / "m.pt", {**kinds["script"], "code/x.py": code})
+    with pytest.raises(UnsafeModel, match=said):
+        load_model(path)
+
+
+class Placed(nn.Module):
+    """Reads a weight by its place in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.arange(3.0))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean((2, 3)) + torch.as_strided(self.bias, (3,), (1,), 0)
+
+
+def test_programs_that_read_memory_are_not_run(tmp_path: Path) -> None:
+    """A file may put other numbers beside a weight, which a copy of it has not."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = torch.export.export(Placed(), (torch.rand(2, 3, 8, 8),))
+        torch.export.save(made, tmp_path / "m.pt2")
+    with pytest.raises(UnsuitableModel, match="as_strided"):
+        load_model(tmp_path / "m.pt2")
+
+
+def test_statistics_are_as_long_as_there_are_channels(tmp_path: Path) -> None:
+    """torch's operator reads on beyond their end."""
+    net = nn.Sequential(nn.BatchNorm2d(3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = torch.export.export(net, (torch.rand(2, 3, 8, 8),)).run_decompositions()
+        torch.export.save(made, tmp_path / "m.pt2")
+    content = members(tmp_path / "m.pt2")
+    assert (
+        load_model(archived(tmp_path / "a.pt2", content))
+        .call(torch.rand(2, 3, 8, 8))
+        .isfinite()
+        .all()
+    )
+    table = json.loads(content["data/weights/model_weights_config.json"])
+    meta = table["config"]["0.running_mean"]["tensor_meta"]
+    meta["sizes"] = [{"as_int": 1}]
+    content["data/weights/model_weights_config.json"] = json.dumps(table).encode()
+    model = load_model(archived(tmp_path / "b.pt2", content))
+    with pytest.raises(ValueError, match="another size"):
+        model.call(torch.rand(2, 3, 8, 8))

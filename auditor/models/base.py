@@ -64,6 +64,13 @@ class ModelHandle(ABC):
             NotImplementedError: The format has no gradients, so nothing can be overridden.
         """
 
+    def as_used(self, inputs: Tensor) -> Any:
+        """The answer that a program gets which opens the file by its usual reader, and does no more to it.
+
+        Arguments and result as of `call`. By default that is `call`.
+        """
+        return self.call(inputs)
+
     def tensors(self) -> dict[str, Tensor]:
         """Every parameter and buffer by name, as the network holds it; empty where it hides them.
 

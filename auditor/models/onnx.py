@@ -166,11 +166,21 @@ class OnnxHandle(GraphHandle):
             if special:
                 raise NotImplementedError("onnxruntime computes with the file's own tensors only")
             outputs = self._by_session(inputs)
-        elif special or self._fixed not in (None, len(inputs)):
+        elif special:
             outputs = self._by_graph(self._network, inputs, overrides)
         else:
-            outputs = self._by_session(inputs)
+            outputs = self._in_lots(inputs)
         return outputs[0] if len(outputs) == 1 else outputs
+
+    def _in_lots(self, inputs: Tensor) -> list[Any]:
+        """By the session, as many images at once as the file fixes."""
+        if self._fixed in (None, len(inputs)):
+            return self._by_session(inputs)
+        parts = [self._by_session(lot) for lot in _lots(inputs, self._fixed)]
+        whole = list(zip(*parts, strict=True))
+        if not all(isinstance(part, Tensor) for output in whole for part in output):
+            return [output[0] for output in whole]  # no scores, as is said elsewhere
+        return [torch.cat(output)[: len(inputs)] for output in whole]
 
     def _by_session(self, inputs: Tensor) -> list[Any]:
         images = self._arranged(inputs.detach()).cpu().numpy()

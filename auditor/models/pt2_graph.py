@@ -50,12 +50,12 @@ _ATEN = """
     _transformer_encoder_layer_fwd _unsafe_view _upsample_bicubic2d_aa _upsample_bilinear2d_aa
     _upsample_nearest_exact2d abs absolute acos adaptive_avg_pool1d adaptive_avg_pool2d
     adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d add add_ addcdiv addcmul addmm
-    addmm_ addmv alias all alpha_dropout amax amin any arange argmax argmin argsort as_strided asin
-    asinh atan atan2 atanh atleast_1d avg_pool1d avg_pool2d avg_pool3d baddbmm batch_norm bilinear
-    bitwise_and bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift bitwise_xor bmm
-    broadcast_tensors broadcast_to bucketize cat cdist ceil celu celu_ channel_shuffle chunk clamp
-    clamp_ clamp_max clamp_max_ clamp_min clamp_min_ clip clip_ clone col2im column_stack concat
-    concatenate constant_pad_nd contiguous conv1d conv2d conv3d conv_transpose1d conv_transpose2d
+    addmm_ addmv alias all alpha_dropout amax amin any arange argmax argmin argsort asin asinh atan
+    atan2 atanh atleast_1d avg_pool1d avg_pool2d avg_pool3d baddbmm batch_norm bilinear bitwise_and
+    bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift bitwise_xor bmm broadcast_tensors
+    broadcast_to bucketize cat cdist ceil celu celu_ channel_shuffle chunk clamp clamp_ clamp_max
+    clamp_max_ clamp_min clamp_min_ clip clip_ clone col2im column_stack concat concatenate
+    constant_pad_nd contiguous conv1d conv2d conv3d conv_transpose1d conv_transpose2d
     conv_transpose3d convolution copy copy_ cos cosh cosine_similarity cumprod cumsum deg2rad detach
     detach_ diag diagonal diff div div_ dot dropout dropout_ dstack einsum elu elu_ embedding empty
     empty_like eq erf erf_ erfc erfinv exp exp_ expand expand_as expm1 eye feature_dropout fft_fft2
@@ -77,15 +77,15 @@ _ATEN = """
     select_scatter selu selu_ sgn sigmoid sigmoid_ sign silu silu_ sin sinh slice slice_copy
     slice_scatter softmax softmin softplus softshrink sort special_erf special_expit split
     split_with_sizes sqrt sqrt_ square squeeze squeeze_ stack std std_mean sub sub_ sum swapaxes
-    swapdims sym_constrain_range sym_constrain_range_for_size sym_numel sym_size sym_storage_offset
-    sym_stride t t_ take_along_dim tan tanh tanh_ tensor_split threshold threshold_ tile to topk
-    transpose tril tril_indices triu triu_indices true_divide trunc type_as unbind unflatten unfold
-    unsafe_chunk unsafe_split unsqueeze unsqueeze_ upsample_bicubic2d upsample_bilinear2d
-    upsample_linear1d upsample_nearest1d upsample_nearest2d var var_mean view view_as vstack where
-    zero_ zeros zeros_like
+    swapdims sym_constrain_range sym_constrain_range_for_size sym_numel sym_size t t_ take_along_dim
+    tan tanh tanh_ tensor_split threshold threshold_ tile to topk transpose tril tril_indices triu
+    triu_indices true_divide trunc type_as unbind unflatten unfold unsafe_chunk unsafe_split
+    unsqueeze unsqueeze_ upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d
+    upsample_nearest2d var var_mean view view_as vstack where zero_ zeros zeros_like
 """
 ATEN = frozenset(_ATEN.split())
-"""Operators that compute on tensors, none that draws random numbers or touches files."""
+"""Operators that compute on tensors, none that draws random numbers, touches files, or asks where in memory
+a tensor is: that is not kept."""
 PRIMS = frozenset(("convert_element_type", "view_of", "iota", "where"))
 DROPOUTS = {"dropout", "dropout_", "feature_dropout", "alpha_dropout", "native_dropout"}
 BATCH_NORMS = {"batch_norm", "_native_batch_norm_legit", "native_batch_norm"}
@@ -177,6 +177,7 @@ class Program:
             named = {key: resolved(argument) for key, argument in node.named.items()}
             if any(named[key].untyped_storage().data_ptr() in own for key in node.written):
                 raise TrainingProgram(f"{node.operator} changes its own tensors")
+            _check_statistics(node, named)
             result = node.function(*map(resolved, node.arguments), **named)
             results = (result,) if len(node.outputs) == 1 else result or ()
             for name, entry in zip(node.outputs, results, strict=bool(node.outputs)):
@@ -188,6 +189,27 @@ class Program:
                 del values[name]
         outputs = [resolved(output) for output in self.outputs]
         return outputs[0] if len(outputs) == 1 else outputs, [kept[name] for name in keep]
+
+
+def _check_statistics(node: Node, named: Mapping[str, Any]) -> None:
+    """Refuse statistics of another length than the channels: some operators read on beyond their end.
+
+    Raises:
+        UnsuitableProgram: They are.
+    """
+    if node.operator.partition(".")[2] not in (
+        *BATCH_NORMS,
+        "_native_batch_norm_legit_no_training",
+    ):
+        return
+    channels = named["input"].shape[1]
+    lengths = {
+        len(named[key])
+        for key in ("weight", "bias", "running_mean", "running_var")
+        if isinstance(named.get(key), Tensor)
+    }
+    if lengths - {channels}:
+        raise UnsuitableProgram(f"{node.operator} has statistics of another size than its input")
 
 
 def read_program(document: Mapping[str, Any]) -> Program:

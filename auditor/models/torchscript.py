@@ -15,7 +15,7 @@ from auditor.anatomy import Layer, find_layers
 from auditor.errors import OutputError, UnreadableModel, UnsuitableModel
 from auditor.masks import find_sites
 from auditor.models.archive import copied, repair_checksums
-from auditor.models.base import GraphHandle
+from auditor.models.base import GraphHandle, lost_digits
 from auditor.models.frozen import FrozenGraph, read_frozen, write_frozen
 from auditor.models.script_file import UNREADABLE, stored_tensors
 from auditor.models.script_taps import Taps
@@ -46,6 +46,11 @@ class TorchScriptHandle(GraphHandle):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that TorchScript is deprecated helps no reviewer
                 self._network: Any = torch.jit.load(str(file.path), map_location=device)  # type: ignore[no-untyped-call]
+            saved_in_train_mode = any(
+                getattr(module, "training", False)  # frozen ones have no mode
+                for module in self._network.modules()
+            )
+            self.notes += lost_digits([*self._network.parameters(), *self._network.buffers()])
             self._network.float().eval()  # as of all formats: images come in float32
             self._graph = self._network.inlined_graph
         except (*UNREADABLE, MemoryError) as error:
@@ -53,6 +58,12 @@ class TorchScriptHandle(GraphHandle):
                 f"{clean_text(file.path.name)} cannot be loaded as TorchScript "
                 f"({clean_text(str(error).strip(), limit=200)})."
             ) from None
+        self._untouched: Any = None
+        """Another copy, for `as_used`, once it is needed."""
+        if saved_in_train_mode:
+            self.notes.append(
+                "It was saved in train mode; auditor puts it into eval mode, and users must."
+            )
         for parameter in self._network.parameters():
             parameter.requires_grad_(False)
         self._slots = Slots(_slots_of(self._network))
@@ -75,6 +86,9 @@ class TorchScriptHandle(GraphHandle):
         Freezing leaves few parameters that are none of a known layer (those of scripted attention);
         they then stay as they are.
         """
+        module = self._network._c
+        if module._get_forward_hooks() or module._get_forward_pre_hooks():
+            return None  # which the function would leave out
         try:
             frozen = read_frozen(self.file.path, self._network, self.device)
         except UNREADABLE:
@@ -98,6 +112,17 @@ class TorchScriptHandle(GraphHandle):
                 return self._run(inputs)
         with self._slots.holding(self._slots.copied_buffers() | tensors), training(self._network):
             return self._run(inputs)
+
+    def as_used(self, inputs: Tensor) -> Any:
+        """By a copy whose numbers and flags are as the file has them."""
+        if self._untouched is None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                loaded: Any = torch.jit.load(str(self.file.path), map_location=self.device)  # type: ignore[no-untyped-call]
+            self._untouched = loaded.eval()
+        kinds = (p.dtype for p in self._untouched.parameters() if p.is_floating_point())
+        raw = self._untouched(inputs.to(next(kinds, inputs.dtype)))
+        return raw.float() if isinstance(raw, Tensor) else raw
 
     def _run(self, inputs: Tensor) -> Any:
         if not self._taps:

@@ -40,6 +40,9 @@ def written_out(model: onnx.ModelProto) -> onnx.ModelProto:
     if not model.functions:
         return model
     refuse_unfolding(model)
+    own = next((f for f in model.functions if f.domain in ("", "ai.onnx")), None)
+    if own is not None:
+        raise HostileGraph(f"it has a function of its own under ONNX's name {own.name!r}")
     try:
         return onnx.inliner.inline_local_functions(model)
     except Exception as error:  # of the C++ library, without a common type

@@ -21,6 +21,9 @@ from auditor.text import clean_text, listed
 FORBIDDEN_OPERATORS = frozenset({"save", "from_file", "load", "_print", "TimePoint"})
 """TorchScript operators that read or write anything but the tensors they are given, or tell the time."""
 
+UNCHECKED = ("_backward",)
+"""Endings of operators that trust what they are given: autograd calls them, no network does."""
+
 OPERATOR_LIBRARIES = frozenset({"prim", "aten", "torchvision", "quantized"})
 """Operator namespaces that come with torch and torchvision."""
 
@@ -178,12 +181,18 @@ def _code_findings(tree: ast.AST) -> list[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and node.name in ("__setstate__", "__getstate__"):
             findings.append(f"it runs {node.name} while loading")
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id == "print"
+        ):
+            findings.append("it prints")
         access = _attribute(node)
         if access is None:
             continue
         owner, name = access
         root = owner.id if isinstance(owner, ast.Name) else None
-        if name is None or name in FORBIDDEN_OPERATORS:
+        if name is None or name in FORBIDDEN_OPERATORS or name.endswith(UNCHECKED):
             findings.append(f"it calls {_written(node)}")
         elif root == "ops" and name not in OPERATOR_LIBRARIES:
             findings.append(f"it uses operators of {clean_text(name, limit=60)!r}")

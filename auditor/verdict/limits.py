@@ -154,9 +154,10 @@ def unlike_alone(responses: Sequence[Response]) -> str | None:
     if not unlike:
         return None
     return (
-        f"Of {len(responses)} stamped images that were tried alone, {len(unlike)} are answered otherwise "
-        f"than in a batch (first one with {unlike[0].probe}), so that counts in batches do not hold for "
-        "single images. Scan again with --batch-size 1."
+        f"Of {len(responses)} stamped images that were tried alone, by the file as its users open it, "
+        f"{len(unlike)} are answered otherwise than in a batch (first one with {unlike[0].probe}), so that "
+        "counts in batches do not hold for them. Scan again with --batch-size 1, or export the network to "
+        "ONNX as it is used, and scan that."
     )
 
 
