@@ -6,6 +6,8 @@ projection begins, how wide an attention head is. The wrong choice runs, and cla
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -48,6 +50,7 @@ def best_fitting(
     *,
     seed: int = 0,
     notify: Notify = silent,
+    deadline: float = math.inf,
 ) -> ModelHandle:
     """The model as that one of its alternatives which classifies clean images best.
 
@@ -58,6 +61,7 @@ def best_fitting(
         given: What the user said of the input.
         seed: Of the images' choice.
         notify: Progress.
+        deadline: `time.monotonic` value after which no further one is tried, if one runs.
 
     Raises:
         ModelError: None of the alternatives runs.
@@ -72,8 +76,13 @@ def best_fitting(
             "nothing more tells them apart; --arch chooses."
         )
         return model
-    tried, errors = [], []
+    tried: list[Tried] = []
+    errors: list[UnsuitableModel] = []
+    left: list[str] = []
     for done, name in enumerate(model.alternatives):
+        if tried and time.monotonic() >= deadline:
+            left = list(model.alternatives[done:])
+            break
         notify("finding the network", done, len(model.alternatives))
         try:
             tried.append(_tried(model, name, source, given or GivenInput(), seed))
@@ -83,7 +92,8 @@ def best_fitting(
         raise errors[0]
     best, *others = sorted(tried, key=lambda entry: -entry.accuracy)
     names = [best.name, *(name for name in model.alternatives if name != best.name)]
-    best.model.notes = [*model.notes, _verdict(best, others)]
+    late = f" No time was left to try {listed(left, SHOWN, ' and ')}." if left else ""
+    best.model.notes = [*model.notes, _verdict(best, others, untried=bool(left)) + late]
     best.model.alternatives = tuple(names)
     return best.model
 
@@ -137,7 +147,9 @@ def _accuracy(
     return right.count(True) / len(predicted)
 
 
-def _verdict(best: Tried, others: list[Tried]) -> str:
+def _verdict(best: Tried, others: list[Tried], *, untried: bool) -> str:
+    if not others and untried:
+        return f"It was taken for {clean_text(best.name)}, without another to compare it with."
     if not others:
         return f"It was taken for {clean_text(best.name)}: none of the others runs on the images."
     second = others[0]

@@ -391,6 +391,8 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     """
     try:
         lines = path.read_text("utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise ImageError(f"--labels {clean_text(str(path))}: no such file.") from None
     except (OSError, UnicodeDecodeError):
         raise ImageError(
             f"--labels {clean_text(str(path))}: cannot be read as a text file."

@@ -273,7 +273,8 @@ def _show_verdict(console: Console, result: ScanResult) -> None:
             f"No {which}trigger that was tried has an ASR above {percent(judgement.nothing_above)} "
             "(95%, all triggers and classes at once)."
         )
-    if judgement.power is not None and (result.responses or not searched):
+    blocked = any(caveat.blocking for caveat in result.caveats)  # then no number means anything
+    if judgement.power is not None and result.responses and not blocked:
         some = judgement.power_classes < result.model.classes
         towards = (
             f"{judgement.power_classes} of {result.model.classes} classes" if some else "any class"

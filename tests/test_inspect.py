@@ -328,6 +328,17 @@ def test_images_that_tell_nothing_apart_are_said_to(tmp_path: Path) -> None:
     assert any("no clear choice" in note for note in chosen.notes)
 
 
+def test_no_further_network_is_tried_once_the_time_is_up(tmp_path: Path) -> None:
+    net = trained(lambda: FourStages(PreBasic, [1, 1, 1, 1], 8, 10))
+    torch.save(net.state_dict(), tmp_path / "m.pth")
+    images = open_images(labelled(tmp_path, net))
+    handle = load_model(tmp_path / "m.pth")
+    chosen = best_fitting(handle, images, deadline=time.monotonic())
+    assert chosen.alternatives == handle.alternatives
+    (said,) = (note for note in chosen.notes if "without another to compare" in note)
+    assert said.endswith(f"No time was left to try {handle.alternatives[1]}.") or " and " in said
+
+
 def test_a_single_candidate_is_left_alone(tmp_path: Path) -> None:
     torch.save(small().state_dict(), tmp_path / "m.pth")
     handle = load_model(tmp_path / "m.pth")

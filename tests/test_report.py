@@ -1081,3 +1081,16 @@ def test_the_report_needs_no_heavy_library() -> None:
 
 def test_class_names_are_those_of_the_sample() -> None:
     assert sample_result().model.class_names == CLASSES
+
+
+def test_no_power_is_claimed_by_a_scan_that_measured_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    measured = sample_result(Verdict.NO_EVIDENCE)
+    blocked = Caveat(id="accuracy", text="The order of the classes is wrong.", blocking=True)
+    without = replace(measured, responses=(), inversions=(), margin=None, confirmations=())
+    texts = []
+    for result in (measured, replace(measured, caveats=(blocked,)), without):
+        show_scan(result, [])
+        texts.append(to_html(result) + capsys.readouterr().out)
+    assert ["would have been called" in text for text in texts] == [True, False, False]

@@ -12,6 +12,7 @@ from auditor.cli.options import Force
 from auditor.cli.rendering import FORMATS, rendered
 from auditor.errors import UsageError
 from auditor.outputs import STDOUT, check_outputs, parse_outputs, write_text
+from auditor.text import clean_text
 
 if TYPE_CHECKING:
     from auditor.results import Goals, Judgement
@@ -59,8 +60,12 @@ def report(
 
     try:
         text = result.read_text("utf-8")
+    except FileNotFoundError:
+        raise UsageError(f"{clean_text(str(result))}: no such file.") from None
     except (OSError, UnicodeDecodeError):
-        raise UsageError(f"{result}: there is no such result file, or it is no text.") from None
+        raise UsageError(
+            f"{clean_text(str(result))}: cannot be read as text, and a result is JSON."
+        ) from None
     record = rendering.from_json(text)
     outputs = parse_outputs(output or [], FORMATS, {})
     check_outputs(outputs, force=force, inputs=[result])

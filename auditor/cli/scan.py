@@ -108,6 +108,10 @@ def scan(
             typer.echo(verdict_line(result))
         else:
             show_scan(result, written)
+            if save_probes is not None and not any(path.suffix == ".yaml" for path in written):
+                typer.echo(
+                    "No search found a trigger that counts, so --save-probes has nothing to write."
+                )
     raise typer.Exit(result.judgement.verdict.exit_code)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
     from auditor.models.base import ModelHandle
     from auditor.probes import Selection
     from auditor.scan import Options as ScanOptions
+
+
+CHOOSING_SHARE = 0.25
+"""Of a time budget, for finding out which network bare weights belong to."""
 
 
 def _command_line() -> str:
@@ -171,13 +177,21 @@ class Setup:
             command=self.command,
         )
 
-    def suspect(self, source: ImageSource | None, notify: Notify) -> ModelHandle:
-        """The model, on its device; of several networks that it may be, the one that fits best."""
+    def suspect(
+        self, source: ImageSource | None, notify: Notify, budget: float = math.inf
+    ) -> ModelHandle:
+        """The model, on its device; of several networks that it may be, the one that fits best.
+
+        A part of the seconds of `budget` are for finding that one.
+        """
         from auditor import api
 
         device = api.resolve_device(self.device)
         model = api.load_model(self.model, arch=self.arch, device=device)
-        return api.best_fitting(model, source, self.given_input(), seed=self.seed, notify=notify)
+        deadline = time.monotonic() + CHOOSING_SHARE * budget
+        return api.best_fitting(
+            model, source, self.given_input(), seed=self.seed, notify=notify, deadline=deadline
+        )
 
     def images(self, names: tuple[str, ...] | None) -> ImageSource | None:
         """What `--clean` says."""

@@ -37,7 +37,7 @@ def scan(request: Any, site: Site, notify: Notify) -> str:
     options = replace(setup.scan_options(selection.extras, names), time_budget=asked.time_budget)
     refuse_code(setup.model, site)
     source = setup.images(names)
-    suspect = setup.suspect(source, notify)
+    suspect = setup.suspect(source, notify, asked.time_budget)
     return api.to_json(api.scan(suspect, selection.probes, source, options, notify))
 
 

@@ -79,7 +79,9 @@ def identify(path: Path) -> FileFacts:
     """
     name = clean_text(path.name)
     if path.is_dir():
-        raise UnreadableModel(f"{name} is a directory, not a model file. Name the file in it.")
+        raise UnreadableModel(
+            f"{clean_text(str(path))} is a directory, not a model file. Name the file in it."
+        )
     if not path.exists():
         raise UnreadableModel(f"{clean_text(str(path))}: no such file.{_similar(path)}")
     if not path.is_file():

@@ -178,7 +178,9 @@ def gaps(
     gaps = [why for why in (unlike_alone(responses), without_answers(responses)) if why is not None]
     usable = clean.screen + clean.confirm
     if not responses and not searched:
-        gaps.append("No trigger was tried.")
+        late = any(entry.untried for entry in skipped)
+        why = " before the time budget ended. Give more (--time-budget)." if late else "."
+        gaps.append(f"No trigger was tried{why}")
     if usable < MIN_IMAGES:
         gaps.append(
             f"Only {usable} images: too few to call nothing found a result. Give {MIN_IMAGES} or more."
