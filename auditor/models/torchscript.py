@@ -58,6 +58,7 @@ class TorchScriptHandle(GraphHandle):
                 f"{clean_text(file.path.name)} cannot be loaded as TorchScript "
                 f"({clean_text(str(error).strip(), limit=200)})."
             ) from None
+        self._opened = str(file.path)  # what is written is called by the name that it will have
         self._untouched: Any = None
         """Another copy, for `as_used`, once it is needed."""
         if saved_in_train_mode:
@@ -118,7 +119,7 @@ class TorchScriptHandle(GraphHandle):
         if self._untouched is None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                loaded: Any = torch.jit.load(str(self.file.path), map_location=self.device)  # type: ignore[no-untyped-call]
+                loaded: Any = torch.jit.load(self._opened, map_location=self.device)  # type: ignore[no-untyped-call]
             self._untouched = loaded.eval()
         kinds = (p.dtype for p in self._untouched.parameters() if p.is_floating_point())
         raw = self._untouched(inputs.to(next(kinds, inputs.dtype)))
