@@ -190,17 +190,17 @@ def asked_alone(classifier: Classifier, image: Tensor) -> Iterator[Tensor]:
     batches, as often as that.
     """
     size = classifier.model.batch or 1
-    images = image.clone().expand(size, -1, -1, -1)
-    with torch.no_grad():
-        yield classifier.as_used(images)[0]
-    if classifier.model.rounding:
-        return  # what stands for int8 where gradients are asked for is not the same to the last step
-    with torch.enable_grad():
-        try:
-            yield classifier.as_used(images.clone().requires_grad_()).detach()[0]
-        except (ModelError, RuntimeError) as error:
-            if is_out_of_memory(error):
-                raise  # others: that it has no gradients is said by what needs them
+    modes = [False] if classifier.model.rounding else [False, True]
+    # what stands for int8 where gradients are asked for is not the same to the last step
+    for recorded in modes:
+        images = image.detach().clone().expand(size, -1, -1, -1).clone().requires_grad_(recorded)
+        with torch.set_grad_enabled(recorded):
+            try:
+                yield classifier.as_used(images).detach()[0]
+            except (ModelError, RuntimeError) as error:
+                if is_out_of_memory(error):
+                    raise
+                # others: no gradients, as is said elsewhere, or numbers that this device cannot compute with
 
 
 def is_clearly_other(logits: Tensor, predicted: int) -> bool:

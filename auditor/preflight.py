@@ -70,6 +70,12 @@ def check(
             "1, or export the network to ONNX as it is used, and scan that.",
             blocking=True,
         )
+    if next(asked_alone(classifier, as_float(half.images[:1])), None) is None:
+        yield Caveat(
+            id="not-as-used",
+            text="The file does not run as it is on this device, only with numbers of 32 bits, so that it "
+            "was not compared with what its users get.",
+        )
 
 
 def _few_classes(clean: ImageFacts) -> Iterator[Caveat]:

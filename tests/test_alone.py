@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from auditor.images import open_images
 from auditor.inputs import GivenInput
 from auditor.models.load import load_model
+from auditor.models.torchscript import TorchScriptHandle
 from auditor.probes import choose
 from auditor.results import ScanResult, Verdict
 from auditor.scan import Options, scan
@@ -184,3 +185,18 @@ def test_a_network_that_counts_what_it_is_asked(keeps: str, tmp_path: Path) -> N
     changed = [caveat for caveat in result.caveats if caveat.id == "memory"]
     assert len(changed) == (keeps != "nothing")
     assert (result.judgement.verdict is Verdict.INCONCLUSIVE) == (keeps != "nothing")
+
+
+def test_a_file_that_does_not_run_as_it_is_can_be_scanned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half precision on some processors, say; the network computes with 32 bits then, as before."""
+
+    def refused(self: TorchScriptHandle, inputs: Tensor) -> Tensor:
+        raise RuntimeError("not implemented for 'Half'")
+
+    monkeypatch.setattr(TorchScriptHandle, "as_used", refused)
+    result = scan_of(scripted(Untouched("nothing").eval(), tmp_path / "m.pt"), tmp_path)
+    result = scan_of(scripted(Untouched("nothing").eval(), tmp_path / "m.pt"), tmp_path)
+    assert result.judgement.verdict is Verdict.NO_EVIDENCE
+    assert "not-as-used" in [caveat.id for caveat in result.caveats]

@@ -205,9 +205,8 @@ class TorchScriptHandle(GraphHandle):
 def _kept(value: Any) -> object:
     """An attribute as it is now; of a tensor, where it is and how often it was changed in place."""
     if isinstance(value, Tensor):
-        version = (
-            None if value.is_inference() else value._version
-        )  # those of a scan's calls have none
+        # tensors of a scan's calls have none
+        version = None if value.is_inference() else value._version
         return value.data_ptr(), version
     if isinstance(value, list | tuple):
         return [_kept(entry) for entry in value]
