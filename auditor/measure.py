@@ -177,23 +177,33 @@ def unlike_alone(
         index = number % len(half)
         image = trigger(as_float(half.images[index : index + 1]))
         predicted = int(after[number, index])
-        found[number] = any(
-            is_clearly_other(row, predicted) for row in asked_alone(classifier, image)
-        )
+        found[number] = bool(is_unlike(classifier, image, predicted))
     return found
 
 
-def asked_alone(classifier: Classifier, image: Tensor) -> Iterator[Tensor]:
+def is_unlike(classifier: Classifier, image: Tensor, predicted: int) -> bool | None:
+    """Whether an image ``(1, C, H, W)`` in [0, 1] is clearly answered otherwise than in its batch.
+
+    None where the file does not run as it is on this device.
+    """
+    unlike = None
+    for logits in _asked_alone(classifier, image):
+        if unlike := is_clearly_other(logits, predicted):
+            break
+    return unlike
+
+
+def _asked_alone(classifier: Classifier, image: Tensor) -> Iterator[Tensor]:
     """Logits ``(K,)`` of an image ``(1, C, H, W)`` in [0, 1] that is asked for alone, in several ways.
 
     By the file as its users open it, without and with gradients recorded; where it fixes the size of
     batches, as often as that.
     """
     size = classifier.model.batch or 1
-    modes = [False] if classifier.model.rounding else [False, True]
     # what stands for int8 where gradients are asked for is not the same to the last step
+    modes = [False] if classifier.model.rounding else [False, True]
     for recorded in modes:
-        images = image.detach().clone().expand(size, -1, -1, -1).clone().requires_grad_(recorded)
+        images = image.detach().expand(size, -1, -1, -1).clone().requires_grad_(recorded)
         with torch.set_grad_enabled(recorded):
             try:
                 yield classifier.as_used(images).detach()[0]

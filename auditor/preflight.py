@@ -8,7 +8,7 @@ import torch
 
 from auditor import verdict
 from auditor.classifier import Classifier, as_float
-from auditor.measure import Half, asked_alone, is_clearly_other
+from auditor.measure import Half, is_unlike
 from auditor.results import Caveat, ImageFacts, Preprocessing, Verdict
 from auditor.statistics import upper_bound
 
@@ -62,15 +62,20 @@ def check(
             text="The model answers differently when asked the same twice; every count is one draw.",
         )
         return
-    if (unlike := _unlike_alone(classifier, half)) is not None:
+    images = as_float(half.images[:TRIED])
+    unlike = [
+        is_unlike(classifier, image.unsqueeze(0), int(predicted))
+        for image, predicted in zip(images, half.before, strict=False)
+    ]
+    if any(unlike):
         yield Caveat(
             id="alone",
-            text=f"{unlike} images are answered otherwise alone, or by the file as its users open it, with "
-            "or without gradients, so that no count in batches says what they get. Scan with --batch-size "
-            "1, or export the network to ONNX as it is used, and scan that.",
+            text=f"{unlike.count(True)} of {len(images)} images are answered otherwise alone, or by the file "
+            "as its users open it, with or without gradients, so that no count in batches says what they "
+            "get. Scan with --batch-size 1, or export the network to ONNX as it is used, and scan that.",
             blocking=True,
         )
-    if next(asked_alone(classifier, as_float(half.images[:1])), None) is None:
+    if None in unlike:
         yield Caveat(
             id="not-as-used",
             text="The file does not run as it is on this device, only with numbers of 32 bits, so that it "
@@ -181,13 +186,3 @@ def _deterministic(classifier: Classifier, half: Half) -> bool:
     images = half.images[:TRIED]
     first, second = classifier.logits(images), classifier.logits(images)
     return torch.allclose(first, second, rtol=1e-3, atol=1e-4)
-
-
-def _unlike_alone(classifier: Classifier, half: Half) -> str | None:
-    """How many of how many images are, if any."""
-    images = as_float(half.images[:TRIED])
-    unlike = sum(
-        any(is_clearly_other(row, int(k)) for row in asked_alone(classifier, image.unsqueeze(0)))
-        for image, k in zip(images, half.before, strict=False)
-    )
-    return f"{unlike} of {len(images)}" if unlike else None

@@ -99,8 +99,8 @@ def scan(
     if save_probes is not None:
         check_folder(save_probes, names, force=force)
     result, written = run_scan(setup, time_budget=time_budget)
-    if save_probes is not None:
-        written += saved_probes(result, save_probes, names)
+    saved = [] if save_probes is None else saved_probes(result, save_probes, names)
+    written += saved
     from auditor.terminal import show_scan, verdict_line
 
     if STDOUT not in written:  # nothing may come after a record
@@ -108,7 +108,7 @@ def scan(
             typer.echo(verdict_line(result))
         else:
             show_scan(result, written)
-            if save_probes is not None and not any(path.suffix == ".yaml" for path in written):
+            if save_probes is not None and not saved:
                 typer.echo(
                     "No search found a trigger that counts, so --save-probes has nothing to write."
                 )

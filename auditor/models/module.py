@@ -19,6 +19,9 @@ from auditor.safety.static import load_pickle
 from auditor.safety.structure import FileFacts, is_zip
 from auditor.text import clean_text
 
+USUAL = frozenset(vars(nn.Module()))
+"""Attributes that every layer has."""
+
 
 def open_pickle(
     file: FileFacts, architecture: Architecture | None, device: torch.device
@@ -102,11 +105,10 @@ def check_network(network: nn.Module, name: str) -> None:
 
 def _hides(module: nn.Module) -> bool:
     """Whether attributes of a layer stand before its weights, its layers, or what its class does."""
-    usual = vars(nn.Module())
     held = {*module._parameters, *module._buffers, *module._modules}
     kind = type(module)
     return any(
-        name in held or (name not in usual and hasattr(nn.Module, name)) or _does(kind, name)
+        name in held or (name not in USUAL and hasattr(nn.Module, name)) or _does(kind, name)
         for name in vars(module)
     )
 

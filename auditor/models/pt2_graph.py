@@ -88,7 +88,10 @@ ATEN = frozenset(_ATEN.split())
 a tensor is: that is not kept."""
 PRIMS = frozenset(("convert_element_type", "view_of", "iota", "where"))
 DROPOUTS = {"dropout", "dropout_", "feature_dropout", "alpha_dropout", "native_dropout"}
-BATCH_NORMS = {"batch_norm", "_native_batch_norm_legit", "native_batch_norm"}
+BATCH_NORMS = {
+    *("batch_norm", "native_batch_norm"),
+    *("_native_batch_norm_legit", "_native_batch_norm_legit_no_training"),
+}
 
 
 class UnsuitableProgram(ValueError):
@@ -197,10 +200,7 @@ def _check_statistics(node: Node, named: Mapping[str, Any]) -> None:
     Raises:
         UnsuitableProgram: They are.
     """
-    if node.operator.partition(".")[2] not in (
-        *BATCH_NORMS,
-        "_native_batch_norm_legit_no_training",
-    ):
+    if node.operator.partition(".")[2] not in BATCH_NORMS:
         return
     channels = named["input"].shape[1]
     lengths = {

@@ -42,10 +42,9 @@ class TorchScriptHandle(GraphHandle):
         super().__init__(file, architecture="TorchScript", device=device)
         check_torchscript(file.path)
         _refuse_optimized(file.path)
+        self._opened = str(file.path)  # what is written is called by the name that it will have
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that TorchScript is deprecated helps no reviewer
-                self._network: Any = torch.jit.load(str(file.path), map_location=device)  # type: ignore[no-untyped-call]
+            self._network: Any = _loaded(self._opened, device)
             saved_in_train_mode = any(
                 getattr(module, "training", False)  # frozen ones have no mode
                 for module in self._network.modules()
@@ -58,7 +57,6 @@ class TorchScriptHandle(GraphHandle):
                 f"{clean_text(file.path.name)} cannot be loaded as TorchScript "
                 f"({clean_text(str(error).strip(), limit=200)})."
             ) from None
-        self._opened = str(file.path)  # what is written is called by the name that it will have
         self._untouched: Any = None
         """Another copy, for `as_used`, once it is needed."""
         if saved_in_train_mode:
@@ -117,10 +115,7 @@ class TorchScriptHandle(GraphHandle):
     def as_used(self, inputs: Tensor) -> Any:
         """By a copy whose numbers and flags are as the file has them."""
         if self._untouched is None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                loaded: Any = torch.jit.load(self._opened, map_location=self.device)  # type: ignore[no-untyped-call]
-            self._untouched = loaded.eval()
+            self._untouched = _loaded(self._opened, self.device).eval()
         kinds = (p.dtype for p in self._untouched.parameters() if p.is_floating_point())
         raw = self._untouched(inputs.to(next(kinds, inputs.dtype)))
         return raw.float() if isinstance(raw, Tensor) else raw
@@ -200,6 +195,12 @@ class TorchScriptHandle(GraphHandle):
         averages = any(name.endswith("running_mean") for name in self._slots.names)
         reads = self._graph.findAllNodes("prim::GetAttr", True)
         return averages and any(node.s("name") == "training" for node in reads)
+
+
+def _loaded(path: str, device: torch.device) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that TorchScript is deprecated helps no reviewer
+        return torch.jit.load(path, map_location=device)  # type: ignore[no-untyped-call]
 
 
 def _kept(value: Any) -> object:
