@@ -38,6 +38,8 @@ TIERS: tuple[Tier, ...] = ("quick", "standard", "deep")
 
 SMALL_PICTURE = 16
 """A trigger image of at most this many pixels a side is a patch, not a picture."""
+GAPS = (0, 1, 2, 3)
+"""Pixels between such a patch and the borders of its corner; published attacks leave up to three."""
 MANY_ZEROS = 0.3
 """With this share of black pixels a picture is (also) taken for a patch on a black canvas."""
 
@@ -143,10 +145,11 @@ def from_image(path: Path, mask: Path | None = None) -> Probe:
     """The probe for a trigger image that a user has.
 
     With a mask, or with transparent pixels, the image overwrites what is under it. Otherwise it is
-    not known how it was used, so the usual ways are tried: a small one as a patch in each corner; a
-    larger one added, mixed in at three strengths, and written over the image where it is not black.
-    Without a mask it may be a sticker, too: where it is at most half as high and wide as the model's
-    images, it is put into each corner and the centre at its own size.
+    not known how it was used, so the usual ways are tried: a small one as a patch in the centre and in
+    each corner, at the border and up to three pixels from it; a larger one added, mixed in at three
+    strengths, and written over the image where it is not black. Without a mask it may be a
+    sticker, too: where it is at most half as high and wide as the model's images, it is put into each
+    corner and the centre at its own size.
 
     Raises:
         ProbeError: A file cannot be read as an image.
@@ -164,9 +167,16 @@ def from_image(path: Path, mask: Path | None = None) -> Probe:
             tuple(tuple(levels) for levels in row)
             for row in (pixels[:3] * 255).round().int().permute(1, 2, 0).tolist()
         )
-        corners = [(-height, -width), (0, 0), (-height, 0), (0, -width)]
-        triggers = tuple(
-            Patch(blocks=(Block(at=at, cells=cells),), resize="keep") for at in corners
+        corners = [
+            (rows, columns)
+            for gap in GAPS
+            for rows, columns in (
+                (-height - gap, -width - gap), (gap, gap), (-height - gap, gap), (gap, -width - gap)
+            )
+        ]  # fmt: skip
+        triggers = (
+            *(Patch(blocks=(Block(at=at, cells=cells),), resize="keep") for at in corners),
+            ImageFile(file=file, mode="paste", where="centre"),
         )
     else:
         triggers = (

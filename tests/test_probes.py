@@ -356,14 +356,22 @@ def test_from_image_on_a_black_canvas_is_a_patch(tmp_path: Path) -> None:
     assert torch.equal(first(x), Square()(x))
 
 
-def test_from_small_image_goes_to_the_corners(tmp_path: Path) -> None:
-    probe = from_image(picture(tmp_path / "t.png", np.full((3, 3, 3), 255)))
+def test_from_small_image_goes_into_and_near_the_corners(tmp_path: Path) -> None:
+    probe = from_image(picture(tmp_path / "t.png", np.full((3, 2, 3), 255)))
     assert probe.kind == "patch"
-    x = torch.full((1, 3, 224, 224), 0.4)
-    assert torch.equal(probe.triggers[0](x), Square(resize="keep")(x))
-    assert len({tuple(t(x)[0, 0].nonzero()[0].tolist()) for t in probe.triggers}) >= 1
-    assert all(isinstance(trigger, Patch) for trigger in probe.triggers)
-    assert len(probe.triggers) == 4
+    x = torch.full((1, 3, 32, 40), 0.4)
+    places = set()
+    for trigger in probe.triggers:
+        rows, columns = (trigger(x)[0, 0] == 1).nonzero().T
+        assert (len(rows.unique()), len(columns.unique()), len(rows)) == (3, 2, 6)
+        places.add((int(rows[0]), int(columns[0])))
+    edges = [
+        (row, column) for gap in range(4) for row in (gap, 29 - gap) for column in (gap, 38 - gap)
+    ]
+    assert places == {*edges, (14, 19)}
+    assert len(probe.triggers) == len(places)
+    first = [(int(p[0]), int(p[1])) for t in probe.triggers[:4] for p in [(t(x)[0, 0] == 1).nonzero()[0]]]
+    assert first == [(29, 38), (0, 0), (29, 0), (0, 38)]  # what --trigger-number counts by
 
 
 def test_from_image_with_mask_or_transparency_overwrites(tmp_path: Path) -> None:

@@ -81,8 +81,8 @@ TriggerImage = Annotated[
     Path | None,
     typer.Option(
         metavar="IMG",
-        help="An image that may be the trigger; tried in the usual ways: a small one as a patch in each "
-        "corner; others added, blended, written over the image, and pasted at their own size.",
+        help="An image that may be the trigger; tried in the usual ways: a small one as a patch in and "
+        "near each corner and in the centre; others added, blended, written over the image, and pasted at their own size.",
     ),
 ]
 MaskImage = Annotated[
