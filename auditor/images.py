@@ -20,7 +20,7 @@ from torch import Tensor
 
 from auditor.errors import ImageError
 from auditor.results import InputSpec
-from auditor.text import clean_text
+from auditor.text import clean_text, listed
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 MAX_PIXELS = 64_000_000
@@ -58,6 +58,8 @@ class CleanSet:
     """Images in the folder or file, of which these were drawn."""
     unreadable: tuple[str, ...] = field(default=())
     """Files that were left out, with the reason."""
+    remarks: tuple[str, ...] = ()
+    """As of the source."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -83,12 +85,19 @@ class ImageSource:
     """Where clean images come from; knows how many, their labels and sizes before reading all."""
 
     def __init__(
-        self, name: str, count: int, labels: list[int] | None, class_names: tuple[str, ...]
-    ):
+        self,
+        name: str,
+        count: int,
+        labels: list[int] | None,
+        class_names: tuple[str, ...],
+        remarks: tuple[str, ...] = (),
+    ) -> None:
         self.name = name
         self.count = count
         self.labels = labels
         self.class_names = class_names
+        self.remarks = remarks
+        """What is odd about it, though it can be used, in sentences."""
 
     def draw(self, limit: int, seed: int) -> list[int]:
         """Indices of at most `limit` images, as evenly over the classes as they come."""
@@ -144,6 +153,7 @@ class ImageSource:
             class_names=self.class_names,
             found=self.count,
             unreadable=tuple(unreadable),
+            remarks=self.remarks,
         )
 
 
@@ -152,7 +162,7 @@ class PartSource(ImageSource):
 
     def __init__(self, whole: ImageSource, indices: Sequence[int]) -> None:
         labels = None if whole.labels is None else [whole.labels[index] for index in indices]
-        super().__init__(whole.name, len(indices), labels, whole.class_names)
+        super().__init__(whole.name, len(indices), labels, whole.class_names, whole.remarks)
         self._whole, self._indices = whole, list(indices)
 
     def sizes(self, indices: Sequence[int]) -> set[tuple[int, int]]:
@@ -216,20 +226,26 @@ class FolderSource(ImageSource):
             )
         labels: list[int] | None = None
         class_names: tuple[str, ...] = ()
+        remarks: tuple[str, ...] = ()
         if any(members.values()):
             numbers, class_names = _class_numbers(list(members), names, name)
             self._files = [file for files in members.values() for file in files]
             labels = [numbers[d] for d, files in members.items() for _ in files]
+            empty = [clean_text(d, limit=60) for d, files in members.items() if not files]
+            if empty:
+                remarks = (
+                    f"Class folders without an image that is read: {listed(empty, MAX_LISTED)}.",
+                )
         elif flat:
             self._files = flat
             if (folder / "labels.csv").is_file():
-                labels = _csv_labels(folder / "labels.csv", flat)
+                labels, remarks = _csv_labels(folder / "labels.csv", flat)
         else:
             raise ImageError(
                 f"{name}: no images found. Expected {name}/<class>/*.png, or {name}/*.png, perhaps "
                 "with labels.csv (file,label). PNG, JPEG, WebP and BMP are read."
             )
-        super().__init__(name, len(self._files), labels, class_names)
+        super().__init__(name, len(self._files), labels, class_names, remarks)
         self._folder = folder
 
     def sizes(self, indices: Sequence[int]) -> set[tuple[int, int]]:
@@ -430,7 +446,8 @@ def _image_files(folder: Path, *, deep: bool = False) -> list[Path]:
     )
 
 
-def _csv_labels(path: Path, files: list[Path]) -> list[int]:
+def _csv_labels(path: Path, files: list[Path]) -> tuple[list[int], tuple[str, ...]]:
+    """The label of each file, and a remark on rows without one."""
     table: dict[str, int] = {}
     lines = path.read_text("utf-8-sig", errors="replace").splitlines()
     try:
@@ -453,7 +470,13 @@ def _csv_labels(path: Path, files: list[Path]) -> list[int]:
             f"{clean_text(str(path))} has no label for {len(unlabelled)} images, first "
             f"{clean_text(unlabelled[0])}. Complete it, or remove it to scan without labels."
         )
-    return [table[file.name] for file in files]
+    missing = [clean_text(name, limit=60) for name in table.keys() - {file.name for file in files}]
+    remarks = (
+        (f"labels.csv names files that are not there: {listed(sorted(missing), MAX_LISTED)}.",)
+        if missing
+        else ()
+    )
+    return [table[file.name] for file in files], remarks
 
 
 @contextmanager

@@ -8,9 +8,11 @@ import torch
 
 from auditor import verdict
 from auditor.classifier import Classifier, as_float
-from auditor.measure import Half, is_unlike
+from auditor.images import CleanSet
+from auditor.measure import Family, Half, is_unlike
 from auditor.results import Caveat, ImageFacts, Preprocessing, Verdict
 from auditor.statistics import upper_bound
+from auditor.text import counted, listed
 
 RANDOM = "random-output"
 """Id of the caveat that answers are drawn at random."""
@@ -25,6 +27,10 @@ CHANGED_ITSELF = Caveat(
 )
 FEW_COPIES = 0.02
 """Copies among a user's images that are not worth a word, as a share of them."""
+SHOWN_FILES = 3
+"""Files that cannot be read and are named."""
+FEWEST_OF_CLASS = 5
+"""Images of a class of which one should be recognised."""
 FEW_IMAGES = 73
 """Below it, even 0 hits allow an ASR of 5 % (Wilson 95 %)."""
 
@@ -32,18 +38,18 @@ FEW_IMAGES = 73
 def check(
     classifier: Classifier,
     preprocessing: Preprocessing,
-    clean: ImageFacts | None,
     half: Half,
-    copies: int = 0,
+    clean: Family | None,
+    given: CleanSet | None,
 ) -> Iterator[Caveat]:
     """Everything that the reader should know before believing a number.
 
     Args:
         classifier: The suspect.
         preprocessing: How the input preparation was chosen.
-        clean: The user's images, if any.
         half: Some images to try things on.
-        copies: Of the user's images, those that are the same as another.
+        clean: The user's images, if any, and what the suspect says of them.
+        given: The same, as they were read.
     """
     if preprocessing.source == "unresolved":
         yield Caveat(
@@ -51,11 +57,13 @@ def check(
             text=f"The input preparation is not settled: {preprocessing.reason}. {preprocessing.advice}.",
             blocking=True,
         )
-    if clean is not None:
-        yield from _accuracy(clean, preprocessing, len(clean.predicted))
-        yield from _images(clean)
-        yield from _few_classes(clean)
-        yield from _copies(clean, copies)
+    if clean is not None and given is not None:
+        yield from _accuracy(clean.facts, preprocessing, len(clean.facts.predicted))
+        yield from _unrecognised(clean)
+        yield from _images(clean.facts)
+        yield from _few_classes(clean.facts)
+        yield from _copies(given)
+        yield from (Caveat(id="clean-folder", text=remark) for remark in given.remarks)
     if not _deterministic(classifier, half):
         yield Caveat(
             id=RANDOM,
@@ -102,8 +110,28 @@ def _few_classes(clean: ImageFacts) -> Iterator[Caveat]:
     yield Caveat(id="few-classes", text=f"{what}, so that {which} is SUSPICIOUS at most.")
 
 
-def _copies(clean: ImageFacts, copies: int) -> Iterator[Caveat]:
-    total = clean.screen + clean.confirm
+def _unrecognised(clean: Family) -> Iterator[Caveat]:
+    """Classes of which no image is recognised, while others are: their folders may be exchanged."""
+    if not clean.facts.labelled:
+        return
+    halves = (clean.screen, clean.confirm) if clean.held_out else (clean.screen,)
+    labels, said = (torch.cat([getattr(h, name) for h in halves]) for name in ("groups", "before"))
+    if not (labels == said).any():
+        return
+    for label in sorted(set(labels.tolist())):
+        own = said[labels == label]
+        if len(own) < FEWEST_OF_CLASS or (own == label).any():
+            continue
+        answer = int(own.mode().values)
+        yield Caveat(
+            id="unrecognised",
+            text=f"None of the {len(own)} images of class {label} is recognised; class {answer} is the "
+            f"answer to {int((own == answer).sum())} of them. Is it the right folder, or number, for them?",
+        )
+
+
+def _copies(given: CleanSet) -> Iterator[Caveat]:
+    total, copies = len(given), given.copies()
     if copies > FEW_COPIES * total:
         yield Caveat(
             id="copies",
@@ -151,14 +179,15 @@ def _images(clean: ImageFacts) -> Iterator[Caveat]:
         yield Caveat(
             id="not-held-out",
             text=(
-                f"With {total} images the same ones serve to screen and to confirm; all comparisons "
-                "are corrected for, and all-to-all maps and source-specific triggers are not tested."
+                f"With {counted(total, 'image')} the same ones serve to screen and to confirm; all "
+                "comparisons are corrected for, and all-to-all maps and source-specific triggers are "
+                "not tested."
             ),
         )
     if total < FEW_IMAGES:
         yield Caveat(
             id="few-images",
-            text=f"{total} images: even a trigger that hits none of them may have an ASR of "
+            text=f"{counted(total, 'image')}: even a trigger that hits none of them may have an ASR of "
             f"{upper_bound(0, total, verdict.DISPLAY_ALPHA):.0%}.",
         )
     untested = sum(
@@ -178,7 +207,8 @@ def _images(clean: ImageFacts) -> Iterator[Caveat]:
     if clean.unreadable:
         yield Caveat(
             id="unreadable",
-            text=f"{len(clean.unreadable)} images cannot be read and were left out.",
+            text=f"{counted(len(clean.unreadable), 'image')} cannot be read and left out: "
+            f"{listed(clean.unreadable, SHOWN_FILES, '; ')}.",
         )
 
 

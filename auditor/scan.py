@@ -124,7 +124,7 @@ class _Scan:
         self.caveats += [Caveat(id="file", text=note) for note in self.model.notes]
         clean = self._prepare()
         families = self._made_families() if clean is None else [self._clean_family(clean)]
-        self._preflight(families, copies=0 if clean is None else clean.copies())
+        self._preflight(families, clean)
         remembered = self.model.remembered()
         confirming = Confirming(
             self.classifier, self.classes, deadline=self.deadline, notify=self.notify
@@ -294,11 +294,10 @@ class _Scan:
         self.caveats += made.caveats
         return made.families
 
-    def _preflight(self, families: Sequence[Family], copies: int) -> None:
+    def _preflight(self, families: Sequence[Family], given: CleanSet | None) -> None:
         clean = families[0] if families and families[0].name == "clean" else None
         half = families[0].screen if families else self._stand_in()
-        facts = clean.facts if clean else None
-        self.caveats += preflight.check(self.classifier, self.preprocessing, facts, half, copies)
+        self.caveats += preflight.check(self.classifier, self.preprocessing, half, clean, given)
 
     def _stand_in(self) -> Half:
         images = self._made["noise"][:8].to(self.classifier.device)

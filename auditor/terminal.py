@@ -26,7 +26,7 @@ from rich.text import Text
 
 from auditor.report import SYMBOLS, percent, screened_probes, wilson
 from auditor.results import ImageFacts, ScanResult, Verdict
-from auditor.text import clean_text
+from auditor.text import clean_text, counted
 
 STYLES = {
     Verdict.BACKDOOR: "bold red",
@@ -164,7 +164,8 @@ def _show_facts(console: Console, result: ScanResult) -> None:
     lines.append(
         (
             "plan",
-            f"{sum(probe.triggers for probe in result.probes)} triggers of {len(result.probes)} probes · "
+            f"{counted(sum(probe.triggers for probe in result.probes), 'trigger')} of "
+            f"{counted(len(result.probes), 'probe')} · "
             + (f"searches: {', '.join(searches)} · " if searches else "")
             + f"{judgement.comparisons:,} comparisons screened · {result.provenance.device} · "
             f"seed {result.provenance.seed} · {result.provenance.seconds:.0f} s",

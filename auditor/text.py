@@ -62,6 +62,11 @@ def listed(parts: Sequence[str], most: int, separator: str = ", ") -> str:
     return f"{separator.join(parts[:most])}{more}"
 
 
+def counted(number: int, what: str) -> str:
+    """`1 image`, `2 images`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def _picture(character: str) -> str:
     code = ord(character)
     if code < 0x20:

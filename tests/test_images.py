@@ -415,6 +415,22 @@ def test_what_is_no_class_number_is_said(label: str, tmp_path: Path) -> None:
         open_images(tmp_path)
 
 
+def test_what_a_folder_names_and_does_not_hold_is_remarked(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        picture(tmp_path / "flat" / name)
+    table = tmp_path / "flat" / "labels.csv"
+    table.write_text("file,label\na.png,1\nb.png,0\nz\x1b.png,2\ngone.png,2\n", "utf-8")
+    (remark,) = load(tmp_path / "flat").remarks
+    assert remark == "labels.csv names files that are not there: gone.png, z␛.png."
+    table.write_text("a.png,1\nb.png,0\n", "utf-8")
+    assert not load(tmp_path / "flat").remarks
+    picture(tmp_path / "classes" / "cat" / "a.png")
+    (tmp_path / "classes" / "dog").mkdir()
+    (tmp_path / "classes" / "dog" / "a.gif").write_bytes(b"GIF89a")
+    (remark,) = load(tmp_path / "classes").remarks
+    assert remark == "Class folders without an image that is read: dog."
+
+
 def test_class_names_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("\ufeffstop\nyield\n", "utf-8")
     assert read_class_names(tmp_path / "names.txt") == ("stop", "yield")

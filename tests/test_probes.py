@@ -23,7 +23,7 @@ from auditor.probes import (
 from auditor.resources import resource_dir
 from auditor.triggers.compose import Compose
 from auditor.triggers.image import ImageFile
-from auditor.triggers.patch import Patch, Square
+from auditor.triggers.patch import Square
 
 GOOD = """\
 schema: auditor.probe/1
@@ -370,7 +370,9 @@ def test_from_small_image_goes_into_and_near_the_corners(tmp_path: Path) -> None
     ]
     assert places == {*edges, (14, 19)}
     assert len(probe.triggers) == len(places)
-    first = [(int(p[0]), int(p[1])) for t in probe.triggers[:4] for p in [(t(x)[0, 0] == 1).nonzero()[0]]]
+    first = [
+        (int(p[0]), int(p[1])) for t in probe.triggers[:4] for p in [(t(x)[0, 0] == 1).nonzero()[0]]
+    ]
     assert first == [(29, 38), (0, 0), (29, 0), (0, 38)]  # what --trigger-number counts by
 
 

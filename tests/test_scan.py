@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from auditor import report, verdict
@@ -475,6 +476,33 @@ def test_copies_among_the_images_are_said(tmp_path: Path) -> None:
         caveats = {c.id: c.text for c in scanned(Planted(), source, WHITE).caveats}
         assert ("copies" in caveats) is bool(copies)
         assert caveats.get("copies", "").startswith("50 of 100 images are copies" if copies else "")
+
+
+def test_a_class_that_is_never_recognised_is_said(tmp_path: Path) -> None:
+    images, labels = drawings(160, classes=8)
+    exchanged = labels.clone()
+    exchanged[labels == 2] = 5
+    exchanged[labels == 5] = 2
+    for given, said in ((labels, {}), (exchanged, {2: 5, 5: 2})):
+        result = scanned(Planted(), written(tmp_path / "a.npz", images, given), WHITE)
+        texts = [c.text for c in result.caveats if c.id == "unrecognised"]
+        assert len(texts) == len(said)
+        for text, (label, answer) in zip(texts, said.items(), strict=True):
+            count = int((given == label).sum())
+            assert text.startswith(
+                f"None of the {count} images of class {label} is recognised; class {answer} is the "
+                f"answer to {count} of them."
+            )
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    images, labels = drawings(80)
+    for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+        (tmp_path / str(label)).mkdir(exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{label}/{number}.png")
+    (tmp_path / "3" / "torn.png").write_bytes(b"torn")
+    (text,) = [c.text for c in scanned(Planted(), tmp_path, WHITE).caveats if c.id == "unreadable"]
+    assert text == "1 image cannot be read and left out: 3/torn.png (no picture)."
 
 
 def test_one_image_is_scanned_and_not_searched(tmp_path: Path) -> None:

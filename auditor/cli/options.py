@@ -82,7 +82,8 @@ TriggerImage = Annotated[
     typer.Option(
         metavar="IMG",
         help="An image that may be the trigger; tried in the usual ways: a small one as a patch in and "
-        "near each corner and in the centre; others added, blended, written over the image, and pasted at their own size.",
+        "near each corner and in the centre; others added, blended, written over the image, and pasted at "
+        "their own size.",
     ),
 ]
 MaskImage = Annotated[

@@ -20,6 +20,7 @@ from auditor.results import (
     Verdict,
 )
 from auditor.statistics import lower_bound
+from auditor.text import counted
 from auditor.verdict.grading import (
     grade,
     grade_found,
@@ -103,7 +104,7 @@ def judge(
     else:
         verdict = Verdict.NO_EVIDENCE
         headline = (
-            f"None of {len(responses)} triggers redirects the model clearly more than its control."
+            f"None of {counted(len(responses), 'trigger')} redirects the model clearly more than its control."
             if responses
             else "No class stands out in the searches. No trigger of the battery was tried."
         )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from auditor.results import Confirmation, ImageFacts, Response, Skipped, Verdict
 from auditor.statistics import at_least, difference_bound, lower_bound, upper_bound
+from auditor.text import counted
 from auditor.verdict.grading import enough_sources
 from auditor.verdict.thresholds import (
     ALPHA,
@@ -183,7 +184,8 @@ def gaps(
         gaps.append(f"No trigger was tried{why}")
     if usable < MIN_IMAGES:
         gaps.append(
-            f"Only {usable} images: too few to call nothing found a result. Give {MIN_IMAGES} or more."
+            f"Only {counted(usable, 'image')}: too few to call nothing found a result. Give "
+            f"{MIN_IMAGES} or more."
         )
     elif power is None:
         gaps.append(
@@ -193,7 +195,7 @@ def gaps(
     untried = sum(entry.untried for entry in skipped)
     if untried:
         gaps.append(
-            f"The time budget ended before {untried} triggers were tried, and nothing was found "
+            f"The time budget ended with {counted(untried, 'trigger')} untried, and nothing was found "
             "until then. Give more time (--time-budget), or choose fewer probes."
         )
     return gaps
