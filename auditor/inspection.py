@@ -26,6 +26,13 @@ OTHER_WAYS = (
     "Or export it to ONNX there (torch.onnx.export).",
 )
 
+QUANTISED = "torch.ao.nn."
+"""What the names of PyTorch's quantised layers begin with."""
+QUANTISED_WAY = (
+    "Some layers are quantised by PyTorch, which pickles packed numbers as code. If that is all: save it as "
+    "TorchScript there (torch.jit.script(model).save(...)), or scan the network before quantisation."
+)
+
 
 class Safety(StrEnum):
     """What to do with a file."""
@@ -120,4 +127,6 @@ class Inspection:
     @property
     def ways_out(self) -> tuple[str, ...]:
         """How to get a file that can be opened."""
-        return WAYS_OUT.get(self.kind, OTHER_WAYS)
+        ways = WAYS_OUT.get(self.kind, OTHER_WAYS)
+        quantised = any(QUANTISED in wanted.name for wanted in self.content.wanted)
+        return (QUANTISED_WAY, *ways) if quantised else ways

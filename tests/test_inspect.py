@@ -47,6 +47,18 @@ def run(path: Path, *options: str) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
+@pytest.mark.filterwarnings("ignore")  # that torch.ao is deprecated
+def test_a_network_that_pytorch_quantised_is_told_its_way(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
+    quantised = torch.ao.quantization.quantize_dynamic(network, {nn.Linear})
+    torch.save(quantised, tmp_path / "q.pt")
+    code, said = run(tmp_path / "q.pt")
+    assert code == 1
+    assert "torch.jit.script(model).save" in " ".join(said.split())
+    torch.jit.script(quantised).save(tmp_path / "s.pt")
+    assert run(tmp_path / "s.pt")[0] == 0
+
+
 @pytest.mark.parametrize("legacy", [False, True])
 def test_bare_weights(legacy: bool, tmp_path: Path) -> None:
     content = {"net": small().state_dict(), "acc": 84.5, "name": "\x1b[31mred"}

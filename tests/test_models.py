@@ -242,6 +242,8 @@ def test_a_misspelt_file_name_names_the_nearest(tmp_path: Path) -> None:
     torch.save(network(), tmp_path / "model.pt")
     with pytest.raises(UnreadableModel, match=r'Did you mean "model.pt"'):
         load_model(tmp_path / "modle.pt")
+    with pytest.raises(UnreadableModel, match=r"no such file\.$"):
+        load_model(tmp_path / "other.pt")
 
 
 @pytest.mark.parametrize("legacy", [False, True])

@@ -147,6 +147,8 @@ def check_folder(folder: Path, names: str, *, force: bool) -> None:
     Raises:
         OutputError: It cannot be made or written to, or files of an earlier scan are there.
     """
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"--save-probes {clean_text(str(folder))} is a file; name a folder.")
     try:
         folder.mkdir(exist_ok=True)
     except OSError as error:

@@ -51,7 +51,8 @@ def from_json(text: str) -> ScanResult | PurifyResult | Inspection:
     except (msgspec.DecodeError, UnicodeEncodeError, RecursionError) as error:
         raise UsageError(
             f"The result is not readable as JSON ({clean_text(str(error), limit=120)}). Give the "
-            f".json file that `auditor scan` or `auditor purify` wrote, whole and unchanged."
+            ".json file that `auditor scan` or `auditor purify` wrote, whole and unchanged; pages (.html) "
+            "and summaries (.md) are made from it and cannot be read back."
         ) from None
     schema = raw.get("schema") if isinstance(raw, dict) else None
     if schema is None:

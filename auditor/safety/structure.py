@@ -39,6 +39,8 @@ DAMAGED = (
 PICKLES = (".pkl", ".pickle")
 """Endings of archive members that are pickles."""
 MAX_LISTED = 8
+ALIKE = 0.75
+"""Of two names of files, of which one may be meant by the other; 1 is equality."""
 
 
 def is_zip(path: Path) -> bool:
@@ -339,5 +341,7 @@ def _similar(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
         return f' The folder "{clean_text(str(folder))}" does not exist either.'
-    close = difflib.get_close_matches(path.name, [entry.name for entry in folder.iterdir()], n=1)
+    close = difflib.get_close_matches(
+        path.name, [entry.name for entry in folder.iterdir()], n=1, cutoff=ALIKE
+    )
     return f' Did you mean "{clean_text(close[0])}"?' if close else ""

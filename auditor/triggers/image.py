@@ -94,12 +94,17 @@ def read_picture(file: str) -> Tensor:
             if picture.width * picture.height > MOST_PIXELS:
                 raise ProbeError(f"{file} has {picture.width} x {picture.height} pixels: too many")
             pixels = np.asarray(picture.convert("RGBA"), dtype=np.float32)
+    except FileNotFoundError:
+        raise ProbeError(f"{file}: no such image") from None
+    except UnidentifiedImageError:
+        raise ProbeError(
+            f"{file} is no image that can be read (PNG, JPEG, WebP, BMP or .npy)"
+        ) from None
     except (
         OSError,
         ValueError,
         EOFError,
         SyntaxError,
-        UnidentifiedImageError,
         Image.DecompressionBombError,
     ) as error:
         raise ProbeError(f"cannot read the image {file}: {error}") from error
