@@ -19,10 +19,10 @@ OBEYED = verdict.SCREEN_RATE
 """A judge trigger, or a relative of a found one, counts where the suspect goes along with so many
 images."""
 STRONG_RELATIVES = 7
-"""Pictures that are blended in, which are sought for each trigger that was held against others, whichever
-searches were chosen."""
+"""Pictures that are blended in, which are sought for each trigger that was held against others."""
 OPACITY = 2.0
 """Their opacity, in units of its size, since they change an image by about half of their opacity."""
+WARP = "search.warp"
 RELATED = 2
 """Classes that relatives are sought for."""
 
@@ -45,8 +45,10 @@ RELATIVES = (
     _Sought(search="search.additive"),
     _Sought(search="search.patch", room=2.5),
     _Sought(search="search.patch"),
+    _Sought(search=WARP),
+    _Sought(search=WARP),
 )
-"""Further triggers that are sought for a class that a search found one for."""
+"""Further triggers that are sought for a class that a search found one for, whichever were chosen."""
 
 
 def shown_triggers(found: ScanResult, declared: Sequence[Stamped]) -> list[Known]:
@@ -80,10 +82,8 @@ def shown_triggers(found: ScanResult, declared: Sequence[Stamped]) -> list[Known
     return list(known.values())
 
 
-def relatives(
-    task: Task, known: Sequence[Known], searches: Sequence[str], notify: Notify
-) -> list[Known]:
-    """More triggers for the classes that a search found one for: other seeds, larger regions.
+def relatives(task: Task, known: Sequence[Known], notify: Notify) -> list[Known]:
+    """More triggers for the classes that a search found one for: other seeds, regions and forms.
 
     The trigger that a search finds is one relative of the attacker's. Unlearning it alone leaves
     others at work, so several are sought for its class, which costs little for one class alone.
@@ -91,11 +91,11 @@ def relatives(
     Args:
         task: The fit images, that they are searched on.
         known: What was found.
-        searches: Those that were chosen.
         notify: Progress.
 
     Returns:
-        Those that the suspect obeys.
+        Those that the suspect obeys; warps first, of which no search of the usual tiers tells, since a
+        purifier unlearns no more than the first few.
     """
     targets = dict.fromkeys(max(entry.mapping) for entry in known if entry.searched)
     found: list[Known] = []
@@ -106,8 +106,7 @@ def relatives(
             if entry.size is not None and max(entry.mapping) == target
             for _ in range(STRONG_RELATIVES)
         ]
-        wanted += [sought for sought in RELATIVES if sought.search in searches]
-        for number, sought in enumerate(wanted, start=1):
+        for number, sought in enumerate((*wanted, *RELATIVES), start=1):
             inverted = invert(
                 task.classifier, task.images, task.labels, [target],
                 sought.search.removeprefix("search."), seed=task.seed + number,
@@ -122,7 +121,8 @@ def relatives(
                 )
                 for candidate in inverted.candidates
             ]
-    return [entry for entry in found if _is_obeyed(task, entry)]
+    obeyed = [entry for entry in found if _is_obeyed(task, entry)]
+    return sorted(obeyed, key=lambda entry: entry.stamped.probe != WARP)
 
 
 def judge_triggers(task: Task, probes: Sequence[Probe]) -> tuple[list[Known], list[Caveat]]:

@@ -151,7 +151,7 @@ class _Purification:
         self._refuse_shared()
         self.judging = Judging(self.judge)
         known = self._known()
-        known += relatives(self.fit, known, self.options.scan.searches, self.notify)
+        known += relatives(self.fit, known, self.notify)
         self.fit = replace(self.fit, known=tuple(known))
         self.before = self._scanned(self.model, judge_source, "scan before", without=INVERSIONS)
         changing.refuse_unsound(self.before)

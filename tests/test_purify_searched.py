@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from auditor import known as known_triggers
 from auditor import purify as purification
 from auditor.classifier import Classifier, as_float
 from auditor.images import open_images
@@ -19,6 +20,8 @@ from auditor.purifiers import PURIFIERS
 from auditor.purify import ROUNDS, Options, purify
 from auditor.results import PurifyResult, Verdict
 from auditor.scan import Options as ScanOptions
+from auditor.search.inversion import Candidate, Inverted
+from auditor.triggers.patch import Square
 from tests.changeable import CLASSES, TARGET, samples, saved
 from tests.planted import SIZE, drawings
 from tests.test_purify import Recorder
@@ -129,6 +132,32 @@ def test_a_found_trigger_brings_relatives_of_other_seeds(
     assert len(told[0]) > patches
     assert all(fewer < more for fewer, more in itertools.pairwise(told))
     assert result.written is None
+
+
+def test_warps_are_sought_too_and_told_first(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever searches were chosen: the attacker's trigger may be one, of which a patch is a relative."""
+
+    def invert(task: object, images: Tensor, labels: Tensor, classes: list[int], form: str,
+               **settings: object) -> Inverted:  # fmt: skip
+        made = Candidate(what=form, target=classes[0], size=0.1, trigger=Square())
+        return Inverted(
+            what=form, measure="", classes=(TARGET,), sizes=(0.1,), steps=1, images=1,
+            candidates=(made,),
+        )  # fmt: skip
+
+    recorder = Recorder()
+    monkeypatch.setattr(known_triggers, "invert", invert)
+    monkeypatch.setattr(known_triggers, "_is_obeyed", lambda task, known: True)
+    monkeypatch.setattr(purification, "ROUNDS", 1)
+    purify(load_model(files[0]), (), open_images(files[1]), None, searching(recorder))
+    kinds = [entry.stamped.probe for entry in recorder.tasks[0].known]
+    found = kinds.index("search.warp")
+    assert kinds[:found] == ["search.patch"] * found
+    assert set(kinds[found:]) == {"search.warp", "search.patch", "search.additive"}
+    assert kinds[found:] == sorted(kinds[found:], key=lambda kind: kind != "search.warp")
+    assert max(recorder.tasks[0].known[found].mapping) == TARGET
 
 
 def test_relatives_of_a_strong_trigger_have_its_size(

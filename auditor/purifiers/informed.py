@@ -49,6 +49,7 @@ from auditor.text import clean_text
 Stamp = Callable[[Tensor], Tensor]
 
 MOST_TRIGGERS = 8
+"""That are unlearnt, the first ones: more of them cost accuracy."""
 CHECK_STEPS = 10
 DAMAGE_COPIES = 4
 HOLDING_CHECKS = 3
