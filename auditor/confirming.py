@@ -17,6 +17,8 @@ from auditor.triggers.base import Trigger
 CONFIRMED = 6
 """Triggers that are confirmed for one hypothesis, those first that beat their controls most."""
 CONFIRMED_A_PROBE = 2
+EVEN = 0.5
+"""Error probability of a bound that a screen asks for: other images decide."""
 
 Controlled = Mapping[Stamped, list[tuple[Trigger, Tensor]]]
 """Trigger -> its matched controls, each with the predictions under it."""
@@ -182,8 +184,9 @@ class Confirming:
 def _strongest(screened: Sequence[Screened]) -> list[Screened]:
     """What goes on to the held-out images: for each hypothesis, the triggers with most effect.
 
-    Effect beyond the worst control, or, for a small change whose controls work too, beyond what the
-    model answers unstamped.
+    Effect beyond the worst control; at half of its weight beyond the better half of them, where nearly
+    all images are moved, and for a small change whose controls work too, beyond what the model answers
+    unstamped. What the verdict would count must not be lost here.
     """
     chosen: list[Screened] = []
     taken: dict[object, list[str]] = {}
@@ -199,6 +202,9 @@ def _strongest(screened: Sequence[Screened]) -> list[Screened]:
 
 
 def _effect(seen: Confirmation) -> float:
-    above = (seen.hits - verdict.worst_control(seen)) / max(1, seen.eligible)
-    shortcut = verdict.is_shortcut(seen, alpha=0.5)
-    return max(above, (seen.hits - seen.clean_hits) / seen.eligible / 2) if shortcut else above
+    effect = (seen.hits - verdict.worst_control(seen)) / max(1, seen.eligible)
+    if verdict.is_obeyed(seen, alpha=EVEN):
+        effect = max(effect, verdict.typical_excess_bound(seen, alpha=EVEN) / 2)
+    if verdict.is_shortcut(seen, alpha=EVEN):
+        effect = max(effect, (seen.hits - seen.clean_hits) / seen.eligible / 2)
+    return effect

@@ -7,9 +7,10 @@ import time
 import pytest
 import torch
 
-from auditor.confirming import Confirming
+from auditor.confirming import Confirming, _strongest
 from auditor.images import silent
-from auditor.measure import Stamped
+from auditor.measure import Stamped, all_to_one
+from auditor.results import Confirmation, ControlCount
 from tests.test_measure import Corner, family
 
 
@@ -25,3 +26,31 @@ def test_a_candidate_without_time_for_its_controls_is_named(split: int) -> None:
     late = Confirming(classifier, 8, deadline=time.monotonic(), notify=silent)
     assert late.declared(images, [entry], after) == []
     assert [entry.what for entry in late.skipped] == ["confirmation of patch.corner"]
+
+
+@pytest.mark.parametrize(
+    ("hits", "controls", "confirmed"),
+    [
+        (90, (10, 0, 0, 0), True),
+        (90, (89, 0, 0, 0), True),  # SIG on CIFAR-10: one other frequency does the same
+        (77, (74, 2, 0, 2), True),
+        (90, (89, 88, 87, 89), False),  # whatever is stamped
+        (50, (47, 0, 0, 0), False),  # fragility: it does not move nearly all images
+        (50, (10, 0, 0, 0), True),
+    ],
+)
+def test_what_the_verdict_would_count_goes_on_to_other_images(
+    hits: int, controls: tuple[int, ...], confirmed: bool
+) -> None:
+    counts = tuple(
+        ControlCount(trigger=f"{n}", hits=count, gained=hits - min(hits, count), lost=0)
+        for n, count in enumerate(controls)
+    )
+    seen = Confirmation(
+        probe="sine.sig", title="Stripes", trigger="Corner()", family="clean", scope="all-to-one",
+        target=4, held_out=False, eligible=90, hits=hits, clean_hits=0, controls=counts, area=0.87,
+        change=0.1,
+    )  # fmt: skip
+    entry = Stamped(probe="sine.sig", title="Stripes", trigger=Corner())
+    chosen = _strongest([(entry, all_to_one(4, 8), seen)])
+    assert bool(chosen) is confirmed
