@@ -472,7 +472,7 @@ def _csv_labels(path: Path, files: list[Path]) -> tuple[list[int], tuple[str, ..
         )
     missing = [clean_text(name, limit=60) for name in table.keys() - {file.name for file in files}]
     remarks = (
-        (f"labels.csv names files that are not there: {listed(sorted(missing), MAX_LISTED)}.",)
+        (f"labels.csv names files that are no images here: {listed(sorted(missing), MAX_LISTED)}.",)
         if missing
         else ()
     )

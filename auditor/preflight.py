@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from auditor import verdict
-from auditor.classifier import Classifier, as_float
+from auditor.classifier import UNDECIDED, Classifier, as_float
 from auditor.images import CleanSet
 from auditor.measure import Family, Half, is_unlike
 from auditor.results import Caveat, ImageFacts, Preprocessing, Verdict
@@ -27,8 +27,8 @@ CHANGED_ITSELF = Caveat(
 )
 FEW_COPIES = 0.02
 """Copies among a user's images that are not worth a word, as a share of them."""
-SHOWN_FILES = 3
-"""Files that cannot be read and are named."""
+SHOWN = 3
+"""Files that cannot be read, or classes that are not recognised, that are named."""
 FEWEST_OF_CLASS = 5
 """Images of a class of which one should be recognised."""
 FEW_IMAGES = 73
@@ -118,15 +118,20 @@ def _unrecognised(clean: Family) -> Iterator[Caveat]:
     labels, said = (torch.cat([getattr(h, name) for h in halves]) for name in ("groups", "before"))
     if not (labels == said).any():
         return
+    missed: list[str] = []
     for label in sorted(set(labels.tolist())):
-        own = said[labels == label]
-        if len(own) < FEWEST_OF_CLASS or (own == label).any():
-            continue
-        answer = int(own.mode().values)
+        own = said[(labels == label) & (said != UNDECIDED)]
+        if len(own) >= FEWEST_OF_CLASS and not (own == label).any():
+            answer = int(own.mode().values)
+            often = int((own == answer).sum())
+            missed.append(
+                f"class {label} ({len(own)} images, {often} of them taken for class {answer})"
+            )
+    if missed:
         yield Caveat(
             id="unrecognised",
-            text=f"None of the {len(own)} images of class {label} is recognised; class {answer} is the "
-            f"answer to {int((own == answer).sum())} of them. Is it the right folder, or number, for them?",
+            text=f"Not one image is recognised of {listed(missed, SHOWN, '; ')}. Are they in the right "
+            "folders, or under the right numbers?",
         )
 
 
@@ -208,7 +213,7 @@ def _images(clean: ImageFacts) -> Iterator[Caveat]:
         yield Caveat(
             id="unreadable",
             text=f"{counted(len(clean.unreadable), 'image')} cannot be read and left out: "
-            f"{listed(clean.unreadable, SHOWN_FILES, '; ')}.",
+            f"{listed(clean.unreadable, SHOWN, '; ')}.",
         )
 
 

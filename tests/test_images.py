@@ -421,7 +421,7 @@ def test_what_a_folder_names_and_does_not_hold_is_remarked(tmp_path: Path) -> No
     table = tmp_path / "flat" / "labels.csv"
     table.write_text("file,label\na.png,1\nb.png,0\nz\x1b.png,2\ngone.png,2\n", "utf-8")
     (remark,) = load(tmp_path / "flat").remarks
-    assert remark == "labels.csv names files that are not there: gone.png, z␛.png."
+    assert remark == "labels.csv names files that are no images here: gone.png, z␛.png."
     table.write_text("a.png,1\nb.png,0\n", "utf-8")
     assert not load(tmp_path / "flat").remarks
     picture(tmp_path / "classes" / "cat" / "a.png")
