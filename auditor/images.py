@@ -231,11 +231,10 @@ class FolderSource(ImageSource):
             numbers, class_names = _class_numbers(list(members), names, name)
             self._files = [file for files in members.values() for file in files]
             labels = [numbers[d] for d, files in members.items() for _ in files]
-            empty = [clean_text(d, limit=60) for d, files in members.items() if not files]
-            if empty:
-                remarks = (
-                    f"Class folders without an image that is read: {listed(empty, MAX_LISTED)}.",
-                )
+            remarks = _remark(
+                "Class folders without an image that is read",
+                [d for d, files in members.items() if not files],
+            )
         elif flat:
             self._files = flat
             if (folder / "labels.csv").is_file():
@@ -470,13 +469,17 @@ def _csv_labels(path: Path, files: list[Path]) -> tuple[list[int], tuple[str, ..
             f"{clean_text(str(path))} has no label for {len(unlabelled)} images, first "
             f"{clean_text(unlabelled[0])}. Complete it, or remove it to scan without labels."
         )
-    missing = [clean_text(name, limit=60) for name in table.keys() - {file.name for file in files}]
-    remarks = (
-        (f"labels.csv names files that are no images here: {listed(sorted(missing), MAX_LISTED)}.",)
-        if missing
-        else ()
+    strangers = sorted(table.keys() - {file.name for file in files})
+    return (
+        [table[file.name] for file in files],
+        _remark("labels.csv names files that are no images here", strangers),
     )
-    return [table[file.name] for file in files], remarks
+
+
+def _remark(what: str, names: Sequence[str]) -> tuple[str, ...]:
+    """What is odd about a folder, with the names of the first few; nothing where there are none."""
+    shown = [clean_text(name, limit=60) for name in names]
+    return (f"{what}: {listed(shown, MAX_LISTED)}.",) if shown else ()
 
 
 @contextmanager

@@ -128,5 +128,5 @@ class Inspection:
     def ways_out(self) -> tuple[str, ...]:
         """How to get a file that can be opened."""
         ways = WAYS_OUT.get(self.kind, OTHER_WAYS)
-        quantised = any(QUANTISED in wanted.name for wanted in self.content.wanted)
+        quantised = any(wanted.name.startswith(QUANTISED) for wanted in self.content.wanted)
         return (QUANTISED_WAY, *ways) if quantised else ways

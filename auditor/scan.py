@@ -295,7 +295,7 @@ class _Scan:
         return made.families
 
     def _preflight(self, families: Sequence[Family], given: CleanSet | None) -> None:
-        clean = families[0] if families and families[0].name == "clean" else None
+        clean = None if given is None else families[0]
         half = families[0].screen if families else self._stand_in()
         self.caveats += preflight.check(self.classifier, self.preprocessing, half, clean, given)
 

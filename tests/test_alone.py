@@ -197,6 +197,5 @@ def test_a_file_that_does_not_run_as_it_is_can_be_scanned(
 
     monkeypatch.setattr(TorchScriptHandle, "as_used", refused)
     result = scan_of(scripted(Untouched("nothing").eval(), tmp_path / "m.pt"), tmp_path)
-    result = scan_of(scripted(Untouched("nothing").eval(), tmp_path / "m.pt"), tmp_path)
     assert result.judgement.verdict is Verdict.NO_EVIDENCE
     assert "not-as-used" in [caveat.id for caveat in result.caveats]

@@ -23,7 +23,7 @@ from auditor.probes import (
 from auditor.resources import resource_dir
 from auditor.triggers.compose import Compose
 from auditor.triggers.image import ImageFile
-from auditor.triggers.patch import Square
+from auditor.triggers.patch import Patch, Square
 
 GOOD = """\
 schema: auditor.probe/1
@@ -374,6 +374,10 @@ def test_from_small_image_goes_into_and_near_the_corners(tmp_path: Path) -> None
         (int(p[0]), int(p[1])) for t in probe.triggers[:4] for p in [(t(x)[0, 0] == 1).nonzero()[0]]
     ]
     assert first == [(29, 38), (0, 0), (29, 0), (0, 38)]  # what --trigger-number counts by
+    assert all(isinstance(trigger, Patch) for trigger in probe.triggers[:-1])
+    large = torch.full((1, 3, 224, 224), 0.4)
+    square = from_image(picture(tmp_path / "s.png", np.full((3, 3, 3), 255)))
+    assert torch.equal(square.triggers[0](large), Square(resize="keep")(large))
 
 
 def test_from_image_with_mask_or_transparency_overwrites(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from auditor.results import (
     PurifyResult,
     Verdict,
 )
-from auditor.text import listed
+from auditor.text import counted, listed
 
 Which = Literal["before", "after", "baseline"]
 
@@ -44,7 +44,7 @@ def round_sentences(method: MethodFacts) -> list[str]:
     """What each round was told, and what a fresh search found in its result; plain text."""
     sentences = []
     for place, entry in enumerate(method.rounds, start=1):
-        told = f"{entry.known} trigger{'' if entry.known == 1 else 's'}"
+        told = counted(entry.known, "trigger")
         if entry.found is None:
             sentences.append(
                 f"Round {place} was told of {told}; no time was left to search its result."
