@@ -212,7 +212,7 @@ def _images(clean: ImageFacts) -> Iterator[Caveat]:
     if clean.unreadable:
         yield Caveat(
             id="unreadable",
-            text=f"{counted(len(clean.unreadable), 'image')} cannot be read and left out: "
+            text=f"Left out as unreadable, {counted(len(clean.unreadable), 'image')}: "
             f"{listed(clean.unreadable, SHOWN, '; ')}.",
         )
 

@@ -146,10 +146,10 @@ def from_image(path: Path, mask: Path | None = None) -> Probe:
 
     With a mask, or with transparent pixels, the image overwrites what is under it. Otherwise it is
     not known how it was used, so the usual ways are tried: a small one as a patch in the centre and in
-    each corner, at the border and up to three pixels from it; a larger one added, mixed in at three
-    strengths, and written over the image where it is not black. Without a mask it may be a
-    sticker, too: where it is at most half as high and wide as the model's images, it is put into each
-    corner and the centre at its own size.
+    each corner; a larger one added, mixed in at three strengths, and written over the image where it is
+    not black. Without a mask it may be a sticker, too: where it is at most half as high and wide as the
+    model's images, it is put into each corner and the centre at its own size. What is small is put into
+    the corners at the border and up to three pixels from it.
 
     Raises:
         ProbeError: A file cannot be read as an image.
@@ -157,12 +157,18 @@ def from_image(path: Path, mask: Path | None = None) -> Probe:
     pixels, file = read_picture(str(path)), str(path)
     height, width = pixels.shape[1:]
     triggers: tuple[Trigger, ...]
-    pasted = tuple(ImageFile(file=file, mode="paste", where=where) for where in get_args(Where))
+    is_small = max(height, width) <= SMALL_PICTURE
+    pasted = tuple(
+        ImageFile(file=file, mode="paste", where=where, gap=gap)
+        for gap in (GAPS if is_small else (0,))
+        for where in get_args(Where)
+        if gap == 0 or where != "centre"
+    )
     if mask is not None:
         triggers = (ImageFile(file=file, mask=str(mask), mode="overwrite"),)
     elif bool((pixels[3] < 1).any()):
         triggers = (ImageFile(file=file, mode="overwrite"), *pasted)
-    elif max(height, width) <= SMALL_PICTURE:
+    elif is_small:
         cells = tuple(
             tuple(tuple(levels) for levels in row)
             for row in (pixels[:3] * 255).round().int().permute(1, 2, 0).tolist()

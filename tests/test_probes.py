@@ -380,6 +380,25 @@ def test_from_small_image_goes_into_and_near_the_corners(tmp_path: Path) -> None
     assert torch.equal(square.triggers[0](large), Square(resize="keep")(large))
 
 
+def test_a_small_transparent_image_goes_near_the_corners_too(tmp_path: Path) -> None:
+    cross = np.dstack([np.full((3, 3, 3), 255), 255 * np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]])])
+    probe = from_image(picture(tmp_path / "t.png", cross))
+    x = torch.full((1, 3, 32, 40), 0.4)
+    pasted = [t for t in probe.triggers if isinstance(t, ImageFile) and t.mode == "paste"]
+    centres = set()
+    for trigger in pasted:
+        points = (trigger(x)[0, 0] == 1).nonzero()
+        assert len(points) == 5
+        centres.add((int(points[2, 0]), int(points[2, 1])))
+    near = {(row, col) for gap in range(1, 5) for row in (gap, 31 - gap) for col in (gap, 39 - gap)}
+    assert centres == {*near, (15, 19)}
+    assert len(pasted) == len(centres)
+    with pytest.raises(ProbeError, match="gap"):
+        ImageFile(file=str(tmp_path / "t.png"), mode="paste", gap=-1)
+    with pytest.raises(ProbeError, match="a picture of 3×3 does not fit 4 pixels from the border"):
+        ImageFile(file=str(tmp_path / "t.png"), mode="paste", gap=4)(torch.zeros(1, 3, 6, 6))
+
+
 def test_from_image_with_mask_or_transparency_overwrites(tmp_path: Path) -> None:
     white = np.full((32, 32, 3), 255)
     mask = np.zeros((32, 32))

@@ -500,7 +500,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / f"{label}/{number}.png")
     (tmp_path / "3" / "torn.png").write_bytes(b"torn")
     (text,) = [c.text for c in scanned(Planted(), tmp_path, WHITE).caveats if c.id == "unreadable"]
-    assert text == "1 image cannot be read and left out: 3/torn.png (no picture)."
+    assert text == "Left out as unreadable, 1 image: 3/torn.png (no picture)."
 
 
 def test_one_image_is_scanned_and_not_searched(tmp_path: Path) -> None:

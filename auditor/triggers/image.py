@@ -19,6 +19,7 @@ from auditor.triggers.pictures import fitted, scattered, scrambled
 
 MOST_PIXELS = 16_000_000
 MOST_BYTES = 64_000_000
+MOST_GAP = 64
 
 
 @TRIGGERS.register("image")
@@ -44,6 +45,8 @@ class ImageFile(Trigger):
     """Picture whose bright pixels (128 and above) are overwritten."""
     where: Where = "bottom-right"
     """Of what is pasted."""
+    gap: int = 0
+    """Pixels between what is pasted into a corner and the borders of the image."""
     sha256: str = ""
     """If given, the file must have this digest."""
     scramble: int | None = None
@@ -52,6 +55,7 @@ class ImageFile(Trigger):
     def __post_init__(self) -> None:
         """Read the files once, so that a bad one is found early."""
         within("alpha", self.alpha, 0, 1)
+        within("gap", self.gap, 0, MOST_GAP)
         read_picture(self.file)
         if self.mask is not None:
             if self.mode != "overwrite":
@@ -138,7 +142,7 @@ def _layers(
     """What to stamp and how opaque, ``(C, H, W)`` each."""
     source = read_picture(image.file)
     if image.mode == "paste":
-        source = _pasted(source, image.where, height, width)
+        source = _pasted(source, image, height, width)
     tiny = source.shape[1] <= height and source.shape[2] <= width
     hard = image.mode in ("overwrite", "paste") and tiny
     # premultiplied, so that invisible colours do not bleed into the border of the visible ones
@@ -162,7 +166,7 @@ def _layers(
     )
 
 
-def _pasted(picture: Tensor, where: Where, height: int, width: int) -> Tensor:
+def _pasted(picture: Tensor, image: ImageFile, height: int, width: int) -> Tensor:
     """A picture at its own size on a transparent canvas ``(4, height, width)``."""
     rows, columns = picture.shape[1:]
     if 2 * rows > height or 2 * columns > width:
@@ -170,7 +174,12 @@ def _pasted(picture: Tensor, where: Where, height: int, width: int) -> Tensor:
             f"a picture of {rows}×{columns} is pasted into images of {2 * rows}×{2 * columns} or more; the "
             f"input is {height}×{width}"
         )
-    top, left = corner(where, rows, columns, height, width)
+    if max(rows - height, columns - width) + image.gap > 0:
+        raise ProbeError(
+            f"a picture of {rows}×{columns} does not fit {image.gap} pixels from the border into an input of "
+            f"{height}×{width}"
+        )
+    top, left = corner(image.where, rows, columns, height, width, image.gap)
     canvas = picture.new_zeros(4, height, width)
     canvas[:, top : top + rows, left : left + columns] = picture
     return canvas
