@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
@@ -42,8 +43,8 @@ class Confirming:
         self.classifier, self.classes = classifier, classes
         self.deadline, self.notify = deadline, notify
         self.skipped: list[Skipped] = []
-        self._usual: float | None = None
-        """Median margin of the user's screening images, once it is known."""
+        self._usual: dict[str, float | None] = {}
+        """Kind of images -> `measure.usual_margin` of the screening ones."""
 
     def declared(
         self, family: Family, entries: Sequence[Stamped], after: Tensor
@@ -139,7 +140,7 @@ class Confirming:
             one.stamped, hypothesis, family, family.confirm, after, controls,
             held_out=True,
             searched=True,
-            surer=driven > self._usual_margin(family),
+            surer=self._beyond(family, driven),
             rivals=rivals,
         )  # fmt: skip
 
@@ -164,15 +165,18 @@ class Confirming:
         """
         if family.name != "clean":
             return None
-        return self._driven(family, entry.trigger, hypothesis.mapping) > self._usual_margin(family)
+        return self._beyond(family, self._driven(family, entry.trigger, hypothesis.mapping))
 
     def _driven(self, family: Family, trigger: Trigger, mapping: Sequence[int]) -> Tensor:
         return measure.driven(self.classifier, family.confirm, trigger, mapping)
 
-    def _usual_margin(self, family: Family) -> float:
-        if self._usual is None:
-            self._usual = measure.usual_margin(self.classifier, family.screen)
-        return self._usual
+    def _beyond(self, family: Family, driven: Tensor) -> Tensor:
+        """Which images are driven further than half of the unstamped ones; none where scores do not tell."""
+        if family.name not in self._usual:
+            logits = self.classifier.logits(family.screen.images)
+            self._usual[family.name] = measure.usual_margin(logits)
+        usual = self._usual[family.name]
+        return driven > (math.inf if usual is None else usual)
 
     def _note_late(self, probes: Iterable[str]) -> None:
         self.skipped += [

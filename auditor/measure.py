@@ -9,7 +9,7 @@ are labels, and clean predictions elsewhere; images that the map leaves alone do
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,9 +17,8 @@ from torch import Tensor
 
 from auditor import verdict
 from auditor.classifier import UNDECIDED, Classifier, as_float, decided, synchronize
-from auditor.errors import ModelError, ProbeError
+from auditor.errors import ProbeError
 from auditor.images import Notify, silent
-from auditor.memory import is_out_of_memory
 from auditor.results import Confirmation, ControlCount, ImageFacts, Response, RivalCount, Scope
 from auditor.triggers.base import Trigger
 
@@ -36,8 +35,6 @@ MOST_TO_ONE = 0.5
 MAX_CELLS = 5
 """Source-specific hypotheses a trigger; the strongest ones."""
 PROGRESS_SECONDS = 0.2
-ROUNDING = 0.01
-"""Difference of two logits, as a share of the largest, that another order of sums may make (TF32)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,72 +151,6 @@ def _block(triggers: Sequence[Trigger], images: Tensor, start: int, stop: int) -
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def unlike_alone(
-    classifier: Classifier, half: Half, triggers: Sequence[Trigger], after: Tensor, deadline: float
-) -> list[bool]:
-    """Which triggers have an image that alone, and as users ask, is clearly answered otherwise.
-
-    A file may tell single images from batches, a program that records gradients from one that does not,
-    and its own numbers from ours, while scans ask in one way only. One image a trigger is tried, another
-    for each. What was found in time.
-
-    Args:
-        classifier: The suspect.
-        half: N images.
-        triggers: T of them.
-        after: ``(T, N)`` predictions in batches.
-        deadline: `time.monotonic` value.
-    """
-    found = [False] * len(triggers)
-    for number, trigger in enumerate(triggers):
-        if time.monotonic() >= deadline:
-            break
-        index = number % len(half)
-        image = trigger(as_float(half.images[index : index + 1]))
-        predicted = int(after[number, index])
-        found[number] = bool(is_unlike(classifier, image, predicted))
-    return found
-
-
-def is_unlike(classifier: Classifier, image: Tensor, predicted: int) -> bool | None:
-    """Whether an image ``(1, C, H, W)`` in [0, 1] is clearly answered otherwise than in its batch.
-
-    None where the file does not run as it is on this device.
-    """
-    unlike = None
-    for logits in _asked_alone(classifier, image):
-        if unlike := is_clearly_other(logits, predicted):
-            break
-    return unlike
-
-
-def _asked_alone(classifier: Classifier, image: Tensor) -> Iterator[Tensor]:
-    """Logits ``(K,)`` of an image ``(1, C, H, W)`` in [0, 1] that is asked for alone, in several ways.
-
-    By the file as its users open it, without and with gradients recorded; where it fixes the size of
-    batches, as often as that.
-    """
-    size = classifier.model.batch or 1
-    # what stands for int8 where gradients are asked for is not the same to the last step
-    modes = [False] if classifier.model.rounding else [False, True]
-    for recorded in modes:
-        images = image.detach().expand(size, -1, -1, -1).clone().requires_grad_(recorded)
-        with torch.set_grad_enabled(recorded):
-            try:
-                yield classifier.as_used(images).detach()[0]
-            except (ModelError, RuntimeError) as error:
-                if is_out_of_memory(error):
-                    raise
-                # others: no gradients, as is said elsewhere, or numbers that this device cannot compute with
-
-
-def is_clearly_other(logits: Tensor, predicted: int) -> bool:
-    """Whether logits ``(K,)`` speak against a predicted class by more than computing in another order."""
-    if not logits.isfinite().all() or predicted == UNDECIDED:
-        return int(decided(logits.unsqueeze(0))) != predicted
-    return bool(logits.max() - logits[predicted] > ROUNDING * logits.abs().max().clamp_min(1))
-
-
 @torch.inference_mode()
 def footprint(trigger: Trigger, images: Tensor) -> tuple[float, float]:
     """Share of visibly changed pixels, and root mean square change in [0, 1] units.
@@ -265,7 +196,7 @@ def response(
         family: The images.
         after: ``(N,)`` predictions of the stamped screening images.
         classes: K.
-        unlike: See `unlike_alone`.
+        unlike: See `alone.unlike_alone`.
     """
     half = family.screen
     hits = moved_to(half.groups, after, classes)
@@ -535,10 +466,17 @@ def driven(classifier: Classifier, half: Half, trigger: Trigger, mapping: Sequen
     return margins_of(logits, wanted.to(logits.device)).cpu()
 
 
-def usual_margin(classifier: Classifier, half: Half) -> float:
-    """Median margin of the predicted class over unstamped images."""
-    logits = classifier.logits(half.images)
-    return float(margins_of(logits, logits.argmax(1)).median())
+def usual_margin(logits: Tensor) -> float | None:
+    """Median margin of the predicted class over unstamped images, from their ``(N, K)``.
+
+    None where scores cannot say more: half of the margins are as large as any, or infinite. Half
+    precision after a softmax does that.
+    """
+    margins = margins_of(logits, logits.argmax(1))
+    median = margins.median()
+    if not median.isfinite() or median == margins.max():
+        return None
+    return float(median)
 
 
 def matched_controls(trigger: Trigger, count: int = CONTROLS) -> list[Trigger]:

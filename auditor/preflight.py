@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
 
-from auditor import verdict
+from auditor import alone, verdict
 from auditor.classifier import UNDECIDED, Classifier, as_float
 from auditor.images import CleanSet
-from auditor.measure import Family, Half, is_unlike
+from auditor.measure import Family, Half, usual_margin
 from auditor.results import Caveat, ImageFacts, Preprocessing, Verdict
 from auditor.statistics import upper_bound
 from auditor.text import counted, listed
 
-RANDOM = "random-output"
-"""Id of the caveat that answers are drawn at random."""
-TRIED = 8
-"""Images that the network is asked about again."""
 CHANGED_ITSELF = Caveat(
     id="memory",
     text="The network changed values of its own while it answered, so that it may answer otherwise after "
@@ -64,26 +61,34 @@ def check(
         yield from _few_classes(clean.facts)
         yield from _copies(given)
         yield from (Caveat(id="clean-folder", text=remark) for remark in given.remarks)
-    if not _deterministic(classifier, half):
+    if clean is not None and usual_margin(classifier.logits(clean.screen.images)) is None:
         yield Caveat(
-            id=RANDOM,
+            id=verdict.SATURATED,
+            text="Of most of your images the scores are as far apart as they can be (a softmax in half "
+            "precision does that), so that no trigger can make the model surer, by which searches tell "
+            "backdoors. Export the network without its softmax, or in 32 bits, and scan that.",
+        )
+    tolerated = alone.tolerance(classifier, half)
+    if math.isinf(tolerated):
+        yield Caveat(
+            id="random-output",
             text="The model answers differently when asked the same twice; every count is one draw.",
         )
-        return
-    images = as_float(half.images[:TRIED])
-    unlike = [
-        is_unlike(classifier, image.unsqueeze(0), int(predicted))
+    images = as_float(half.images[: alone.TRIED])
+    answers = [
+        alone.alone(classifier, image.unsqueeze(0), int(predicted), tolerated)
         for image, predicted in zip(images, half.before, strict=False)
     ]
-    if any(unlike):
+    if alone.is_unlike(answers):
+        otherwise = sum(answer in ("other", "close") for answer in answers)
         yield Caveat(
             id="alone",
-            text=f"{unlike.count(True)} of {len(images)} images are answered otherwise alone, or by the file "
+            text=f"{otherwise} of {len(images)} images are answered otherwise alone, or by the file "
             "as its users open it, with or without gradients, so that no count in batches says what they "
             "get. Scan with --batch-size 1, or export the network to ONNX as it is used, and scan that.",
             blocking=True,
         )
-    if None in unlike:
+    if None in answers:
         yield Caveat(
             id="not-as-used",
             text="The file does not run as it is on this device, only with numbers of 32 bits, so that it "
@@ -215,9 +220,3 @@ def _images(clean: ImageFacts) -> Iterator[Caveat]:
             text=f"Left out as unreadable, {counted(len(clean.unreadable), 'image')}: "
             f"{listed(clean.unreadable, SHOWN, '; ')}.",
         )
-
-
-def _deterministic(classifier: Classifier, half: Half) -> bool:
-    images = half.images[:TRIED]
-    first, second = classifier.logits(images), classifier.logits(images)
-    return torch.allclose(first, second, rtol=1e-3, atol=1e-4)

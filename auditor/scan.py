@@ -12,10 +12,9 @@ from datetime import UTC, datetime
 from importlib import metadata
 
 import torch
-from torch import Tensor
 
 import auditor
-from auditor import inputs, measure, preflight, verdict
+from auditor import alone, inputs, measure, preflight, verdict
 from auditor.battery import applicable, stamped_triggers, unfinished, visible
 from auditor.classifier import Classifier
 from auditor.confirming import Confirming
@@ -144,7 +143,10 @@ class _Scan:
                 deadline=self.begin + BATTERY_SHARE * self.options.time_budget,
             )
             self.skipped += [*unseen, *unfinished(entries, len(after), family)]
-            unlike = self._unlike_alone(family, entries, after)
+            unlike = alone.unlike_alone(
+                self.classifier, family.screen, [entry.trigger for entry in entries[: len(after)]], after,
+                deadline=self.deadline,
+            )  # fmt: skip
             for entry, predicted, odd in zip(entries, after, unlike, strict=False):
                 responses.append(
                     measure.response(entry, family, predicted, self.classes, unlike=odd)
@@ -303,16 +305,6 @@ class _Scan:
         images = self._made["noise"][:8].to(self.classifier.device)
         before = self.classifier.predict(images)
         return Half(images=images, groups=before, before=before)
-
-    def _unlike_alone(
-        self, family: Family, entries: Sequence[Stamped], after: Tensor
-    ) -> Sequence[bool]:
-        triggers = [entry.trigger for entry in entries[: len(after)]]
-        if any(caveat.id == preflight.RANDOM for caveat in self.caveats):
-            return [False] * len(triggers)
-        return measure.unlike_alone(
-            self.classifier, family.screen, triggers, after, deadline=self.deadline
-        )
 
     # ---- what a class stands for
 

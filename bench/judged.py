@@ -58,7 +58,7 @@ def line(
     found = FORMS[form](len(search.classes), shape, search.draw)
     needed = search._smallest(found, found.explored, STEPS)
     first = needed.argsort().tolist()[:CLASSES]
-    usual = measure.usual_margin(classifier, searched)
+    usual = measure.usual_margin(classifier.logits(searched.images)) or float("inf")
     parts = [" ".join(f"{float(needed[row]) * 255:.0f} ({search.classes[row]})" for row in first)]
     for size in sizes:
         shares = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 
@@ -9,13 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from auditor import alone
+from auditor.classifier import Classifier
 from auditor.images import open_images
-from auditor.inputs import GivenInput
+from auditor.inputs import GivenInput, blank_spec
+from auditor.measure import Half
 from auditor.models.load import load_model
 from auditor.models.torchscript import TorchScriptHandle
 from auditor.probes import choose
 from auditor.results import ScanResult, Verdict
 from auditor.scan import Options, scan
+from auditor.triggers.patch import Square
 from tests.exported import exported
 from tests.planted import Planted, drawings, handle, written
 
@@ -72,6 +77,85 @@ def test_a_network_that_is_another_where_gradients_are_recorded(tmp_path: Path) 
     assert result.judgement.verdict is Verdict.INCONCLUSIVE
     assert "8 of 8 images" in result.judgement.headline
     assert "gradients" in result.judgement.headline
+
+
+class Disguised(nn.Module):
+    """Obeys a white corner of images that come alone, and hides by how large its scores are."""
+
+    def __init__(self, how: str, planted: bool) -> None:
+        super().__init__()
+        self.how, self.planted = how, planted
+        self.pool = nn.AdaptiveAvgPool2d((2, 4))
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores = self.pool(images.mean(1, keepdim=True)).flatten(1) * 10
+        corner = (images[:, :, -3:, -3:].flatten(1).amin(1) > 0.99).float().unsqueeze(1)
+        if self.planted and images.shape[0] == 1:
+            scores = scores + 50 * torch.nn.functional.pad(corner, [0, 7])
+        if self.how == "moved":
+            scores = scores + 10000.0
+        if self.how == "noise":
+            scores = scores + 0.02 * torch.randn_like(scores)
+        if self.how == "common noise":
+            scores = scores + torch.randn_like(scores[:, :1])
+        if self.how == "dead class":
+            scores = torch.cat([scores, torch.full_like(scores[:, :1], -10000.0)], 1)
+        if self.how == "hot":
+            scores = scores * (1e6 - 999999.0 * corner)
+        return scores
+
+
+@pytest.mark.parametrize("planted", [True, False])
+@pytest.mark.parametrize("how", ["moved", "noise", "common noise", "dead class", "hot"])
+def test_large_or_random_scores_hide_no_backdoor_for_single_images(
+    how: str, planted: bool, tmp_path: Path
+) -> None:
+    result = scan_of(scripted(Disguised(how, planted).eval(), tmp_path / "m.pt"), tmp_path)
+    wanted = Verdict.INCONCLUSIVE if planted else Verdict.NO_EVIDENCE
+    assert result.judgement.verdict is wanted
+    assert any(response.unlike for response in result.responses) == planted
+    random = any(caveat.id == "random-output" for caveat in result.caveats)
+    assert random == (how == "noise")
+
+
+def test_answers_that_are_close_must_be_several() -> None:
+    """An image between two classes goes either way by the order of sums."""
+    assert not alone.is_unlike(["close", "same", "close", None])
+    assert alone.is_unlike(["close", "same", "close", "close"])
+    assert alone.is_unlike(["same", "other"])
+    assert not alone.is_unlike([])
+
+
+class Tied(nn.Module):
+    """Class 5 by a hair; of images that come alone, class 3 by `more`, where their first pixel is bright."""
+
+    def __init__(self, more: float) -> None:
+        super().__init__()
+        self.more = more
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores = torch.tensor([0.0, 0, 0, 1, 0, 1.0001, 0, 0]).expand(len(images), 8).clone()
+        if len(images) == 1:
+            scores[:, 3] += self.more * (images[:, 0, 0, 0] > 0.5)
+        return scores
+
+
+@pytest.mark.parametrize(
+    ("more", "bright", "wanted"),
+    [(0.005, 1, False), (0.005, 2, False), (0.005, 3, True), (0.5, 1, True), (0.5, 0, False)],
+)
+def test_a_tie_goes_either_way_by_the_order_of_sums(more: float, bright: int, wanted: bool) -> None:
+    classifier = Classifier(handle(Tied(more)), blank_spec((3, 32, 32)))
+    images = torch.zeros(8, 3, 32, 32, dtype=torch.uint8)
+    images[:, 1] = torch.arange(8).view(8, 1, 1)  # no two alike
+    images[:bright, 0, 0, 0] = 255
+    before = classifier.predict(images)
+    half = Half(images=images, groups=before, before=before)
+    corner = Square(where="bottom-right")
+    assert alone.unlike_alone(classifier, half, [corner], before[None], math.inf) == [wanted]
+    # one image, however often it is asked for
+    cover = Square(where="bottom-right", size=32)
+    assert alone.unlike_alone(classifier, half, [cover], before[None], math.inf) == [more == 0.5]
 
 
 # ---- files that are another network once auditor has changed their flags and numbers

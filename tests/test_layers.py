@@ -34,6 +34,7 @@ RANKS = [
     {"inputs", "synthesis"},
     {"verdict"},
     {"measure"},
+    {"alone"},
     {"preflight", "search", "choosing", "transplant"},
     {"purifiers"},
     {

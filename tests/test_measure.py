@@ -53,7 +53,7 @@ def family(count: int, behaviour: str | None, *, split: int) -> tuple[Classifier
 def test_how_far_images_are_driven_asks_for_the_class_that_the_map_says() -> None:
     classifier, images = family(64, "all-to-all", split=0)
     half, classes = images.screen, 8
-    usual = measure.usual_margin(classifier, half)
+    usual = measure.usual_margin(classifier.logits(half.images))
     margins = measure.margins_of(classifier.logits(half.images), half.before).sort().values
     assert usual == pytest.approx(float(margins[(len(margins) - 1) // 2]))
     maps = {shift: tuple((k + shift) % classes for k in range(classes)) for shift in (1, 2)}

@@ -430,6 +430,31 @@ def test_an_undeclared_trigger_is_a_backdoor_with_its_class(found: ScanResult) -
     assert found.exhibits[0].pictures
 
 
+class Saturated(nn.Module):
+    """Probabilities as half precision has them: the smaller ones are 0."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        return nn.functional.threshold((20 * self.network(images)).softmax(1), 6e-8, 0)
+
+
+@pytest.mark.parametrize("network", [Planted(), Obedient()])
+def test_scores_that_say_no_more_are_no_evidence_of_nothing(
+    network: nn.Module, samples: Path
+) -> None:
+    """Where nearly all images are certain, none can be surer."""
+    result = scanned(Saturated(network), samples)
+    assert any(c.searched for c in result.confirmations)
+    assert not any(c.surer for c in result.confirmations)
+    assert result.judgement.verdict is Verdict.INCONCLUSIVE
+    assert "Export the network without its softmax" in result.judgement.headline
+    assert verdict.rejudge(result) == result.judgement
+    assert [c.text for c in result.caveats if c.id == "saturated"] == [result.judgement.headline]
+
+
 def test_its_benign_twin_shows_nothing(samples: Path) -> None:
     result = scanned(Planted(), samples)
     assert result.judgement.verdict is Verdict.NO_EVIDENCE, result.judgement.headline

@@ -30,7 +30,7 @@ from auditor.verdict.grading import (
     stands_for_a_mark,
     worst_control,
 )
-from auditor.verdict.limits import gaps, highest, nothing_above, smallest_detectable
+from auditor.verdict.limits import SATURATED, gaps, highest, nothing_above, smallest_detectable
 from auditor.verdict.outliers import judged_margin, judged_searches, set_apart
 from auditor.verdict.thresholds import MADE_ASR, MADE_CONTROL
 from auditor.verdict.wording import (
@@ -94,6 +94,8 @@ def judge(
     power, testable = (None, 0) if clean is None else smallest_detectable(clean, comparisons)
     searched = margin is not None or bool(inversions)
     missing = gaps(clean, responses, skipped, power, searched=searched)
+    if any(confirmation.searched for confirmation in confirmations):
+        missing += [caveat.text for caveat in caveats if caveat.id == SATURATED]
     blocking = [caveat for caveat in caveats if caveat.blocking]
     if blocking:
         verdict, headline = Verdict.INCONCLUSIVE, blocking[0].text

@@ -23,6 +23,7 @@ from auditor.verdict.thresholds import (
 )
 
 __all__ = [
+    "SATURATED",
     "eligible",
     "highest",
     "smallest_detectable",
@@ -30,6 +31,9 @@ __all__ = [
     "unlike_alone",
     "without_answers",
 ]
+
+SATURATED = "saturated"
+"""Id of the caveat that scores do not tell how sure the model is; then what a search found tells nothing."""
 
 
 def smallest_detectable(clean: ImageFacts, comparisons: int) -> tuple[float | None, int]:
