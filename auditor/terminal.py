@@ -24,7 +24,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from auditor.report import SYMBOLS, percent, screened_probes, wilson
+from auditor.report import SYMBOLS, bound_text, percent, screened_probes, wilson
 from auditor.results import ImageFacts, ScanResult, Verdict
 from auditor.text import clean_text, counted
 
@@ -266,14 +266,8 @@ def _show_verdict(console: Console, result: ScanResult) -> None:
         console.print(Padding(f"also: {escape(clean_text(reason.text, limit=600))}", (0, 0, 0, 4)))
     console.print()
     notes: list[str] = []
-    searched = sum(c.searched for c in result.confirmations)
-    if judgement.nothing_above is not None:
-        which = "other " if len(result.confirmations) > searched else ""
-        which += "declared " if searched else ""
-        notes.append(
-            f"No {which}trigger that was tried has an ASR above {percent(judgement.nothing_above)} "
-            "(95%, all triggers and classes at once)."
-        )
+    if (bound := bound_text(result)) is not None:
+        notes.append(bound)
     blocked = any(caveat.blocking for caveat in result.caveats)  # then no number means anything
     if judgement.power is not None and result.responses and not blocked:
         some = judgement.power_classes < result.model.classes

@@ -804,13 +804,34 @@ def test_power_holds_for_the_class_that_most_images_belong_to() -> None:
     assert judge(images=(alone,)).power_classes == K - 1
 
 
-def test_one_class_only_is_no_crash() -> None:
+def test_images_of_one_class_say_nothing_of_triggers_towards_it() -> None:
     alone = replace(facts(), screen_members=(100, *(0,) * 9), confirm_members=(400, *(0,) * 9))
     judgement = verdict.judge(
         classes=NAMES, images=(alone,), responses=[replace(response(), hits={})], confirmations=(),
         margin=None, skipped=(), caveats=(),
     )  # fmt: skip
-    assert judgement.nothing_above is not None
+    assert judgement.nothing_above is None
+    assert judgement.verdict is Verdict.INCONCLUSIVE
+    assert judgement.headline.startswith(
+        "All images are of one class, so that no trigger towards it"
+    )
+
+
+def test_too_few_images_to_be_sure_of_a_trigger_are_inconclusive() -> None:
+    seen = confirmation(18, 4, eligible=45, area=0.02, change=0.05)
+    judgement = judge(seen)
+    assert judgement.verdict is Verdict.INCONCLUSIVE
+    assert judgement.headline.startswith("P (p) makes the model answer")
+    assert judgement.headline.endswith(
+        "Too few images to be sure of that. Give more images (--clean, --max-images)."
+    )
+    for nothing in (
+        confirmation(18, 10, eligible=45, area=0.02, change=0.05),  # its control does the same
+        confirmation(18, 4, eligible=45, area=0.02, change=0.05, keeps_meaning=False),
+        confirmation(18, 4, eligible=45, area=0.02, change=0.05, family="leaves"),
+        confirmation(18, 4, eligible=45, area=0.02, change=0.05, searched=True),
+    ):
+        assert judge(nothing).verdict is Verdict.NO_EVIDENCE, nothing  # type: ignore[arg-type]
 
 
 def test_mixes_of_impressions_are_no_second_witness() -> None:

@@ -18,13 +18,14 @@ from auditor.report.purify_markdown import purify_markdown
 from auditor.report.purify_page import purify_html
 from auditor.report.scan_markdown import scan_markdown
 from auditor.report.scan_page import scan_html
-from auditor.report.scan_view import screened_probes
+from auditor.report.scan_view import bound_text, screened_probes
 from auditor.results import PurifyResult, ScanResult
 
 __all__ = [
     "MARKDOWN_CHARACTERS",
     "SYMBOLS",
     "Rate",
+    "bound_text",
     "from_json",
     "percent",
     "screened_probes",

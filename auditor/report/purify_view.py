@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Literal
 
 from auditor.report.numbers import Rate, number, percent
-from auditor.report.scan_view import ScreenedProbe, SeenResponse, screened_probes
+from auditor.report.scan_view import ScreenedProbe, SeenResponse, bound_text, screened_probes
 from auditor.results import (
     Contender,
     Counts,
@@ -127,7 +127,8 @@ class ScanLine:
     images: str
     verdict: Verdict
     headline: str
-    nothing_above: float | None
+    bound: str | None
+    """See `scan_view.bound_text`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -343,7 +344,7 @@ def scan_lines(result: PurifyResult) -> list[ScanLine]:
             images=images,
             verdict=scan.judgement.verdict,
             headline=scan.judgement.headline,
-            nothing_above=scan.judgement.nothing_above,
+            bound=bound_text(scan),
         )
         for what, images, scan in scans
         if scan is not None

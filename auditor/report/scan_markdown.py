@@ -12,6 +12,7 @@ from auditor.report.page import SYMBOLS, plain_label
 from auditor.report.scan_view import (
     Checked,
     ScreenedProbe,
+    bound_text,
     checked_confirmations,
     clean_accuracy,
     count_triggers,
@@ -88,14 +89,8 @@ def _numbers(
         lines.append(
             f"| {code(facts.family, 30)} images | {facts.screen + facts.confirm} | {held} |"
         )
-    bound = result.judgement.nothing_above
-    if bound is not None:
-        declared = "declared " if found else ""
-        lines += [
-            "",
-            f"No {declared}trigger that is not listed has an all-to-one ASR above {percent(bound)} (95%, "
-            f"simultaneous).",
-        ]
+    if (bound := bound_text(result)) is not None:
+        lines += ["", bound]
     return lines
 
 

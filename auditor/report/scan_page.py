@@ -9,6 +9,7 @@ from typing import Any
 from auditor.report.json import to_json
 from auditor.report.page import RAW_CHARACTERS, preformatted, render
 from auditor.report.scan_view import (
+    bound_text,
     checked_confirmations,
     clean_accuracy,
     count_triggers,
@@ -38,6 +39,7 @@ def scan_html(result: ScanResult) -> str:
         result=result,
         version=result.provenance.auditor,
         judgement=result.judgement,
+        bound=bound_text(result),
         checked=checked,
         screened=screened,
         top=highest_response(checked, screened),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from auditor.report.numbers import Rate
+from auditor.report.numbers import Rate, percent
 from auditor.report.pictures import PICTURE_CHARACTERS, Image, read_image
 from auditor.results import (
     Confirmation,
@@ -166,6 +166,17 @@ def highest_response(checked: Sequence[Checked], screened: Sequence[ScreenedProb
         return None
     group, best = max(seen, key=lambda entry: entry[1].asr.share)
     return Top(asr=best.asr, target=best.target, where="screened", family=group.family)
+
+
+def bound_text(result: ScanResult) -> str | None:
+    """What is known of the triggers that were not confirmed one by one, in a sentence."""
+    bound = result.judgement.nothing_above
+    if bound is None:
+        return None
+    return (
+        "The triggers of the battery that did not stand out on the screening images have an all-to-one ASR "
+        f"of {percent(bound)} at most (95%, all of them and all classes at once)."
+    )
 
 
 def clean_accuracy(result: ScanResult) -> Rate | None:

@@ -42,6 +42,7 @@ __all__ = [
     "is_small",
     "is_sure",
     "is_thing",
+    "is_undecided",
     "is_universal",
     "leaves_doubt",
     "level",
@@ -132,6 +133,23 @@ def grade_found(confirmation: Confirmation, alpha: float, apart: Set[int], class
         return Verdict.BACKDOOR
     obeyed = moved_bound(confirmation, alpha) >= BACKDOOR_ASR
     return Verdict.SUSPICIOUS if obeyed else Verdict.NO_EVIDENCE
+
+
+def is_undecided(confirmation: Confirmation) -> bool:
+    """What a trigger of the battery did would be suspicious, were there enough images to be sure of it.
+
+    Asked of triggers for all classes only: single source classes are many, with few images each.
+    """
+    beyond = confirmation.hits - worst_control(confirmation)
+    return bool(
+        not confirmation.searched
+        and confirmation.scope == "all-to-one"
+        and confirmation.keeps_meaning
+        and confirmation.controls
+        and confirmation.eligible
+        and confirmation.hits >= SUSPICIOUS_ASR * confirmation.eligible
+        and beyond >= EXCESS * confirmation.eligible
+    )
 
 
 def is_sure(confirmation: Confirmation, alpha: float) -> bool:

@@ -25,6 +25,7 @@ from auditor.verdict.grading import (
     grade,
     grade_found,
     is_thing,
+    is_undecided,
     is_universal,
     level,
     stands_for_a_mark,
@@ -94,6 +95,7 @@ def judge(
     power, testable = (None, 0) if clean is None else smallest_detectable(clean, comparisons)
     searched = margin is not None or bool(inversions)
     missing = gaps(clean, responses, skipped, power, searched=searched)
+    missing[:0] = _undecided(reasons, confirmations)
     if any(confirmation.searched for confirmation in confirmations):
         missing += [caveat.text for caveat in caveats if caveat.id == SATURATED]
     blocking = [caveat for caveat in caveats if caveat.blocking]
@@ -125,6 +127,19 @@ def judge(
         search_p=search_p,
         search_classes=search_classes,
     )
+
+
+def _undecided(reasons: Sequence[Reason], confirmations: Sequence[Confirmation]) -> list[str]:
+    """The first trigger that may work, and that there were too few images to judge."""
+    texts = [
+        f"{reason.text} Give more images (--clean, --max-images)."
+        for reason in reasons
+        if reason.confirmation is not None
+        and (found := confirmations[reason.confirmation]).family == "clean"
+        and found.held_out
+        and is_undecided(found)
+    ]
+    return texts[:1]
 
 
 def rejudge(result: ScanResult) -> Judgement:

@@ -107,37 +107,43 @@ def nothing_above(
 ) -> float | None:
     """Simultaneous 95 % bound on the ASR of all triggers that the screen let go.
 
-    An image without an answer may be a hit of any target.
+    An image without an answer may be a hit of any target. None where there is no such trigger, or all
+    images are of one class, so that nothing was tried towards it.
 
     The others stand out and are confirmed one by one, the strongest of each target.
     """
     if clean is None:
         return None
-    reported = {confirmation.trigger for confirmation in confirmations}
-    screened = [r for r in responses if r.family == "clean"]
-    rest = [r for r in screened if r.trigger not in reported and not _stands_out(r, clean)]
-    if not rest:
-        return None
-    alpha = DISPLAY_ALPHA / (len(screened) * classes)
+    rest = _let_go(clean, responses, confirmations)
     targets = {target: eligible(clean, target) for target in range(classes)}
-    tested = [total for total in targets.values() if total]
-    if not tested:
+    if not rest or not all(targets.values()):
         return None
+    alpha = DISPLAY_ALPHA / (sum(r.family == "clean" for r in responses) * classes)
     return max(
         upper_bound(min(hits + response.unanswered, total), total, alpha)
         for response in rest
         for hits, total in [
-            (0, min(tested)),
+            (0, min(targets.values())),
             *((count, targets[target]) for target, count in response.hits.items()),
         ]
-        if total
     )
 
 
-def _stands_out(response: Response, clean: ImageFacts) -> bool:
-    return any(
-        count >= SCREEN_RATE * eligible(clean, target) for target, count in response.hits.items()
-    )
+def _let_go(
+    clean: ImageFacts, responses: Sequence[Response], confirmations: Sequence[Confirmation]
+) -> list[Response]:
+    """What triggers did of which nothing was confirmed, as there was nothing to confirm."""
+    reported = {confirmation.trigger for confirmation in confirmations}
+    return [
+        response
+        for response in responses
+        if response.family == "clean"
+        and response.trigger not in reported
+        and not any(
+            count >= SCREEN_RATE * eligible(clean, target)
+            for target, count in response.hits.items()
+        )
+    ]
 
 
 def without_answers(responses: Sequence[Response]) -> str | None:
@@ -182,6 +188,10 @@ def gaps(
         ]
     gaps = [why for why in (unlike_alone(responses), without_answers(responses)) if why is not None]
     usable = clean.screen + clean.confirm
+    if not all(eligible(clean, target) for target in range(len(clean.screen_members))):
+        gaps.append(
+            "All images are of one class, so that no trigger towards it was tried. Give images of several."
+        )
     if not responses and not searched:
         late = any(entry.untried for entry in skipped)
         why = " before the time budget ended. Give more (--time-budget)." if late else "."
