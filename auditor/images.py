@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import math
 import struct
 import zipfile
 import zlib
@@ -23,6 +24,8 @@ from auditor.results import InputSpec
 from auditor.text import clean_text, listed
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
+UNREAD_SUFFIXES = frozenset({".gif", ".tif", ".tiff", ".avif", ".heic", ".jfif", ".ppm", ".pgm"})
+"""Pictures, too, which are said to be left out."""
 MAX_PIXELS = 64_000_000
 """Larger pictures are left out: a decompression bomb, or no input for a classifier."""
 IMAGES_KEYS = ("images", "x", "data", "X")
@@ -228,22 +231,21 @@ class FolderSource(ImageSource):
         class_names: tuple[str, ...] = ()
         remarks: tuple[str, ...] = ()
         if any(members.values()):
-            numbers, class_names = _class_numbers(list(members), names, name)
+            empty = [d for d, files in members.items() if not files]
+            numbers, class_names = _class_numbers(list(members), empty, names, name)
             self._files = [file for files in members.values() for file in files]
             labels = [numbers[d] for d, files in members.items() for _ in files]
-            remarks = _remark(
-                "Class folders without an image that is read",
-                [d for d, files in members.items() if not files],
-            )
+            remarks = _remark("Class folders without an image that is read", empty)
         elif flat:
             self._files = flat
             if (folder / "labels.csv").is_file():
-                labels, remarks = _csv_labels(folder / "labels.csv", flat)
+                labels, remarks = _csv_labels(folder / "labels.csv", flat, names)
         else:
             raise ImageError(
                 f"{name}: no images found. Expected {name}/<class>/*.png, or {name}/*.png, perhaps "
                 "with labels.csv (file,label). PNG, JPEG, WebP and BMP are read."
             )
+        remarks += _remark("Pictures of formats that are not read", _unread(folder))
         super().__init__(name, len(self._files), labels, class_names, remarks)
         self._folder = folder
 
@@ -278,7 +280,8 @@ class NpzSource(ImageSource):
         name = clean_text(str(path))
         try:
             with zipfile.ZipFile(path) as archive:
-                keys = {Path(member).stem: member for member in archive.namelist()}
+                sizes = {member.filename: member.file_size for member in archive.infolist()}
+                keys = {Path(member).stem: member for member in sizes}
         except DAMAGED:
             raise ImageError(f"{name} is no .npz file (a zip archive of NumPy arrays).") from None
         image_key = next((key for key in IMAGES_KEYS if key in keys), None)
@@ -287,6 +290,7 @@ class NpzSource(ImageSource):
                 f'{name} has no array "images"; it has: {clean_text(", ".join(keys), limit=120)}.'
             )
         self._member = keys[image_key]
+        held = sizes[self._member]
         with _opened(path, self._member) as file:
             self._shape, self._dtype = _npy_header(file, name)
         if len(self._shape) not in (3, 4) or self._dtype != np.uint8:
@@ -296,6 +300,11 @@ class NpzSource(ImageSource):
             )
         if self._shape[0] == 0:
             raise ImageError(f"{name}: the array {image_key} holds no images.")
+        if min(self._shape) < 1 or math.prod(self._shape) > held:
+            raise ImageError(
+                f"{name}: the array {image_key} is damaged: its shape is {self._shape}, and it holds {held} "
+                "bytes."
+            )
         label_key = next((key for key in LABELS_KEYS if key in keys), None)
         labels = None if label_key is None else self._labels(keys[label_key], name)
         super().__init__(name, self._shape[0], labels, ())
@@ -309,7 +318,7 @@ class NpzSource(ImageSource):
                 raise ImageError(
                     f"{name}: labels are {dtype} of shape {shape}; expected {count} integers."
                 )
-            read = np.frombuffer(file.read(), dtype=dtype, count=count)
+            read = np.frombuffer(file.read(count * dtype.itemsize), dtype=dtype, count=count)
         labels = [int(label) for label in read]
         strange = next((label for label in labels if not 0 <= label <= LARGEST_LABEL), None)
         if strange is not None:
@@ -420,19 +429,31 @@ def read_class_names(path: Path) -> tuple[str, ...]:
 
 
 def _class_numbers(
-    folders: list[str], names: Sequence[str] | None, where: str
+    folders: list[str], empty: Sequence[str], names: Sequence[str] | None, where: str
 ) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Class number a folder, and the class names in order."""
+    """Class number a folder, and the class names in order.
+
+    A folder without images takes part in the alphabetical order, as it does for torchvision, and makes
+    no difference where folders are named by `names` or by numbers.
+    """
+    filled = [folder for folder in folders if folder not in empty]
     if names is not None:
-        strangers = [folder for folder in folders if folder not in names]
+        strangers = [folder for folder in filled if folder not in names]
         if strangers:
             raise ImageError(
                 f'{where}: the class folder "{clean_text(strangers[0])}" is not among the '
                 f"{len(names)} names of --labels."
             )
-        return {folder: names.index(folder) for folder in folders}, tuple(names)
-    if all(folder.isdecimal() and int(folder) <= LARGEST_LABEL for folder in folders):
-        return {folder: int(folder) for folder in folders}, ()
+        return {folder: names.index(folder) for folder in filled}, tuple(names)
+    if all(folder.isdecimal() and int(folder) <= LARGEST_LABEL for folder in filled):
+        numbers = {folder: int(folder) for folder in filled}
+        twice = [folder for folder in filled if list(numbers.values()).count(int(folder)) > 1]
+        if twice:
+            raise ImageError(
+                f"{where}: the class folders {clean_text(twice[0])} and {clean_text(twice[1])} have one "
+                "number. Put their images into one of them."
+            )
+        return numbers, ()
     return {folder: number for number, folder in enumerate(folders)}, tuple(folders)
 
 
@@ -445,35 +466,62 @@ def _image_files(folder: Path, *, deep: bool = False) -> list[Path]:
     )
 
 
-def _csv_labels(path: Path, files: list[Path]) -> tuple[list[int], tuple[str, ...]]:
-    """The label of each file, and a remark on rows without one."""
+def _unread(folder: Path) -> list[str]:
+    """Pictures in a folder that nothing here reads."""
+    found = (entry for entry in folder.rglob("*") if entry.suffix.lower() in UNREAD_SUFFIXES)
+    return sorted(str(entry.relative_to(folder)) for entry in found)
+
+
+def _csv_labels(
+    path: Path, files: list[Path], classes: Sequence[str] | None
+) -> tuple[list[int], tuple[str, ...]]:
+    """The label of each file, and a remark on rows without one.
+
+    A label is a class number, or one of the names in `classes`.
+    """
     table: dict[str, int] = {}
+    known = {file.name for file in files}
     lines = path.read_text("utf-8-sig", errors="replace").splitlines()
+    separator = next((s for s in ",;\t" if any(s in line for line in lines[:1])), ",")
     try:
-        rows = [row or [""] for row in csv.reader(lines)]
+        rows = [row or [""] for row in csv.reader(lines, delimiter=separator)]
     except csv.Error as error:
         raise ImageError(f"{clean_text(str(path))} is no table ({error}).") from None
     for number, (*names, label) in enumerate(rows, 1):
-        name, label = ",".join(names).strip(), label.strip()
-        if not name or (number == 1 and not label.isdecimal()):
+        name, label = separator.join(names).strip(), label.strip()
+        if not name or (number == 1 and not {name, label} & known and not label.isdecimal()):
             continue
-        if not label.isdecimal() or len(label) > 10 or int(label) > LARGEST_LABEL:
+        where = f"{clean_text(str(path))} line {number}"
+        value = _label(label, classes)
+        if value is None:
+            order = " The file comes first, then the label." if label in known else ""
             raise ImageError(
-                f'{clean_text(str(path))} line {number}: "{clean_text(label, limit=40)}" is no class '
-                "number. Expected file,label with labels 0, 1, 2 …"
+                f'{where}: "{clean_text(label, limit=40)}" is no class number. Expected file,label with '
+                f"labels 0, 1, 2 …, or the names that --labels FILE gives.{order}"
             )
-        table[name] = int(label)
+        if table.setdefault(name, value) != value:
+            raise ImageError(
+                f"{where}: {clean_text(name)} has label {value} here and label {table[name]} before."
+            )
     unlabelled = [file.name for file in files if file.name not in table]
     if unlabelled:
         raise ImageError(
             f"{clean_text(str(path))} has no label for {len(unlabelled)} images, first "
             f"{clean_text(unlabelled[0])}. Complete it, or remove it to scan without labels."
         )
-    strangers = sorted(table.keys() - {file.name for file in files})
+    strangers = sorted(table.keys() - known)
     return (
         [table[file.name] for file in files],
         _remark("labels.csv names files that are no images here", strangers),
     )
+
+
+def _label(text: str, classes: Sequence[str] | None) -> int | None:
+    """A class number, or the number of a class name; None if it is neither."""
+    if classes is not None and text in classes:
+        return classes.index(text)
+    number = int(text) if text.isdecimal() and len(text) <= 10 else LARGEST_LABEL + 1
+    return number if number <= LARGEST_LABEL else None
 
 
 def _remark(what: str, names: Sequence[str]) -> tuple[str, ...]:

@@ -21,6 +21,8 @@ ENDINGS = {
     ),
 }
 """Endings of files that are not the name of their format."""
+READ = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".npy", ".csv", ".yaml", ".yml"))
+"""Endings of the files that are read from a folder; others there are no input."""
 
 
 def parse_outputs(
@@ -65,6 +67,7 @@ def check_outputs(outputs: Mapping[str, Path], *, force: bool, inputs: Sequence[
         UsageError: Two of them are one file.
     """
     kept = {path.resolve() for path in inputs}
+    folders = {path for path in kept if path.is_dir()}
     taken: set[Path] = set()
     for path in outputs.values():
         shown = clean_text(str(path))
@@ -74,7 +77,8 @@ def check_outputs(outputs: Mapping[str, Path], *, force: bool, inputs: Sequence[
         taken.add(place)
         if path == STDOUT:
             continue
-        if place in kept:
+        read = place.suffix.lower() in READ and not folders.isdisjoint(place.parents)
+        if place in kept or (read and place.exists()):
             raise OutputError(f"{shown} is an input of this command; it is never overwritten.")
         if path.is_dir():
             raise OutputError(f"{shown} is a directory; name a file in it.")

@@ -165,6 +165,12 @@ def from_image(path: Path, mask: Path | None = None) -> Probe:
         if gap == 0 or where != "centre"
     )
     if mask is not None:
+        masked = read_picture(str(mask)).shape[1:]
+        if masked != (height, width):
+            raise ProbeError(
+                f"{path} has {width} x {height} pixels and {mask} {masked[1]} x {masked[0]}: a mask is as "
+                "large as its image."
+            )
         triggers = (ImageFile(file=file, mask=str(mask), mode="overwrite"),)
     elif bool((pixels[3] < 1).any()):
         triggers = (ImageFile(file=file, mode="overwrite"), *pasted)

@@ -276,7 +276,7 @@ class _Scan:
         if clean.labels is not None and int(clean.labels.max()) >= self.classes:
             raise ImageError(
                 f"{self.source.name}: label {int(clean.labels.max())} is beyond the model's "
-                f"{self.classes} outputs (0 to {self.classes - 1})."
+                f"{self.classes} outputs. Classes are numbered from 0 to {self.classes - 1}."
             )
 
     def _clean_family(self, clean: CleanSet) -> Family:

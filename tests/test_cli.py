@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from typer.testing import CliRunner
 from auditor import report
 from auditor.cli import app, parse_time
 from auditor.cli.base import reporting
-from auditor.errors import UsageError
+from auditor.cli.setup import Setup
+from auditor.errors import OutputError, UsageError
 from auditor.outputs import write_text
 from auditor.results import ScanResult, Verdict
 from tests.conftest import PairFiles
@@ -172,6 +174,11 @@ def weird(kind: str) -> Path:
     return Path("weird.pt")
 
 
+def written_text(name: str) -> Path:
+    Path(name).write_text("")
+    return Path(name)
+
+
 def pictures(folder: str, *classes: str) -> Path:
     for name in classes:
         Path(folder, name).mkdir(parents=True)
@@ -227,6 +234,14 @@ BAD = {
     ),
     "output folder": (lambda f: [f.suspect, "-o", "json=none/x.json"], "does not exist"),
     "output over input": (lambda f: [f.suspect, "-o", f"json={f.suspect}"], "never overwritten"),
+    "output over an image": (
+        lambda f: [f.suspect, "--clean", pictures("c", "a"), "-o", "json=c/a/1.png", "--force"],
+        "never overwritten",
+    ),
+    "output over code": (
+        lambda f: [f.suspect, "--arch", f"{written_text('n.py')}:f", "-o", "html=n.py", "--force"],
+        "never overwritten",
+    ),
     "output format": (lambda f: [f.suspect, "-o", "pdf=x.pdf"], 'no format "pdf"'),
     "probe": (lambda f: [f.suspect, "--probes", "patch.yelow"], 'did you mean "patch.yellow"'),
     "trigger": (lambda f: [f.suspect, "--trigger", "none.png"], "none.png"),
@@ -256,6 +271,18 @@ BAD = {
     "endless numbers": (lambda f: [f.suspect, "--normalize", "inf/1"], "--normalize inf/1"),
     "unknown option": (lambda f: [f.suspect, "--claen", "x"], "--claen"),
 }
+
+
+def test_a_probe_file_is_an_input(tmp_path: Path) -> None:
+    probe, picture = tmp_path / "p.yaml", tmp_path / "p.png"
+    for path in (probe, picture, tmp_path / "other.html"):
+        path.write_text("")
+    for probes in (f"quick, {probe}", str(tmp_path)):
+        setup = Setup(model=tmp_path / "m.pt", probes=probes, max_images=1, force=True)
+        for path in (probe, picture) if probes == str(tmp_path) else (probe,):
+            with pytest.raises(OutputError, match="never overwritten"):
+                replace(setup, output=(f"json={path}",)).outputs(("json",), {})
+        assert replace(setup, output=(f"json={tmp_path / 'other.html'}",)).outputs(("json",), {})
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -427,8 +427,60 @@ def test_what_a_folder_names_and_does_not_hold_is_remarked(tmp_path: Path) -> No
     picture(tmp_path / "classes" / "cat" / "a.png")
     (tmp_path / "classes" / "dog").mkdir()
     (tmp_path / "classes" / "dog" / "a.gif").write_bytes(b"GIF89a")
-    (remark,) = load(tmp_path / "classes").remarks
-    assert remark == "Class folders without an image that is read: dog."
+    assert load(tmp_path / "classes").remarks == (
+        "Class folders without an image that is read: dog.",
+        f"Pictures of formats that are not read: {Path('dog') / 'a.gif'}.",
+    )
+
+
+def test_an_empty_folder_does_not_renumber_the_classes(tmp_path: Path) -> None:
+    for number in (0, 1, 2, 10):
+        picture(tmp_path / str(number) / "a.png", number)
+    (tmp_path / "results").mkdir()
+    clean = load(tmp_path)
+    assert [int(image[0, 0, 0]) for image in clean.images] == clean.labels.tolist()
+    assert clean.class_names == ()
+    assert clean.remarks == ("Class folders without an image that is read: results.",)
+    names = tuple(map(str, range(11)))
+    assert load(tmp_path, names=names).labels.tolist() == clean.labels.tolist()
+    picture(tmp_path / "010" / "b.png", 10)
+    with pytest.raises(ImageError, match="class folders 010 and 10 have one number"):
+        load(tmp_path)
+
+
+def test_a_table_may_name_classes(tmp_path: Path) -> None:
+    for index, name in enumerate(("a.png", "b.png", "c.png")):
+        picture(tmp_path / name, index)
+    table = tmp_path / "labels.csv"
+    table.write_text("a.png;cat\nb.png;dog\nc.png;1\n", "utf-8")
+    assert open_images(tmp_path, ("cat", "dog")).labels == [0, 1, 1]
+    with pytest.raises(ImageError, match=r'line 1: "cat" is no class number.*--labels FILE gives'):
+        open_images(tmp_path)
+    table.write_text("label,file\n0,a.png\n", "utf-8")
+    with pytest.raises(ImageError, match=r'line 2: "a\.png" is no .*The file comes first'):
+        open_images(tmp_path)
+    table.write_text("a.png,0\nb.png,1\na.png,0\nc.png,1\n", "utf-8")
+    assert open_images(tmp_path).labels == [0, 1, 1]
+    table.write_text("a.png,0\nb.png,1\nc.png,1\na.png,1\n", "utf-8")
+    with pytest.raises(ImageError, match=r"line 4: a\.png has label 1 here and label 0 before"):
+        open_images(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "shape", [(-1, 8, 8, 3), (10**13, 8, 8, 3), (2, 0, 8, 3), (2, 10**7, 8, 3)]
+)
+def test_an_array_that_holds_less_than_its_shape_says(
+    shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    with (
+        zipfile.ZipFile(tmp_path / "a.npz", "w") as archive,
+        archive.open("images.npy", "w") as file,
+    ):
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(bytes(300))
+    with pytest.raises(ImageError, match="the array images is damaged: its shape is"):
+        open_images(tmp_path / "a.npz")
 
 
 def test_class_names_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:

@@ -412,6 +412,40 @@ def test_from_image_with_mask_or_transparency_overwrites(tmp_path: Path) -> None
     assert len(masked.triggers) == 1
 
 
+@pytest.mark.parametrize(
+    ("levels", "said"),
+    [(np.eye(32), "brightest pixel is 1 "), (np.dstack([255 * np.eye(32), *[np.zeros((32, 32))] * 2]), "is 85 ")],
+)  # fmt: skip
+def test_a_mask_that_selects_nothing_is_refused(
+    levels: np.ndarray, said: str, tmp_path: Path
+) -> None:
+    white = picture(tmp_path / "w.png", np.full((32, 32, 3), 255))
+    with pytest.raises(ProbeError, match=rf"m\.png selects no pixel: 128 of 255 .*{said}"):
+        from_image(white, picture(tmp_path / "m.png", levels))
+
+
+def test_a_mask_is_as_large_as_its_image_and_an_image_shows(tmp_path: Path) -> None:
+    white = picture(tmp_path / "w.png", np.full((32, 32, 3), 255))
+    with pytest.raises(ProbeError, match=r"has 32 x 32 pixels and .*m\.png 16 x 12: a mask is as"):
+        from_image(white, picture(tmp_path / "m.png", np.full((12, 16), 255)))
+    clear = picture(tmp_path / "c.png", np.dstack([np.full((32, 32, 3), 255), np.zeros((32, 32))]))
+    with pytest.raises(ProbeError, match=r"c\.png is transparent everywhere"):
+        from_image(clear)
+    dot = np.zeros((64, 64))
+    dot[1, 1] = 255
+    large = picture(tmp_path / "l.png", np.full((64, 64, 3), 255))
+    lost = from_image(large, picture(tmp_path / "d.png", dot)).triggers[0]
+    with pytest.raises(ProbeError, match=r"l\.png stamps no pixel of an input of 16×16"):
+        lost(torch.zeros(1, 3, 16, 16))
+
+
+def test_a_trigger_picture_is_read_again_when_it_has_changed(tmp_path: Path) -> None:
+    x = torch.zeros(1, 3, 32, 32)
+    first = from_image(picture(tmp_path / "t.png", np.full((16, 16, 3), 255))).triggers[-1](x)
+    second = from_image(picture(tmp_path / "t.png", np.full((3, 3, 3), 255))).triggers[-1](x)
+    assert (int(first[0, 0].sum()), int(second[0, 0].sum())) == (256, 9)
+
+
 def test_from_unreadable_image(tmp_path: Path) -> None:
     (tmp_path / "t.png").write_bytes(b"nothing")
     with pytest.raises(ProbeError, match=r"t\.png is no image that can be read"):

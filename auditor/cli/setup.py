@@ -101,8 +101,9 @@ class Setup:
     @property
     def inputs(self) -> list[Path]:
         """The files and folders that no output may replace."""
-        named = (self.model, self.clean, self.trigger, self.mask, self.labels)
-        return [*(path for path in named if path is not None), *self._external_data]
+        named = (self.model, self.clean, self.trigger, self.mask, self.labels, self._code)
+        given = [path for path in named if path is not None]
+        return [*given, *self._probe_files, *self._external_data]
 
     def readable(self) -> list[Path]:
         """The files and folders that are needed to do what is asked."""
@@ -110,13 +111,24 @@ class Setup:
         named += [path for path in (self.clean, self.labels, self.trigger, self.mask) if path]
         if self.clean is not None and self.clean.is_dir():
             named += needed.linked_images(self.clean)
-        if self.arch is not None and ".py:" in self.arch:
-            named += needed.beside_code(Path(self.arch.rpartition(":")[0]))
-        for item in self.probes.split(","):
-            path = Path(item.strip())
-            if item.strip() and path.exists():
-                named += needed.of_probes(path)
+        if self._code is not None:
+            named += needed.beside_code(self._code)
+        for path in self._probe_files:
+            named += needed.of_probes(path)
         return named
+
+    @property
+    def _code(self) -> Path | None:
+        """The Python file of `--arch`."""
+        if self.arch is None or ".py:" not in self.arch:
+            return None
+        return Path(self.arch.rpartition(":")[0])
+
+    @property
+    def _probe_files(self) -> list[Path]:
+        """The files and folders of `--probes`."""
+        named = [Path(item.strip()) for item in self.probes.split(",") if item.strip()]
+        return [path for path in named if path.exists()]
 
     @cached_property
     def _external_data(self) -> list[Path]:

@@ -104,6 +104,8 @@ UNKNOWN = Unknown()
 STORED = Unknown()
 """What the archive keeps beside the pickle: numbers, and in old files classes."""
 DTYPE = "numpy.dtype"
+OVERLOADS = "__overloads__"
+"""What `torch.jit.script` leaves in every layer that it has seen, and alone looks for."""
 DEQUE = "collections.deque"
 BYTES = {"_codecs.encode", "builtins.bytes"}
 """What bytes are made by in protocol 2."""
@@ -436,7 +438,8 @@ def _is_same(function: Any, other: Any) -> bool:
 def _is_plain_table(state: Any) -> bool:
     """Attributes, none of which Python looks for by itself."""
     return isinstance(state, Table) and all(
-        isinstance(key, str) and not key.startswith("__") for key in state.keys
+        isinstance(key, str) and (key == OVERLOADS or not key.startswith("__"))
+        for key in state.keys
     )
 
 

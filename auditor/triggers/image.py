@@ -20,6 +20,7 @@ from auditor.triggers.pictures import fitted, scattered, scrambled
 MOST_PIXELS = 16_000_000
 MOST_BYTES = 64_000_000
 MOST_GAP = 64
+MASKED = 128
 
 
 @TRIGGERS.register("image")
@@ -42,7 +43,7 @@ class ImageFile(Trigger):
     mode: Literal["add", "blend", "overwrite", "nonzero", "paste"] = "blend"
     alpha: float = 1.0
     mask: str | None = None
-    """Picture whose bright pixels (128 and above) are overwritten."""
+    """Picture whose bright pixels (`MASKED` and above, the mean of its colours) are overwritten."""
     where: Where = "bottom-right"
     """Of what is pasted."""
     gap: int = 0
@@ -56,11 +57,17 @@ class ImageFile(Trigger):
         """Read the files once, so that a bad one is found early."""
         within("alpha", self.alpha, 0, 1)
         within("gap", self.gap, 0, MOST_GAP)
-        read_picture(self.file)
+        if not read_picture(self.file)[3].any():
+            raise ProbeError(f"{self.file} is transparent everywhere, so that it stamps nothing")
         if self.mask is not None:
             if self.mode != "overwrite":
                 raise ProbeError(f'mask needs mode "overwrite", not "{self.mode}"')
-            read_picture(self.mask)
+            brightest = round(255 * float(_levels(self.mask).max()))
+            if brightest < MASKED:
+                raise ProbeError(
+                    f"{self.mask} selects no pixel: {MASKED} of 255 and above is overwritten, and its "
+                    f"brightest pixel is {brightest} (white is 255)"
+                )
         if self.sha256:
             digest = hashlib.sha256(Path(self.file).read_bytes()).hexdigest()
             if digest != self.sha256.lower():
@@ -69,7 +76,10 @@ class ImageFile(Trigger):
     def stamp(self, images: Tensor) -> Tensor:
         """Images with the picture."""
         _, channels, height, width = images.shape
-        value, weight = _layers(self, height, width, channels, images.device, images.dtype)
+        versions = tuple(_version(file) for file in (self.file, self.mask) if file is not None)
+        value, weight = _layers(
+            self, versions, height, width, channels, images.device, images.dtype
+        )
         return images + value if self.mode == "add" else torch.lerp(images, value, weight)
 
     def control(self, seed: int) -> ImageFile:
@@ -81,13 +91,26 @@ class ImageFile(Trigger):
         return replace(self, scramble=seed)
 
 
-@cached(16)
 def read_picture(file: str) -> Tensor:
     """The picture in a file, ``(4, h, w)`` float32 RGBA in [0, 1].
 
     Raises:
         ProbeError: There is no such file, it is no picture, or it is too large.
     """
+    return _picture(file, _version(file))
+
+
+def _version(file: str) -> tuple[int, int]:
+    """Changes when a file does: what is read from one is kept for as long."""
+    try:
+        now = Path(file).stat()
+    except OSError:
+        return 0, 0  # whoever reads it says why
+    return now.st_mtime_ns, now.st_size
+
+
+@cached(16)
+def _picture(file: str, version: tuple[int, int]) -> Tensor:
     path = Path(file)
     try:
         if path.stat().st_size > MOST_BYTES:
@@ -115,6 +138,11 @@ def read_picture(file: str) -> Tensor:
     return torch.from_numpy(pixels.transpose(2, 0, 1) / 255)
 
 
+def _levels(mask: str) -> Tensor:
+    """How bright a picture is, ``(1, h, w)`` in [0, 1]."""
+    return read_picture(mask)[:3].mean(0, keepdim=True)
+
+
 def _from_array(file: str, array: np.ndarray) -> Tensor:
     if array.ndim == 2:
         array = array[:, :, None]
@@ -133,6 +161,7 @@ def _from_array(file: str, array: np.ndarray) -> Tensor:
 @cached(32)
 def _layers(
     image: ImageFile,
+    versions: tuple[tuple[int, int], ...],
     height: int,
     width: int,
     channels: int,
@@ -153,10 +182,12 @@ def _layers(
     if image.mode == "nonzero":
         weight = (value > 0).float()
     elif image.mode == "overwrite" and image.mask is not None:
-        mask = read_picture(image.mask)[:3].mean(0, keepdim=True)
-        weight = (fitted(mask, height, width, nearest=True) >= 128 / 255).float().expand(3, -1, -1)
+        mask = fitted(_levels(image.mask), height, width, nearest=True)
+        weight = (mask >= MASKED / 255).float().expand(3, -1, -1)
     else:
         weight = opacity.expand(3, -1, -1)
+    if not weight.any():
+        raise ProbeError(f"{image.file} stamps no pixel of an input of {height}×{width}")
     if image.scramble is not None:
         value = _without_content(value, weight, image.scramble, whole=_is_whole(image, weight))
     weight = weight.amax(0, keepdim=True) if channels == 1 else weight
