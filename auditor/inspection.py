@@ -28,10 +28,18 @@ OTHER_WAYS = (
 
 QUANTISED = "torch.ao.nn."
 """What the names of PyTorch's quantised layers begin with."""
-QUANTISED_WAY = (
-    "Some layers are quantised by PyTorch, which pickles packed numbers as code. If that is all: save it as "
-    "TorchScript there (torch.jit.script(model).save(...)), or scan the network before quantisation."
+SCRIPTABLE = frozenset(
+    (
+        "torch.ao.nn.quantized.dynamic.modules.linear.Linear",
+        "torch.ao.nn.quantized.modules.linear.LinearPackedParams",
+    )
 )
+"""Those whose TorchScript runs no code while it is loaded: linear layers, quantised dynamically."""
+QUANTISED_WAY = (
+    "Some layers are quantised by PyTorch, which pickles packed numbers as code. If that is all: scan the "
+    "network before quantisation{script}."
+)
+SCRIPT_WAY = ", or save it as TorchScript there (torch.jit.script(model.eval()).save(...))"
 
 
 class Safety(StrEnum):
@@ -128,5 +136,7 @@ class Inspection:
     def ways_out(self) -> tuple[str, ...]:
         """How to get a file that can be opened."""
         ways = WAYS_OUT.get(self.kind, OTHER_WAYS)
-        quantised = any(wanted.name.startswith(QUANTISED) for wanted in self.content.wanted)
-        return (QUANTISED_WAY, *ways) if quantised else ways
+        wanted = {one.name for one in self.content.wanted if one.name.startswith(QUANTISED)}
+        if not wanted:
+            return ways
+        return (QUANTISED_WAY.format(script=SCRIPT_WAY if wanted <= SCRIPTABLE else ""), *ways)

@@ -54,9 +54,45 @@ def test_a_network_that_pytorch_quantised_is_told_its_way(tmp_path: Path) -> Non
     torch.save(quantised, tmp_path / "q.pt")
     code, said = run(tmp_path / "q.pt")
     assert code == 1
-    assert "torch.jit.script(model).save" in " ".join(said.split())
-    torch.jit.script(quantised).save(tmp_path / "s.pt")
+    assert "torch.jit.script(model.eval()).save" in " ".join(said.split())
+    torch.jit.script(quantised.eval()).save(tmp_path / "s.pt")
     assert run(tmp_path / "s.pt")[0] == 0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_convolution_that_pytorch_quantised_has_no_way_as_torchscript(tmp_path: Path) -> None:
+    quantisation = torch.ao.quantization
+    network = nn.Sequential(
+        quantisation.QuantStub(), nn.Conv2d(3, 4, 3), quantisation.DeQuantStub()
+    )
+    network.eval().qconfig = quantisation.default_qconfig  # type: ignore[assignment]
+    prepared = quantisation.prepare(network)
+    prepared(torch.rand(2, 3, 8, 8))
+    quantised = quantisation.convert(prepared)
+    torch.save(quantised, tmp_path / "q.pt")
+    said = " ".join(run(tmp_path / "q.pt")[1].split())
+    assert "scan the network before quantisation. " in said
+    assert "jit.script" not in said
+    torch.jit.script(quantised).save(tmp_path / "s.pt")
+    assert run(tmp_path / "s.pt")[0] == 1  # as it is said
+
+
+def test_other_networks_are_told_nothing_of_quantisation(tmp_path: Path) -> None:
+    torch.save({"a": Path}, tmp_path / "p.pt")
+    code, said = run(tmp_path / "p.pt")
+    assert code == 1
+    assert "quantis" not in said
+
+
+def test_a_network_that_was_scripted_is_a_network_still(tmp_path: Path) -> None:
+    """`torch.jit.script` leaves a table in every layer of what it was given."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 3)).eval()
+    torch.jit.script(network)
+    assert "__overloads__" in vars(network)
+    torch.save(network, tmp_path / "m.pt")
+    code, said = run(tmp_path / "m.pt")
+    assert code == 0, said
+    assert "OPENING IT RUNS NOTHING" in said
 
 
 @pytest.mark.parametrize("legacy", [False, True])
