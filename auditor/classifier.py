@@ -267,8 +267,8 @@ def logits_of(raw: Any, name: str) -> Tensor:
         UnsuitableModel: The output is that of a detector, a segmentation network or no classifier.
     """
     name = clean_text(name)
-    if isinstance(raw, list | tuple) and len(raw) == 1:
-        raw = raw[0]
+    if isinstance(raw, list | tuple | dict) and len(raw) == 1:
+        (raw,) = raw.values() if isinstance(raw, dict) else raw
     if isinstance(raw, list | tuple | dict):
         parts = raw.items() if isinstance(raw, dict) else enumerate(raw)
         shown = ", ".join(f"{clean_text(str(k), limit=30)} {_shape(v)}" for k, v in list(parts)[:6])
@@ -283,7 +283,9 @@ def logits_of(raw: Any, name: str) -> Tensor:
     if raw.ndim == 4 and raw.shape[2:] == (1, 1):
         raw = raw.flatten(1)
     if raw.ndim != 2:
-        kind = ": segmentation?" if raw.ndim == 4 else ""
+        kind = {1: ", as if it had chosen a class already", 4: ", as of segmentation"}.get(
+            raw.ndim, ""
+        )
         raise UnsuitableModel(
             f"{name}: the output is not one score a class but of shape {_shape(raw)}{kind}. "
             "auditor tests image classifiers."

@@ -157,6 +157,13 @@ class Resolution:
     """The fastest one, measured on the way."""
 
 
+def _of_channels(model: ModelHandle, channels: int) -> UnsuitableModel:
+    return UnsuitableModel(
+        f"{clean_text(model.file.path.name)} takes {channels} channels; auditor tests networks "
+        "for grey or colour images (1 or 3)."
+    )
+
+
 def resolve_size(
     model: ModelHandle, source: ImageSource | None, given: GivenInput, seed: int
 ) -> tuple[int, int, int, str]:
@@ -183,10 +190,7 @@ def resolve_size(
         heights = [*([natural] if natural else []), *((side, side) for side in SIZES)]
     channels = [fixed[0]] if fixed[0] in (1, 3) else [3, 1]
     if fixed[0] not in (None, 1, 3):
-        raise UnsuitableModel(
-            f"{clean_text(model.file.path.name)} takes {fixed[0]} channels; auditor tests networks "
-            "for grey or colour images (1 or 3)."
-        )
+        raise _of_channels(model, fixed[0])
     runs, errors = [], []
     for channel in channels:
         for height, width in dict.fromkeys(heights):
@@ -200,7 +204,14 @@ def resolve_size(
         told = next((error for error in errors if "auditor" in error), None)
         if told is not None:  # it runs, and is no classifier
             raise UnsuitableModel(told)
-        shown = ", ".join(f"{h}x{w}" for h, w in heights[:12])
+        if all("missing" in error and "argument" in error for error in errors):
+            raise UnsuitableModel(
+                f"{clean_text(model.file.path.name)} takes more than a batch of images ({errors[-1]}); "
+                "auditor tests networks with one input."
+            )
+        if any(not _refusal(model, (4, height, width)) for height, width in dict.fromkeys(heights)):
+            raise _of_channels(model, 4)
+        shown = ", ".join(f"{h}x{w}" for h, w in list(dict.fromkeys(heights))[:12])
         raise UnsuitableModel(
             f"{clean_text(model.file.path.name)} runs on none of the usual inputs ({shown}): "
             f"{errors[-1]}. Pass --input CxHxW."

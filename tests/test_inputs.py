@@ -175,7 +175,7 @@ def test_nan_outputs_are_refused() -> None:
         ({"out": torch.zeros(1), "aux": torch.zeros(1)}, "looks like a detector"),
         (torch.zeros(2, 19, 8, 8), "segmentation"),
         (torch.zeros(2, 1), "one number an image"),
-        (torch.zeros(2), "not one score a class"),
+        (torch.zeros(2), "not one score a class but of shape 2, as if it had chosen a class"),
         ("text", "returns a str"),
     ],
 )
@@ -186,6 +186,19 @@ def test_outputs_that_are_no_class_scores(raw: object, words: str) -> None:
 
 def test_outputs_of_one_by_one_maps_are_flattened() -> None:
     assert logits_of([torch.zeros(2, 5, 1, 1)], "m").shape == (2, 5)
+    assert logits_of({"logits": torch.zeros(2, 5)}, "m").shape == (2, 5)
+
+
+def test_networks_that_take_something_else_say_what() -> None:
+    class Two(nn.Module):
+        def forward(self, images: Tensor, offset: Tensor) -> Tensor:
+            return images.mean((2, 3)) + offset
+
+    with pytest.raises(UnsuitableModel, match=r"takes more than a batch of images .*offset"):
+        resolve_size(handle(Two()), None, GivenInput(), 0)
+    four = nn.Sequential(nn.Conv2d(4, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(UnsuitableModel, match="takes 4 channels; auditor tests networks for grey"):
+        resolve_size(handle(four), None, GivenInput(), 0)
 
 
 def test_options() -> None:
