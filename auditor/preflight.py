@@ -24,6 +24,8 @@ CHANGED_ITSELF = Caveat(
 )
 FEW_COPIES = 0.02
 """Copies among a user's images that are not worth a word, as a share of them."""
+MOST_CLASSES = 12
+"""Classes that are never predicted that are named."""
 SHOWN = 3
 """Files that cannot be read, or classes that are not recognised, that are named."""
 FEWEST_OF_CLASS = 5
@@ -171,7 +173,7 @@ def _accuracy(clean: ImageFacts, preprocessing: Preprocessing, classes: int) -> 
     if never and clean.correct is not None and total >= 5 * classes:
         yield Caveat(
             id="unpredicted",
-            text=f"{len(never)} classes are never predicted on clean images: {', '.join(never[:12])}.",
+            text=f"No clean image is predicted as class {listed(never, MOST_CLASSES)}.",
         )
 
 

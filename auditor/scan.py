@@ -40,6 +40,7 @@ from auditor.results import (
     Skipped,
 )
 from auditor.search.searches import SEARCHES, Searches
+from auditor.text import counted
 from auditor.transplant import Lent, transplants
 
 MAX_IMAGES = 768
@@ -268,7 +269,7 @@ class _Scan:
         names = self.options.class_names
         if names is None and clean.class_names and len(clean.class_names) != self.classes:
             raise ImageError(
-                f"{self.source.name} has {len(clean.class_names)} class folders, the model has "
+                f"{self.source.name} has {counted(len(clean.class_names), 'class folder')}, the model has "
                 f"{self.classes} outputs. Folders are numbered in alphabetical order, so they must "
                 "match one to one; or pass --labels FILE with the class names in output order, "
                 "name the folders by class number, or put all images into one folder without labels."

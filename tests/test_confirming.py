@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from auditor.confirming import Confirming, _strongest
+from auditor.confirming import Confirming, Screened, _strongest
 from auditor.images import silent
 from auditor.measure import Stamped, all_to_one
 from auditor.results import Confirmation, ControlCount
@@ -42,15 +42,28 @@ def test_a_candidate_without_time_for_its_controls_is_named(split: int) -> None:
 def test_what_the_verdict_would_count_goes_on_to_other_images(
     hits: int, controls: tuple[int, ...], confirmed: bool
 ) -> None:
+    assert bool(_strongest([candidate(hits, controls)])) is confirmed
+
+
+def candidate(hits: int, controls: tuple[int, ...], probe: str = "sine.sig") -> Screened:
     counts = tuple(
         ControlCount(trigger=f"{n}", hits=count, gained=hits - min(hits, count), lost=0)
         for n, count in enumerate(controls)
     )
     seen = Confirmation(
-        probe="sine.sig", title="Stripes", trigger="Corner()", family="clean", scope="all-to-one",
+        probe=probe, title="Stripes", trigger="Corner()", family="clean", scope="all-to-one",
         target=4, held_out=False, eligible=90, hits=hits, clean_hits=0, controls=counts, area=0.87,
         change=0.1,
     )  # fmt: skip
-    entry = Stamped(probe="sine.sig", title="Stripes", trigger=Corner())
-    chosen = _strongest([(entry, all_to_one(4, 8), seen)])
-    assert bool(chosen) is confirmed
+    return Stamped(probe=probe, title="Stripes", trigger=Corner()), all_to_one(4, 8), seen
+
+
+def test_six_triggers_of_a_hypothesis_go_on_two_of_a_probe_the_strongest_first() -> None:
+    obeyed = candidate(90, (89, 0, 0, 0), "half.weight")
+    plain = [candidate(60 - n, (0, 0, 0, 0), f"p.{n}") for n in range(7)]
+    chosen = [entry.probe for entry, _, _ in _strongest([obeyed, *reversed(plain)])]
+    assert chosen == [f"p.{n}" for n in range(6)]
+    chosen = [entry.probe for entry, _, _ in _strongest([obeyed, *plain[:3]])]
+    assert chosen == ["p.0", "p.1", "p.2", "half.weight"]
+    alike = [candidate(60 - n, (0, 0, 0, 0), "one") for n in range(3)]
+    assert [seen.hits for _, _, seen in _strongest(alike)] == [60, 59]

@@ -493,6 +493,24 @@ def test_a_class_that_is_never_recognised_is_said(tmp_path: Path) -> None:
             assert told in texts[0]
 
 
+def test_few_images_of_a_class_and_networks_that_know_none_say_nothing_of_folders(
+    tmp_path: Path,
+) -> None:
+    images, labels = drawings(160, classes=8)
+    few = torch.cat([(labels != 2).nonzero()[:, 0], (labels == 2).nonzero()[:4, 0]])
+    exchanged = labels[few]
+    exchanged[labels[few] == 3] = 2
+    exchanged[-4:] = 3
+    given = written(tmp_path / "few.npz", images[few], exchanged)
+    result = scanned(Planted(), given, WHITE, given=KNOWN_PLAIN)
+    (text,) = [c.text for c in result.caveats if c.id == "unrecognised"]
+    assert "class 2 (" in text
+    assert "class 3 (" not in text, "of four images one might well be wrong"
+    wrong = written(tmp_path / "wrong.npz", images, (labels + 1) % 8)
+    result = scanned(Planted(), wrong, WHITE, given=KNOWN_PLAIN)
+    assert not [c for c in result.caveats if c.id == "unrecognised"]
+
+
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     images, labels = drawings(80)
     for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):

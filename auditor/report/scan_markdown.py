@@ -30,7 +30,10 @@ def scan_markdown(result: ScanResult) -> str:
     lines += [*_numbers(result, checked, screened), ""]
     for title, part in (
         ("Why", _reasons(result.judgement.reasons)),
-        ("Confirmed on other images, against controls", _checked(checked, result)),
+        (
+            "Held against controls, on images that the screen has not seen unless it is said",
+            _checked(checked, result),
+        ),
         ("Screened", _screened(screened, result)),
         ("Searched", _searched(searched_forms(result), result)),
         ("Not checked", _skipped(result)),
@@ -115,15 +118,16 @@ def _checked(checked: Sequence[Checked], result: ScanResult) -> list[str]:
         searched = " (searched)" if row.found.searched else ""
         lines.append(
             f"| {mark} | {code(row.found.probe, 60)}{searched} | {code(row.found.trigger, 120)} | "
-            f"{_effect(row.found, result)}{_surer(row)} | {percent(row.asr.share)} "
+            f"{_effect(row.found, result)}{_details(row)} | {percent(row.asr.share)} "
             f"({row.asr.hits}/{row.asr.total}) | "
             f"{interval(row.asr)} | {percent(row.clean.share)} | {worst} |"
         )
     return [*lines, *more(len(checked), MARKDOWN_ROWS, "confirmations")]
 
 
-def _surer(row: Checked) -> str:
-    said = "" if row.surer is None else f"; surer than usual on {row.surer.hits}/{row.surer.total}"
+def _details(row: Checked) -> str:
+    said = "" if row.found.held_out else "; on the screening images"
+    said += "" if row.surer is None else f"; surer than usual on {row.surer.hits}/{row.surer.total}"
     if row.further is not None:
         said += f"; further than for other classes on {row.further.hits}/{row.further.total}"
     return said
