@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from auditor import measure, verdict
 from auditor.errors import ProbeError
@@ -12,7 +13,8 @@ from auditor.measure import Stamped, all_to_one
 from auditor.probes import Probe
 from auditor.purifiers.base import Known, Task
 from auditor.results import Caveat, Confirmation, ScanResult, Verdict
-from auditor.search.inversion import invert
+from auditor.search.inversion import images_needed, invert
+from auditor.search.pace import NoGradient, NoNumber, planned, seconds_per_image
 from auditor.search.searches import found_triggers, presented
 
 OBEYED = verdict.SCREEN_RATE
@@ -25,6 +27,8 @@ OPACITY = 2.0
 WARP = "search.warp"
 RELATED = 2
 """Classes that relatives are sought for."""
+RELATIVE_SECONDS = 120.0
+"""Each may take; on a slow machine it is sought with less work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +102,7 @@ def relatives(task: Task, known: Sequence[Known], notify: Notify) -> list[Known]
         purifier unlearns no more than the first few.
     """
     targets = dict.fromkeys(max(entry.mapping) for entry in known if entry.searched)
+    each = seconds_per_image(task.classifier, task.images) if targets else 0.0
     found: list[Known] = []
     for target in list(targets)[:RELATED]:
         wanted = [
@@ -107,11 +112,16 @@ def relatives(task: Task, known: Sequence[Known], notify: Notify) -> list[Known]
             for _ in range(STRONG_RELATIVES)
         ]
         for number, sought in enumerate((*wanted, *RELATIVES), start=1):
-            inverted = invert(
-                task.classifier, task.images, task.labels, [target],
-                sought.search.removeprefix("search."), seed=task.seed + number,
-                room=sought.room, size=sought.settled, notify=notify,
-            )  # fmt: skip
+            form = sought.search.removeprefix("search.")
+            effort = planned(partial(images_needed, form, 1), each, RELATIVE_SECONDS)
+            try:
+                inverted = invert(
+                    task.classifier, task.images, task.labels, [target], form,
+                    seed=task.seed + number, room=sought.room, size=sought.settled, effort=effort,
+                    notify=notify,
+                )  # fmt: skip
+            except (NoGradient, NoNumber):
+                continue  # one form may reach where scores are no numbers, and another not
             found += [
                 Known(
                     stamped=presented(sought.search, candidate, f", seed {number}"),
@@ -182,7 +192,8 @@ def _is_obeyed(task: Task, known: Known) -> bool:
     """Whether the suspect goes along with a trigger; else there is nothing in it."""
     (after,) = measure.predictions(task.classifier, task.images, [known.stamped.trigger])
     eligible = known.wanted(task.labels) >= 0
-    return int(known.hits(after, task.labels).sum()) >= OBEYED * int(eligible.sum())
+    hits = int(known.hits(after, task.labels).sum())
+    return hits > 0 and hits >= OBEYED * int(eligible.sum())
 
 
 def _mapping(entry: Confirmation, classes: int) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from auditor.purify import ROUNDS, Options, purify
 from auditor.results import PurifyResult, Verdict
 from auditor.scan import Options as ScanOptions
 from auditor.search.inversion import Candidate, Inverted
+from auditor.search.pace import EFFORTS, Effort, NoNumber
 from auditor.triggers.patch import Square
 from tests.changeable import CLASSES, TARGET, samples, saved
 from tests.planted import SIZE, drawings
@@ -158,6 +159,35 @@ def test_warps_are_sought_too_and_told_first(
     assert set(kinds[found:]) == {"search.warp", "search.patch", "search.additive"}
     assert kinds[found:] == sorted(kinds[found:], key=lambda kind: kind != "search.warp")
     assert max(recorder.tasks[0].known[found].mapping) == TARGET
+
+
+def test_relatives_take_less_work_on_a_slow_machine_and_a_form_may_fail(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, set[Effort]] = {}
+
+    def invert(task: object, images: Tensor, labels: Tensor, classes: list[int], form: str,
+               *, effort: Effort, **settings: object) -> Inverted:  # fmt: skip
+        asked.setdefault(form, set()).add(effort)
+        if form == "patch":
+            raise NoNumber
+        made = Candidate(what=form, target=classes[0], size=0.1, trigger=Square())
+        return Inverted(
+            what=form, measure="", classes=(TARGET,), sizes=(0.1,), steps=1, images=1,
+            candidates=(made,),
+        )  # fmt: skip
+
+    monkeypatch.setattr(known_triggers, "invert", invert)
+    monkeypatch.setattr(known_triggers, "_is_obeyed", lambda task, known: True)
+    monkeypatch.setattr(purification, "ROUNDS", 1)
+    for seconds, efforts in ((0.001, EFFORTS[0]), (1.0, EFFORTS[-1])):
+        asked.clear()
+        monkeypatch.setattr(known_triggers, "seconds_per_image", lambda *_, each=seconds: each)
+        recorder = Recorder()
+        purify(load_model(files[0]), (), open_images(files[1]), None, searching(recorder))
+        assert asked == {form: {efforts} for form in ("patch", "additive", "warp")}
+        kinds = {entry.stamped.trigger for entry in recorder.tasks[0].known}
+        assert Square() in kinds, "the other forms are told"
 
 
 def test_relatives_of_a_strong_trigger_have_its_size(
