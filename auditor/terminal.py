@@ -207,7 +207,7 @@ def _show_responses(console: Console, result: ScanResult) -> None:
     for header in ("ASR", "95%", "hits"):
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("to class", no_wrap=True, max_width=16)
-    table.add_column("control", justify="right", no_wrap=True)
+    table.add_column("control", justify="right", no_wrap=True, min_width=7)
     controls = _worst_controls(result)
     for group in probes[:ROWS]:
         best = group.rows[0]

@@ -87,7 +87,7 @@ def _done(result: PurifyResult) -> list[str]:
     for stage in method.stages:
         mark = "✔" if stage.kept else "–"
         lines.append(
-            f"{mark} {stage.what}, {stage.steps} steps: {clean_text(stage.outcome, limit=300)}"
+            f"{mark} {stage.what}, {stage.steps} steps: {clean_text(stage.outcome, limit=600)}"
         )
     lines += [clean_text(sentence, limit=400) for sentence in view.round_sentences(method)]
     if result.masks:
@@ -190,7 +190,7 @@ def _show_compared(console: Console, result: PurifyResult) -> None:
 def _show_scans(console: Console, result: PurifyResult) -> None:
     for line in view.scan_lines(result)[1:]:
         mark = (f"{SYMBOLS[line.verdict]} {line.verdict}", STYLES[line.verdict])
-        said = f"  {clean_text(line.headline, limit=300)}"
+        said = f"  {clean_text(line.headline, limit=900)}"
         console.print(
             Text.assemble((f"  scan of {line.what}: ", "dim"), mark, said), soft_wrap=True
         )
