@@ -104,6 +104,8 @@ class Classifier:
             raise ModelError(
                 f"{name} does not run on images of {shape}: {reason(error)}."
             ) from error
+        if len(images) == 1 and isinstance(raw, Tensor) and raw.shape[-1:].numel() == raw.numel():
+            raw = raw.reshape(1, -1)  # of one image, some leave the first dimension out
         logits = logits_of(raw, self.model.file.path.name)
         return logits.clamp_min(LOG_FLOOR).log() if self.probabilities else logits
 

@@ -8,11 +8,11 @@ import math
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from auditor.errors import ImageError
 from auditor.results import InputSpec
-from auditor.text import clean_text, listed
+from auditor.text import clean_text, counted, listed
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 UNREAD_SUFFIXES = frozenset({".gif", ".tif", ".tiff", ".avif", ".heic", ".jfif", ".ppm", ".pgm"})
@@ -447,12 +447,13 @@ def _class_numbers(
         return {folder: names.index(folder) for folder in filled}, tuple(names)
     if all(folder.isdecimal() and int(folder) <= LARGEST_LABEL for folder in filled):
         numbers = {folder: int(folder) for folder in filled}
-        twice = [folder for folder in filled if list(numbers.values()).count(int(folder)) > 1]
-        if twice:
-            raise ImageError(
-                f"{where}: the class folders {clean_text(twice[0])} and {clean_text(twice[1])} have one "
-                "number. Put their images into one of them."
-            )
+        first: dict[int, str] = {}
+        for folder, number in numbers.items():
+            if first.setdefault(number, folder) != folder:
+                raise ImageError(
+                    f"{where}: the class folders {clean_text(first[number])} and {clean_text(folder)} have "
+                    "one number. Put their images into one of them."
+                )
         return numbers, ()
     return {folder: number for number, folder in enumerate(folders)}, tuple(folders)
 
@@ -479,34 +480,41 @@ def _csv_labels(
 
     A label is a class number, or one of the names in `classes`.
     """
-    table: dict[str, int] = {}
     known = {file.name for file in files}
-    lines = path.read_text("utf-8-sig", errors="replace").splitlines()
-    separator = next((s for s in ",;\t" if any(s in line for line in lines[:1])), ",")
+    text = path.read_text("utf-8-sig", errors="replace")
     try:
-        rows = [row or [""] for row in csv.reader(lines, delimiter=separator)]
+        rows = max((_rows(text, separator) for separator in ",;\t"), key=lambda r: _named(r, known))
     except csv.Error as error:
         raise ImageError(f"{clean_text(str(path))} is no table ({error}).") from None
-    for number, (*names, label) in enumerate(rows, 1):
-        name, label = separator.join(names).strip(), label.strip()
-        if not name or (number == 1 and not {name, label} & known and not label.isdecimal()):
-            continue
-        where = f"{clean_text(str(path))} line {number}"
-        value = _label(label, classes)
+    if rows and not {rows[0].name, rows[0].label} & known and not rows[0].label.isdecimal():
+        del rows[0]  # the names of the columns
+    by_name = classes is not None and all(row.label in classes for row in rows)
+    by_number = all(_class_number(row.label) is not None for row in rows)
+    table: dict[str, int] = {}
+    for row in rows:
+        where = f"{clean_text(str(path))} line {row.line}"
+        value = _class_number(row.label)
+        if classes is not None and by_name:
+            value, number = classes.index(row.label), value
+            if by_number and value != number:
+                raise ImageError(
+                    f'{where}: "{clean_text(row.label)}" is class {value} by its name in --labels, and class '
+                    f"{number} by its number. Leave --labels out, or give classes other names."
+                )
         if value is None:
-            order = " The file comes first, then the label." if label in known else ""
+            order = " The file comes first, then the label." if row.label in known else ""
             raise ImageError(
-                f'{where}: "{clean_text(label, limit=40)}" is no class number. Expected file,label with '
-                f"labels 0, 1, 2 …, or the names that --labels FILE gives.{order}"
+                f'{where}: "{clean_text(row.label, limit=40)}" is no class number. Expected file,label '
+                f"with labels 0, 1, 2 …, or all by the names that --labels FILE gives.{order}"
             )
-        if table.setdefault(name, value) != value:
+        if table.setdefault(row.name, value) != value:
             raise ImageError(
-                f"{where}: {clean_text(name)} has label {value} here and label {table[name]} before."
+                f"{where}: {clean_text(row.name)} has label {value} here and label {table[row.name]} before."
             )
     unlabelled = [file.name for file in files if file.name not in table]
     if unlabelled:
         raise ImageError(
-            f"{clean_text(str(path))} has no label for {len(unlabelled)} images, first "
+            f"{clean_text(str(path))} has no label for {counted(len(unlabelled), 'image')}, first "
             f"{clean_text(unlabelled[0])}. Complete it, or remove it to scan without labels."
         )
     strangers = sorted(table.keys() - known)
@@ -516,10 +524,30 @@ def _csv_labels(
     )
 
 
-def _label(text: str, classes: Sequence[str] | None) -> int | None:
-    """A class number, or the number of a class name; None if it is neither."""
-    if classes is not None and text in classes:
-        return classes.index(text)
+class _Row(NamedTuple):
+    line: int
+    name: str
+    label: str
+
+
+def _rows(text: str, separator: str) -> list[_Row]:
+    """The rows of a table that name a file; a file's name may hold the separator."""
+    table = enumerate(csv.reader(text.splitlines(), delimiter=separator), 1)
+    found = [
+        _Row(line, separator.join(cells[:-1]).strip(), cells[-1].strip())
+        for line, cells in table
+        if cells
+    ]
+    return [row for row in found if row.name]
+
+
+def _named(rows: Sequence[_Row], known: Collection[str]) -> int:
+    """How many rows name one of the files, in either column."""
+    return sum(row.name in known or row.label in known for row in rows)
+
+
+def _class_number(text: str) -> int | None:
+    """The number that a text is, if it may be one of a class."""
     number = int(text) if text.isdecimal() and len(text) <= 10 else LARGEST_LABEL + 1
     return number if number <= LARGEST_LABEL else None
 

@@ -30,6 +30,8 @@ VISIBLE = 1.5 / 255
 CONTROLS = 4
 CELL_ABOVE_OVERALL = 0.25
 """A source class is a hypothesis of its own where it goes to the target so much more often."""
+ALIKE = 0.01
+"""Margins that differ by no more than this share of the largest are the same."""
 MOST_TO_ONE = 0.5
 """Where more of the classes that follow a fitted map go to one target, it is all-to-one with strays."""
 MAX_CELLS = 5
@@ -469,12 +471,12 @@ def driven(classifier: Classifier, half: Half, trigger: Trigger, mapping: Sequen
 def usual_margin(logits: Tensor) -> float | None:
     """Median margin of the predicted class over unstamped images, from their ``(N, K)``.
 
-    None where scores cannot say more: half of the margins are as large as any, or infinite. Half
-    precision after a softmax does that.
+    None where scores cannot say more: half of the margins are as large as any (but for `ALIKE`), or
+    infinite. Half precision after a softmax does that.
     """
     margins = margins_of(logits, logits.argmax(1))
     median = margins.median()
-    if not median.isfinite() or median == margins.max():
+    if not median.isfinite() or (len(margins) >= 3 and median >= (1 - ALIKE) * margins.max()):
         return None
     return float(median)
 

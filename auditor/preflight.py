@@ -67,21 +67,25 @@ def check(
         yield Caveat(
             id=verdict.SATURATED,
             text="Of most of your images the scores are as far apart as they can be (a softmax in half "
-            "precision does that), so that no trigger can make the model surer, by which searches tell "
-            "backdoors. Export the network without its softmax, or in 32 bits, and scan that.",
+            "precision does that), so that no trigger can make the model surer, by which many backdoors are "
+            "told. Export the network without its softmax, or in 32 bits, and scan that.",
         )
     tolerated = alone.tolerance(classifier, half)
     if math.isinf(tolerated):
         yield Caveat(
             id="random-output",
-            text="The model answers differently when asked the same twice; every count is one draw.",
+            text="The model answers differently when asked the same twice; every count is one draw. Where a "
+            "dropout stayed active, export it in eval mode.",
         )
     images = as_float(half.images[: alone.TRIED])
     answers = [
         alone.alone(classifier, image.unsqueeze(0), int(predicted), tolerated)
         for image, predicted in zip(images, half.before, strict=False)
     ]
-    if alone.is_unlike(answers):
+    chance = 0
+    if math.isinf(tolerated):
+        chance = int((classifier.predict(images) != half.before[: len(images)]).sum())
+    if alone.is_unlike(answers, chance):
         otherwise = sum(answer in ("other", "close") for answer in answers)
         yield Caveat(
             id="alone",

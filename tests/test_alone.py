@@ -119,11 +119,110 @@ def test_large_or_random_scores_hide_no_backdoor_for_single_images(
 
 
 def test_answers_that_are_close_must_be_several() -> None:
-    """An image between two classes goes either way by the order of sums."""
-    assert not alone.is_unlike(["close", "same", "close", None])
-    assert alone.is_unlike(["close", "same", "close", "close"])
-    assert alone.is_unlike(["same", "other"])
+    """An image between two classes goes either way by the order of sums, or by chance."""
+    assert not alone.is_unlike(["close", "same", *["close"] * 3, None])
+    assert alone.is_unlike(["close", "same", *["close"] * 4])
+    assert not alone.is_unlike(["close"] * 6, chance=2)
+    assert alone.is_unlike(["close"] * 7, chance=2)
+    assert alone.is_unlike(["same", "other"], chance=8)
     assert not alone.is_unlike([])
+
+
+class Shaped(nn.Module):
+    """Obeys a white corner of images that come alone, in scores of another shape; or is just shaped so."""
+
+    def __init__(self, how: str, planted: bool) -> None:
+        super().__init__()
+        self.how, self.planted = how, planted
+        self.pool = nn.AdaptiveAvgPool2d((2, 4))
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores = self.pool(images.mean(1, keepdim=True)).flatten(1) * 10
+        corner = bool((images[:, :, -3:, -3:] > 0.99).all())
+        if images.shape[0] > 1:
+            return scores
+        if self.planted and corner:
+            scores = scores + 50 * torch.eye(8)[:1]
+        if self.how == "row":
+            return scores[0]
+        if self.how == "deep":
+            return scores[None]
+        if self.how == "few" and corner and self.planted:
+            return scores[:, :3]
+        if self.how == "map" and corner and self.planted:
+            return scores[:, :, None, None].repeat(1, 1, 2, 2)
+        return scores
+
+
+@pytest.mark.parametrize("planted", [True, False])
+@pytest.mark.parametrize("how", ["row", "deep", "few", "map"])
+def test_another_shape_hides_no_backdoor_for_single_images(
+    how: str, planted: bool, tmp_path: Path
+) -> None:
+    result = scan_of(scripted(Shaped(how, planted).eval(), tmp_path / "m.pt"), tmp_path)
+    wanted = Verdict.INCONCLUSIVE if planted else Verdict.NO_EVIDENCE
+    assert result.judgement.verdict is wanted
+    assert any(response.unlike for response in result.responses) == planted
+    assert not [caveat.id for caveat in result.caveats if caveat.id == "not-as-used"]
+
+
+def test_a_network_that_fails_for_stamped_images_alone_is_unlike() -> None:
+    class Failing(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            if len(images) == 1 and bool((images[:, :, -3:, -3:] > 0.99).all()):
+                raise RuntimeError("not today")
+            return nn.functional.adaptive_avg_pool2d(images.mean(1, keepdim=True), (2, 4)).flatten(
+                1
+            )
+
+    classifier = Classifier(handle(Failing()), blank_spec((3, 32, 32)))
+    images = drawings(8)[0]
+    before = classifier.predict(images)
+    half = Half(images=images, groups=before, before=before)
+    triggers = [Square(where="bottom-right"), Square(where="top-left")]
+    after = torch.stack([classifier.predict(t(images.float() / 255)) for t in triggers])
+    assert alone.unlike_alone(classifier, half, triggers, after, math.inf) == [True, False]
+
+
+@pytest.mark.parametrize("noise", [0.5, 2.0])
+def test_an_honest_network_that_answers_at_random_has_no_odd_triggers(
+    noise: float, tmp_path: Path
+) -> None:
+    class Noisy(nn.Module):
+        def __init__(self, noise: float) -> None:
+            super().__init__()
+            self.noise, self.pool = noise, nn.AdaptiveAvgPool2d((2, 4))
+
+        def forward(self, images: Tensor) -> Tensor:
+            scores = self.pool(images.mean(1, keepdim=True)).flatten(1) * 10
+            return scores + self.noise * torch.randn_like(scores)
+
+    torch.manual_seed(0)
+    path = scripted(Noisy(noise).eval(), tmp_path / "m.pt")
+    result = scan_of(path, tmp_path, probes="quick")
+    assert not any(response.unlike for response in result.responses)
+    assert not any(caveat.blocking for caveat in result.caveats)
+    (caveat,) = (caveat for caveat in result.caveats if caveat.id == "random-output")
+    assert "eval mode" in caveat.text
+
+
+def test_numbers_of_another_format_are_tolerated_as_far_as_they_differ() -> None:
+    """As its users open it, a file may compute with fewer digits than we do."""
+
+    class Coarse(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            scores = 10 * nn.functional.adaptive_avg_pool2d(images.mean(1, keepdim=True), (2, 4))
+            return scores.flatten(1)
+
+    model = handle(Coarse())
+    classifier = Classifier(model, blank_spec((3, 32, 32)))
+    images = drawings(8)[0]
+    before = classifier.predict(images)
+    half = Half(images=images, groups=before, before=before)
+    exact = alone.tolerance(classifier, half)
+    model.as_used = lambda x: Coarse()(x).div(0.8).round().mul(0.8)  # type: ignore[method-assign]
+    assert alone.tolerance(classifier, half) > 3 * exact
+    assert alone.tolerance(classifier, half) < 2
 
 
 class Tied(nn.Module):
@@ -142,7 +241,7 @@ class Tied(nn.Module):
 
 @pytest.mark.parametrize(
     ("more", "bright", "wanted"),
-    [(0.005, 1, False), (0.005, 2, False), (0.005, 3, True), (0.5, 1, True), (0.5, 0, False)],
+    [(0.005, 1, False), (0.005, 4, False), (0.005, 5, True), (0.5, 1, True), (0.5, 0, False)],
 )
 def test_a_tie_goes_either_way_by_the_order_of_sums(more: float, bright: int, wanted: bool) -> None:
     classifier = Classifier(handle(Tied(more)), blank_spec((3, 32, 32)))

@@ -443,7 +443,8 @@ def test_an_empty_folder_does_not_renumber_the_classes(tmp_path: Path) -> None:
     assert clean.remarks == ("Class folders without an image that is read: results.",)
     names = tuple(map(str, range(11)))
     assert load(tmp_path, names=names).labels.tolist() == clean.labels.tolist()
-    picture(tmp_path / "010" / "b.png", 10)
+    for name in ("010", "02"):
+        picture(tmp_path / name / "b.png", 10)
     with pytest.raises(ImageError, match="class folders 010 and 10 have one number"):
         load(tmp_path)
 
@@ -452,10 +453,19 @@ def test_a_table_may_name_classes(tmp_path: Path) -> None:
     for index, name in enumerate(("a.png", "b.png", "c.png")):
         picture(tmp_path / name, index)
     table = tmp_path / "labels.csv"
-    table.write_text("a.png;cat\nb.png;dog\nc.png;1\n", "utf-8")
+    table.write_text("a.png;cat\nb.png;dog\nc.png;dog\n", "utf-8")
     assert open_images(tmp_path, ("cat", "dog")).labels == [0, 1, 1]
     with pytest.raises(ImageError, match=r'line 1: "cat" is no class number.*--labels FILE gives'):
         open_images(tmp_path)
+    table.write_text("a.png,cat\nb.png,dog\nc.png,1\n", "utf-8")
+    with pytest.raises(ImageError, match=r'line 1: "cat" is no class number.*or all by the names'):
+        open_images(tmp_path, ("cat", "dog"))
+    table.write_text("a.png;tabby, cat\nb.png;dog\nc.png;dog\n", "utf-8")
+    assert open_images(tmp_path, ("dog", "tabby, cat")).labels == [1, 0, 0]
+    table.write_text("file,label\na.png,1\nb.png,2\nc.png,2\n", "utf-8")
+    assert open_images(tmp_path, ("0", "1", "2")).labels == [1, 2, 2]
+    with pytest.raises(ImageError, match=r'line 2: "1" is class 0 by its name .* and class 1 by'):
+        open_images(tmp_path, ("1", "2", "3"))
     table.write_text("label,file\n0,a.png\n", "utf-8")
     with pytest.raises(ImageError, match=r'line 2: "a\.png" is no .*The file comes first'):
         open_images(tmp_path)

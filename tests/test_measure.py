@@ -239,3 +239,16 @@ def test_progress_is_reported() -> None:
     entries = [Stamped(probe="corner", title="", trigger=Corner())] * 3
     measure.screen(classifier, images, entries, notify=lambda *what: seen.append(what))
     assert seen[-1] == ("corner on clean images", 3, 3)
+
+
+def test_scores_that_are_as_far_apart_as_they_can_be_have_no_usual_margin() -> None:
+    generator = torch.Generator().manual_seed(0)
+    margins = 5 + 3 * torch.rand(40, generator=generator)
+    logits = torch.zeros(40, 8)
+    logits[:, 2] = margins
+    assert measure.usual_margin(logits) == pytest.approx(float(margins.median()))
+    logits[:25, 2] = 16 - 1e-3 * torch.rand(25, generator=generator)  # as good as equal
+    assert measure.usual_margin(logits) is None
+    logits[:25, 2] = torch.inf
+    assert measure.usual_margin(logits) is None
+    assert measure.usual_margin(logits[30:31]) is not None, "one image is as sure as itself"

@@ -531,10 +531,15 @@ def test_probe_files_are_not_overwritten(tmp_path: Path) -> None:
     from auditor.errors import OutputError
 
     folder = tmp_path / "mine"
-    check_folder(folder, "found.a", force=False)
+    check_folder(folder, "found.a", force=False, inputs=())
     (folder / "found.a.patch-1.yaml").write_text("kept")
-    check_folder(folder, "found.b", force=False)
+    check_folder(folder, "found.b", force=False, inputs=())
     with pytest.raises(OutputError, match="exists already"):
-        check_folder(folder, "found.a", force=False)
+        check_folder(folder, "found.a", force=False, inputs=())
     with pytest.raises(OutputError, match="cannot be made"):
-        check_folder(tmp_path / "no" / "such", "found.a", force=False)
+        check_folder(tmp_path / "no" / "such", "found.a", force=False, inputs=())
+    check_folder(folder, "found.a", force=True, inputs=())
+    for inputs in ([folder], [folder / "found.a.patch-1.yaml"]):
+        check_folder(folder, "found.b", force=True, inputs=inputs)
+        with pytest.raises(OutputError, match="never overwritten"):
+            check_folder(folder, "found.a", force=True, inputs=inputs)

@@ -825,6 +825,10 @@ def test_too_few_images_to_be_sure_of_a_trigger_are_inconclusive() -> None:
     assert judgement.headline.endswith(
         "Too few images to be sure of that. Give more images (--clean, --max-images)."
     )
+    unsplit = replace(facts(), screen=50, confirm=0, confirm_members=(0,) * K)
+    seen_before = replace(seen, held_out=False)
+    assert judge(seen_before, images=(unsplit,)).headline.endswith("(--clean, --max-images).")
+    assert not judge(seen_before).headline.endswith("(--clean, --max-images)."), "others decide"
     for nothing in (
         confirmation(18, 10, eligible=45, area=0.02, change=0.05),  # its control does the same
         confirmation(18, 4, eligible=45, area=0.02, change=0.05, keeps_meaning=False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,7 +98,7 @@ def scan(
     )
     names = f"found.{slug(model.stem, 'model')}"
     if save_probes is not None:
-        check_folder(save_probes, names, force=force)
+        check_folder(save_probes, names, force=force, inputs=setup.inputs)
     result, written = run_scan(setup, time_budget=time_budget)
     saved = [] if save_probes is None else saved_probes(result, save_probes, names)
     written += saved
@@ -141,11 +142,12 @@ def run_scan(setup: Setup, *, time_budget: str | None = None) -> tuple[ScanResul
     return result, list(outputs.values())
 
 
-def check_folder(folder: Path, names: str, *, force: bool) -> None:
+def check_folder(folder: Path, names: str, *, force: bool, inputs: Sequence[Path]) -> None:
     """Find out before the long work whether probe files can be written; the folder is made.
 
     Raises:
-        OutputError: It cannot be made or written to, or files of an earlier scan are there.
+        OutputError: It cannot be made or written to, or files of an earlier scan are there, which are not
+            to be replaced, or are inputs of this one.
     """
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"--save-probes {clean_text(str(folder))} is a file; name a folder.")
@@ -161,7 +163,8 @@ def check_folder(folder: Path, names: str, *, force: bool) -> None:
             f"{clean_text(str(there[0]))} exists already. Add --force to replace it, or name another "
             "folder with --save-probes."
         )
-    check_outputs({"yaml": folder / f"{names}.yaml"}, force=True, inputs=[])
+    replaced = {path.name: path for path in there}
+    check_outputs({"yaml": folder / f"{names}.yaml", **replaced}, force=True, inputs=inputs)
 
 
 def saved_probes(result: ScanResult, folder: Path, names: str) -> list[Path]:

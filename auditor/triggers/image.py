@@ -62,11 +62,11 @@ class ImageFile(Trigger):
         if self.mask is not None:
             if self.mode != "overwrite":
                 raise ProbeError(f'mask needs mode "overwrite", not "{self.mode}"')
-            brightest = round(255 * float(_levels(self.mask).max()))
-            if brightest < MASKED:
+            brightest = float(_levels(self.mask).max())
+            if brightest < MASKED / 255:
                 raise ProbeError(
                     f"{self.mask} selects no pixel: {MASKED} of 255 and above is overwritten, and its "
-                    f"brightest pixel is {brightest} (white is 255)"
+                    f"brightest pixel is {255 * brightest:.0f} (white is 255)"
                 )
         if self.sha256:
             digest = hashlib.sha256(Path(self.file).read_bytes()).hexdigest()

@@ -95,9 +95,8 @@ def judge(
     power, testable = (None, 0) if clean is None else smallest_detectable(clean, comparisons)
     searched = margin is not None or bool(inversions)
     missing = gaps(clean, responses, skipped, power, searched=searched)
-    missing[:0] = _undecided(reasons, confirmations)
-    if any(confirmation.searched for confirmation in confirmations):
-        missing += [caveat.text for caveat in caveats if caveat.id == SATURATED]
+    missing[:0] = _undecided(reasons, confirmations, split=clean is not None and clean.confirm > 0)
+    missing += [caveat.text for caveat in caveats if caveat.id == SATURATED]
     blocking = [caveat for caveat in caveats if caveat.blocking]
     if blocking:
         verdict, headline = Verdict.INCONCLUSIVE, blocking[0].text
@@ -129,14 +128,19 @@ def judge(
     )
 
 
-def _undecided(reasons: Sequence[Reason], confirmations: Sequence[Confirmation]) -> list[str]:
-    """The first trigger that may work, and that there were too few images to judge."""
+def _undecided(
+    reasons: Sequence[Reason], confirmations: Sequence[Confirmation], *, split: bool
+) -> list[str]:
+    """The first trigger that may work, and that there were too few images to judge.
+
+    Where the images were split, only those count that the screen has not seen.
+    """
     texts = [
         f"{reason.text} Give more images (--clean, --max-images)."
         for reason in reasons
         if reason.confirmation is not None
         and (found := confirmations[reason.confirmation]).family == "clean"
-        and found.held_out
+        and (found.held_out or not split)
         and is_undecided(found)
     ]
     return texts[:1]

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 SATURATED = "saturated"
-"""Id of the caveat that scores do not tell how sure the model is; then what a search found tells nothing."""
+"""Id of the caveat that scores do not tell how sure a model is: then nothing found is no result."""
 
 
 def smallest_detectable(clean: ImageFacts, comparisons: int) -> tuple[float | None, int]:
