@@ -136,7 +136,7 @@ def _stored(classifier: Classifier, images: Tensor, logits: Tensor) -> Tensor:
     """Logits of a batch by the file as its users open it; `logits` where it does not run so."""
     try:
         with torch.no_grad():
-            found = classifier.as_used(images)
+            found = classifier.as_used(images).to(logits.device)
     except (ModelError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
