@@ -367,12 +367,12 @@ class _Purification:
                         f"{len(rounds) + 1} again.",
                     )
                 )
-                rounds.append(Round(known=len(known), seed=seed, found=None))
+                rounds.append(Round(known=len(known[: method.most_known]), seed=seed, found=None))
                 break
             fresh = self._shown(again)
             rounds.append(
                 Round(
-                    known=len(known),
+                    known=len(known[: method.most_known]),
                     seed=seed,
                     found=tuple(entry.stamped.title for entry in fresh),
                 )

@@ -16,7 +16,7 @@ from auditor.images import open_images
 from auditor.inputs import GivenInput, blank_spec
 from auditor.known import OPACITY, RELATIVES, STRONG_RELATIVES
 from auditor.models.load import load_model
-from auditor.purifiers import PURIFIERS
+from auditor.purifiers import PURIFIERS, informed
 from auditor.purify import ROUNDS, Options, purify
 from auditor.results import PurifyResult, Verdict
 from auditor.scan import Options as ScanOptions
@@ -116,6 +116,8 @@ def test_it_searched_again_until_nothing_was_found(purified: tuple[PurifyResult,
     assert method.rounds
     assert len(method.rounds) == ROUNDS or method.rounds[-1].found == ()
     assert [entry.seed for entry in method.rounds] == [n + 1 for n in range(len(method.rounds))]
+    assert all(0 < entry.known <= informed.MOST_TRIGGERS for entry in method.rounds)
+    assert len(purified[0].outcomes) >= method.rounds[0].known, "the others judge, too"
 
 
 def test_a_found_trigger_brings_relatives_of_other_seeds(

@@ -98,6 +98,8 @@ class Purifier(ABC):
     """The paper and its code, or why the method is as it is."""
     informed: ClassVar[bool] = False
     """It uses what the scan found."""
+    most_known: ClassVar[int | None] = None
+    """So many triggers, the first ones; None is all of them. The others judge."""
     chooses: ClassVar[bool] = True
     """It keeps some of the fit images back (`parted`) and chooses by them."""
 

@@ -105,6 +105,7 @@ class Informed(Purifier):
 
     title: ClassVar[str] = "NFT informed by the scan"
     informed: ClassVar[bool] = True
+    most_known: ClassVar[int | None] = MOST_TRIGGERS
     source: ClassVar[str] = "auditor's own; bench/RESULTS.md says what it was compared with"
 
     batch: int = 96
@@ -222,7 +223,7 @@ class _Run:
         self.choosing = (
             "kept-back fit images" if parts.apart else "fit images (too few to keep some back)"
         )
-        self.known = task.known[:MOST_TRIGGERS]
+        self.known = task.known[: method.most_known]
         self.layers = anchor_layers(self.classifier, task.images)
         self.accuracy, _ = self._measured({})
 
