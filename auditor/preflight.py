@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -13,7 +13,7 @@ from auditor.images import CleanSet
 from auditor.measure import Family, Half, usual_margin
 from auditor.results import Caveat, ImageFacts, Preprocessing, Verdict
 from auditor.statistics import upper_bound
-from auditor.text import counted, listed
+from auditor.text import clean_text, counted, listed
 
 CHANGED_ITSELF = Caveat(
     id="memory",
@@ -58,7 +58,7 @@ def check(
         )
     if clean is not None and given is not None:
         yield from _accuracy(clean.facts, preprocessing, len(clean.facts.predicted))
-        yield from _unrecognised(clean)
+        yield from _unrecognised(clean, given.class_names)
         yield from _images(clean.facts)
         yield from _few_classes(clean.facts)
         yield from _copies(given)
@@ -121,7 +121,7 @@ def _few_classes(clean: ImageFacts) -> Iterator[Caveat]:
     yield Caveat(id="few-classes", text=f"{what}, so that {which} is SUSPICIOUS at most.")
 
 
-def _unrecognised(clean: Family) -> Iterator[Caveat]:
+def _unrecognised(clean: Family, names: Sequence[str]) -> Iterator[Caveat]:
     """Classes of which no image is recognised, while others are: their folders may be exchanged."""
     if not clean.facts.labelled:
         return
@@ -135,8 +135,9 @@ def _unrecognised(clean: Family) -> Iterator[Caveat]:
         if len(own) >= FEWEST_OF_CLASS and not (own == label).any():
             answer = int(own.mode().values)
             often = int((own == answer).sum())
+            label_text, answer_text = (_class(number, names) for number in (label, answer))
             missed.append(
-                f"class {label} ({len(own)} images, {often} of them taken for class {answer})"
+                f"{label_text} ({len(own)} images, {often} of them taken for {answer_text})"
             )
     if missed:
         yield Caveat(
@@ -144,6 +145,11 @@ def _unrecognised(clean: Family) -> Iterator[Caveat]:
             text=f"Not one image is recognised of {listed(missed, SHOWN, '; ')}. Are they in the right "
             "folders, or under the right numbers?",
         )
+
+
+def _class(number: int, names: Sequence[str]) -> str:
+    """A class as its folder is called, where that is known."""
+    return f'class {number} "{clean_text(names[number])}"' if names else f"class {number}"
 
 
 def _copies(given: CleanSet) -> Iterator[Caveat]:

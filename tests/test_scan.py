@@ -506,6 +506,14 @@ def test_few_images_of_a_class_and_networks_that_know_none_say_nothing_of_folder
     (text,) = [c.text for c in result.caveats if c.id == "unrecognised"]
     assert "class 2 (" in text
     assert "class 3 (" not in text, "of four images one might well be wrong"
+    for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+        folder = tmp_path / "named" / "abcdefgh"[{2: 5, 5: 2}.get(label, label)]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{number}.png")
+    result = scanned(Planted(), tmp_path / "named", WHITE, given=KNOWN_PLAIN)
+    (text,) = [c.text for c in result.caveats if c.id == "unrecognised"]
+    assert 'class 2 "c" (' in text
+    assert 'taken for class 5 "f")' in text
     wrong = written(tmp_path / "wrong.npz", images, (labels + 1) % 8)
     result = scanned(Planted(), wrong, WHITE, given=KNOWN_PLAIN)
     assert not [c for c in result.caveats if c.id == "unrecognised"]
