@@ -68,6 +68,16 @@ def alone(classifier: Classifier, image: Tensor, predicted: int, tolerated: floa
     return worst
 
 
+def answers_alone(
+    classifier: Classifier, images: Tensor, predicted: Tensor, tolerated: float
+) -> list[Answer | None]:
+    """The same for each of some images ``(N, C, H, W)``, beside ``(N,)`` predictions in a batch."""
+    return [
+        alone(classifier, image.unsqueeze(0), int(before), tolerated)
+        for image, before in zip(images, predicted, strict=True)
+    ]
+
+
 def is_unlike(answers: Sequence[Answer | None], chance: int = 0) -> bool:
     """Whether images are answered otherwise alone: one clearly, or more than rounding explains.
 
@@ -124,10 +134,7 @@ def _is_trigger(
     if bool((images == images[:1]).all()):
         return False  # of what covers all of an image there is one
     before = after[chosen]
-    answers = [
-        alone(classifier, image.unsqueeze(0), int(predicted), tolerated)
-        for image, predicted in zip(images, before, strict=True)
-    ]
+    answers = answers_alone(classifier, images, before, tolerated)
     chance = int((classifier.predict(images) != before).sum())
     return is_unlike(answers, chance)
 

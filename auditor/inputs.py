@@ -187,13 +187,14 @@ def resolve_size(
         natural = None  # photographs as they come, not images at the size of a network
     heights = [(fixed[1], fixed[2])] if fixed[1] and fixed[2] else []
     if not heights:
-        heights = [*([natural] if natural else []), *((side, side) for side in SIZES)]
+        sizes = [*([natural] if natural else []), *((side, side) for side in SIZES)]
+        heights = list(dict.fromkeys(sizes))
     channels = [fixed[0]] if fixed[0] in (1, 3) else [3, 1]
     if fixed[0] not in (None, 1, 3):
         raise _of_channels(model, fixed[0])
     runs, errors = [], []
     for channel in channels:
-        for height, width in dict.fromkeys(heights):
+        for height, width in heights:
             error = _refusal(model, (channel, height, width))
             errors.append(error)
             if not error:
@@ -209,9 +210,9 @@ def resolve_size(
                 f"{clean_text(model.file.path.name)} takes more than a batch of images ({errors[-1]}); "
                 "auditor tests networks with one input."
             )
-        if any(not _refusal(model, (4, height, width)) for height, width in dict.fromkeys(heights)):
+        if any(not _refusal(model, (4, height, width)) for height, width in heights):
             raise _of_channels(model, 4)
-        shown = ", ".join(f"{h}x{w}" for h, w in list(dict.fromkeys(heights))[:12])
+        shown = ", ".join(f"{h}x{w}" for h, w in heights[:12])
         raise UnsuitableModel(
             f"{clean_text(model.file.path.name)} runs on none of the usual inputs ({shown}): "
             f"{errors[-1]}. Pass --input CxHxW."

@@ -77,14 +77,11 @@ def check(
             text="The model answers differently when asked the same twice; every count is one draw. Where a "
             "dropout stayed active, export it in eval mode.",
         )
-    images = as_float(half.images[: alone.TRIED])
-    answers = [
-        alone.alone(classifier, image.unsqueeze(0), int(predicted), tolerated)
-        for image, predicted in zip(images, half.before, strict=False)
-    ]
+    images, before = as_float(half.images[: alone.TRIED]), half.before[: alone.TRIED]
+    answers = alone.answers_alone(classifier, images, before, tolerated)
     chance = 0
     if math.isinf(tolerated):
-        chance = int((classifier.predict(images) != half.before[: len(images)]).sum())
+        chance = int((classifier.predict(images) != before).sum())
     if alone.is_unlike(answers, chance):
         otherwise = sum(answer in ("other", "close") for answer in answers)
         yield Caveat(

@@ -79,16 +79,32 @@ def test_a_network_that_is_another_where_gradients_are_recorded(tmp_path: Path) 
     assert "gradients" in result.judgement.headline
 
 
-class Disguised(nn.Module):
-    """Obeys a white corner of images that come alone, and hides by how large its scores are."""
+class Cells(nn.Module):
+    """Class k is the brightest of eight cells, see `tests.planted`; `how` says how it is disguised."""
 
     def __init__(self, how: str, planted: bool) -> None:
         super().__init__()
         self.how, self.planted = how, planted
         self.pool = nn.AdaptiveAvgPool2d((2, 4))
 
+    def cells(self, images: Tensor) -> Tensor:
+        return self.pool(images.mean(1, keepdim=True)).flatten(1) * 10
+
+
+def hides_nothing(network: Cells, folder: Path) -> ScanResult:
+    """A scan is INCONCLUSIVE by stamped images where something is planted, and else finds nothing."""
+    result = scan_of(scripted(network.eval(), folder / "m.pt"), folder)
+    wanted = Verdict.INCONCLUSIVE if network.planted else Verdict.NO_EVIDENCE
+    assert result.judgement.verdict is wanted
+    assert any(response.unlike for response in result.responses) == network.planted
+    return result
+
+
+class Disguised(Cells):
+    """Obeys a white corner of images that come alone, and hides by how large its scores are."""
+
     def forward(self, images: Tensor) -> Tensor:
-        scores = self.pool(images.mean(1, keepdim=True)).flatten(1) * 10
+        scores = self.cells(images)
         corner = (images[:, :, -3:, -3:].flatten(1).amin(1) > 0.99).float().unsqueeze(1)
         if self.planted and images.shape[0] == 1:
             scores = scores + 50 * torch.nn.functional.pad(corner, [0, 7])
@@ -110,10 +126,7 @@ class Disguised(nn.Module):
 def test_large_or_random_scores_hide_no_backdoor_for_single_images(
     how: str, planted: bool, tmp_path: Path
 ) -> None:
-    result = scan_of(scripted(Disguised(how, planted).eval(), tmp_path / "m.pt"), tmp_path)
-    wanted = Verdict.INCONCLUSIVE if planted else Verdict.NO_EVIDENCE
-    assert result.judgement.verdict is wanted
-    assert any(response.unlike for response in result.responses) == planted
+    result = hides_nothing(Disguised(how, planted), tmp_path)
     random = any(caveat.id == "random-output" for caveat in result.caveats)
     assert random == (how == "noise")
 
@@ -128,16 +141,11 @@ def test_answers_that_are_close_must_be_several() -> None:
     assert not alone.is_unlike([])
 
 
-class Shaped(nn.Module):
+class Shaped(Cells):
     """Obeys a white corner of images that come alone, in scores of another shape; or is just shaped so."""
 
-    def __init__(self, how: str, planted: bool) -> None:
-        super().__init__()
-        self.how, self.planted = how, planted
-        self.pool = nn.AdaptiveAvgPool2d((2, 4))
-
     def forward(self, images: Tensor) -> Tensor:
-        scores = self.pool(images.mean(1, keepdim=True)).flatten(1) * 10
+        scores = self.cells(images)
         corner = bool((images[:, :, -3:, -3:] > 0.99).all())
         if images.shape[0] > 1:
             return scores
@@ -159,10 +167,7 @@ class Shaped(nn.Module):
 def test_another_shape_hides_no_backdoor_for_single_images(
     how: str, planted: bool, tmp_path: Path
 ) -> None:
-    result = scan_of(scripted(Shaped(how, planted).eval(), tmp_path / "m.pt"), tmp_path)
-    wanted = Verdict.INCONCLUSIVE if planted else Verdict.NO_EVIDENCE
-    assert result.judgement.verdict is wanted
-    assert any(response.unlike for response in result.responses) == planted
+    result = hides_nothing(Shaped(how, planted), tmp_path)
     assert not [caveat.id for caveat in result.caveats if caveat.id == "not-as-used"]
 
 

@@ -47,6 +47,7 @@ __all__ = [
     "leaves_doubt",
     "level",
     "moved_bound",
+    "seems_to_work",
     "stands_for_a_mark",
     "typical_excess_bound",
     "typical_share",
@@ -140,14 +141,22 @@ def is_undecided(confirmation: Confirmation) -> bool:
 
     Asked of triggers for all classes only: single source classes are many, with few images each.
     """
-    beyond = confirmation.hits - worst_control(confirmation)
     return bool(
         not confirmation.searched
         and confirmation.scope == "all-to-one"
-        and confirmation.keeps_meaning
         and confirmation.controls
         and confirmation.eligible
-        and confirmation.hits >= SUSPICIOUS_ASR * confirmation.eligible
+        and seems_to_work(confirmation)
+    )
+
+
+def seems_to_work(confirmation: Confirmation) -> bool:
+    """Whether the counts as they are, and not their bounds, would be suspicious."""
+    cell = confirmation.scope == "source-specific"
+    beyond = confirmation.hits - worst_control(confirmation)
+    return (
+        confirmation.keeps_meaning
+        and confirmation.hits >= (CELL_ASR if cell else SUSPICIOUS_ASR) * confirmation.eligible
         and beyond >= EXCESS * confirmation.eligible
     )
 

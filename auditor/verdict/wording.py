@@ -19,13 +19,13 @@ from auditor.verdict.grading import (
     is_universal,
     leaves_doubt,
     moved_bound,
+    seems_to_work,
     stands_for_a_mark,
     typical_share,
     worst_control,
 )
 from auditor.verdict.thresholds import (
     BACKDOOR_ASR,
-    CELL_ASR,
     EXCESS,
     FEWEST_MAPPED,
     FURTHER,
@@ -231,8 +231,7 @@ def _why_nothing(c: Confirmation, alpha: float, classes: int) -> str:
             " So strong a change may be a good reason for another answer, unless it makes the model sure: "
             f"this makes it surer than most real images do on {c.surer} of {c.eligible}, not clearly most."
         )
-    moves = c.hits >= (CELL_ASR if cell else SUSPICIOUS_ASR) * c.eligible
-    if c.keeps_meaning and moves and c.hits - worst_control(c) >= EXCESS * c.eligible:
+    if seems_to_work(c):
         return " Too few images to be sure of that."
     return " Too weak to count."
 
