@@ -106,20 +106,20 @@ def suspects(folder: Path | None, data: Path) -> Iterator[Network]:
         return
     clean = api.open_images(data / "cifar10" / "clean500")
     test = api.open_images(data / "cifar10" / "test")
-    for name in SUSPECTS:
-        picture = folder / "trigger_l2inv.png"
-        with tempfile.TemporaryDirectory() as drawn:
+    with tempfile.TemporaryDirectory() as drawn:  # kept while the trigger is used
+        for name in SUSPECTS:
+            picture = folder / "trigger_l2inv.png"
             true = picture if name == "l2inv" else white_square(Path(drawn))
-            trigger = api.probe_from_image(true).triggers[0]
-        size = blank_spec((3, 32, 32))
-        fit, judge = (part.load(range(part.count), size) for part in (clean, test))
-        assert fit.labels is not None
-        assert judge.labels is not None
-        yield Network(
-            id=f"suspect-{name}", path=folder / f"cifar10_vgg_{name}.pth", normalize="auto",
-            arch=f"{folder / 'small_vgg.py'}:build", trigger=trigger, images=fit.images,
-            labels=fit.labels, judges=judge.images, judge_labels=judge.labels,
-        )  # fmt: skip
+            size = blank_spec((3, 32, 32))
+            fit, judge = (part.load(range(part.count), size) for part in (clean, test))
+            assert fit.labels is not None
+            assert judge.labels is not None
+            yield Network(
+                id=f"suspect-{name}", path=folder / f"cifar10_vgg_{name}.pth", normalize="auto",
+                arch=f"{folder / 'small_vgg.py'}:build", images=fit.images, labels=fit.labels,
+                trigger=api.probe_from_image(true).triggers[0],
+                judges=judge.images, judge_labels=judge.labels,
+            )  # fmt: skip
 
 
 def zoo(folder: Path | None, data: Path) -> Iterator[Network]:

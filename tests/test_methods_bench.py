@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
-from bench.methods import planted
+from bench.methods import planted, suspects
 from bench.zoo.attacks import ATTACKS
 from bench.zoo.rows import AllToAll, AllToOne, LabelMap, Planted, Row
 from tests.test_zoo_attacks import QUICK, trained
@@ -34,3 +35,14 @@ def test_what_needs_other_images_or_has_no_one_target_is_not_compared(tmp_path: 
     images = torch.zeros((1, 3, 16, 16), dtype=torch.uint8)
     assert planted(row("cba"), tmp_path, images) is None
     assert planted(row("wanet", AllToAll()), tmp_path, images) is None
+
+
+def test_the_triggers_of_the_published_suspects_can_be_stamped(tmp_path: Path) -> None:
+    for place in ("cifar10/clean500/0", "cifar10/test/0"):
+        (tmp_path / place).mkdir(parents=True)
+        Image.new("RGB", (32, 32), (40, 80, 120)).save(tmp_path / place / "one.png")
+    Image.new("RGBA", (32, 32), (255, 0, 0, 128)).save(tmp_path / "trigger_l2inv.png")
+    images = torch.zeros(1, 3, 32, 32)
+    stamped = [network.trigger(images).sum() for network in suspects(tmp_path, tmp_path)]
+    assert stamped[0] == 3 * 16  # a white square of 4 x 4
+    assert stamped[1] > 0
