@@ -19,13 +19,11 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from auditor.endings import PICTURES, UNREAD_PICTURES
 from auditor.errors import ImageError
 from auditor.results import InputSpec
 from auditor.text import clean_text, counted, listed
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
-UNREAD_SUFFIXES = frozenset({".gif", ".tif", ".tiff", ".avif", ".heic", ".jfif", ".ppm", ".pgm"})
-"""Pictures, too, which are said to be left out."""
 MAX_PIXELS = 64_000_000
 """Larger pictures are left out: a decompression bomb, or no input for a classifier."""
 IMAGES_KEYS = ("images", "x", "data", "X")
@@ -463,13 +461,13 @@ def _image_files(folder: Path, *, deep: bool = False) -> list[Path]:
     return sorted(
         entry
         for entry in entries
-        if entry.suffix.lower() in SUFFIXES and entry.is_file() and not entry.name.startswith(".")
+        if entry.suffix.lower() in PICTURES and entry.is_file() and not entry.name.startswith(".")
     )
 
 
 def _unread(folder: Path) -> list[str]:
     """Pictures in a folder that nothing here reads."""
-    found = (entry for entry in folder.rglob("*") if entry.suffix.lower() in UNREAD_SUFFIXES)
+    found = (entry for entry in folder.rglob("*") if entry.suffix.lower() in UNREAD_PICTURES)
     return sorted(str(entry.relative_to(folder)) for entry in found)
 
 

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from auditor.endings import READ
 from auditor.errors import OutputError, UsageError
 from auditor.registry import nearest
 from auditor.text import clean_text
@@ -21,8 +22,6 @@ ENDINGS = {
     ),
 }
 """Endings of files that are not the name of their format."""
-READ = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".npy", ".csv", ".yaml", ".yml"))
-"""Endings of the files that are read from a folder; others there are no input."""
 
 
 def parse_outputs(

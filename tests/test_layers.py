@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1] / "auditor"
 RANKS = [
     {"errors"},
     {
+        "endings",
         "text",
         "statistics",
         "registry",

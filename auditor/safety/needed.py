@@ -14,6 +14,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from auditor.endings import ARRAYS, PICTURES, PROBES, TABLES, UNREAD_PICTURES
+
 LOCATION = b"\x0a\x08location\x12"
 """How ONNX names a file with weights: a key, and what announces the path that follows."""
 LENGTH = re.compile(rb"[\x80-\xff]?[\x00-\x7f]")
@@ -24,22 +26,8 @@ MOST_DATA = 10_000
 MOST_NAMED = 1_000_000
 """Names are not looked for beyond so many: that would take minutes, before any limit holds."""
 MOST_LINKS = 100_000
-IMAGES = frozenset(
-    [
-        ".bmp",
-        ".csv",
-        ".gif",
-        ".jpeg",
-        ".jpg",
-        ".npz",
-        ".pgm",
-        ".png",
-        ".ppm",
-        ".tif",
-        ".tiff",
-        ".webp",
-    ]
-)
+LED_TO = PICTURES | UNREAD_PICTURES | ARRAYS | TABLES
+"""By links in a folder of images."""
 
 
 def external_data(model: Path) -> list[Path]:
@@ -93,7 +81,7 @@ def linked_images(folder: Path) -> list[Path]:
             if not path.is_symlink():
                 continue
             target = path.resolve()
-            picture = target.is_file() and target.suffix.lower() in IMAGES
+            picture = target.is_file() and target.suffix.lower() in LED_TO
             if picture or (target.is_dir() and not is_private(target)):
                 found[target] = None
         if len(found) >= MOST_LINKS:
@@ -117,9 +105,9 @@ def beside_code(file: Path) -> list[Path]:
 
 def of_probes(path: Path) -> list[Path]:
     """A picture, a probe file or a folder of them, and the pictures that probes name."""
-    if path.suffix.lower() not in (".yaml", ".yml"):
+    if path.suffix.lower() not in PROBES:
         return [path]
     folder = path.resolve().parent
     if not is_private(folder):
         return [folder]
-    return [path, *(other for other in folder.glob("*") if other.suffix.lower() in IMAGES)]
+    return [path, *(other for other in folder.glob("*") if other.suffix.lower() in LED_TO)]

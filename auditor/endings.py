@@ -1,0 +1,10 @@
+"""Endings of the files that are read from a user's folders."""
+
+PICTURES = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp"))
+UNREAD_PICTURES = frozenset((".gif", ".tif", ".tiff", ".avif", ".heic", ".jfif", ".ppm", ".pgm"))
+"""Pictures, too, which are said to be left out."""
+ARRAYS = frozenset((".npy", ".npz"))
+TABLES = frozenset((".csv",))
+PROBES = frozenset((".yaml", ".yml"))
+READ = PICTURES | ARRAYS | TABLES | PROBES
+"""Others are no input, but for models and the code that builds them."""
