@@ -408,7 +408,7 @@ def test_a_network_without_layers_to_mask_is_refused() -> None:
 
 
 @pytest.mark.parametrize("told_of", [WHITE, GREY], ids=["the trigger", "a relative"])
-def test_informed_removes_by_masks_alone(told_of: Square) -> None:
+def test_informed_removes_by_masks_where_they_change_least(told_of: Square) -> None:
     told = task(classifier(), told_of)
     accuracy, rates = judged(told, Purified(tensors={}), WHITE, GREY)
     assert (accuracy, rates) == (1.0, [1.0, 1.0])
@@ -416,9 +416,11 @@ def test_informed_removes_by_masks_alone(told_of: Square) -> None:
     accuracy, rates = judged(told, purified, WHITE, GREY)
     assert accuracy >= 0.98
     assert max(rates) <= 0.05
-    (stage,) = purified.stages
+    stage, weights = purified.stages
     assert (stage.what, stage.kept) == ("masks", True)
+    assert (weights.what, weights.kept) == ("weights", False)
     assert "reached the aims" in stage.outcome
+    assert weights.outcome.endswith("Not kept: another attempt diverges less.")
     assert set(purified.tensors) == {"1.weight", "4.weight"}
     assert stage.settings["BatchNorm"] == "kept"
     assert stage.checks[-1].asr <= 0.025
@@ -446,6 +448,41 @@ def test_weights_are_changed_where_masks_do_not_reach(monkeypatch: pytest.Monkey
     assert rates[0] <= 0.05
 
 
+def test_counts_on_few_images_do_not_decide_between_what_reaches_the_aims(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Masks that cost no kept-back image, and weights that cost one but diverge less."""
+    candidate = informed._Run._candidate
+
+    def unlucky(run: Any, tensors: dict[str, Tensor], attempt: Attempt) -> Any:
+        made = candidate(run, tensors, attempt)
+        if attempt.what == "masks":
+            return replace(made, damage=made.damage + 0.1)
+        return replace(made, accuracy=made.accuracy - 1 / 24, reached=False, meets_goals=False)
+
+    monkeypatch.setattr(informed._Run, "_candidate", unlucky)
+    masks, weights, gentler = Informed().purify(task(classifier(), WHITE), silent).stages
+    assert "Masks reached the aims" in masks.outcome
+    assert masks.outcome.endswith("Not kept: another attempt diverges less.")
+    assert "did not reach the aims" in weights.outcome
+    assert weights.kept != gentler.kept  # and thorough ones, which serve the ASR, are not tried
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "ruined"), [(1, 0, False), (2, 0, False), (4, 2, False), (4, 0, True)]
+)
+def test_a_network_is_in_ruins_where_that_is_no_chance(
+    lost: int, gained: int, ruined: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = informed._Run(Informed(), task(classifier(), WHITE, max_acc_drop=0.03), silent)
+    run.right = torch.arange(24) < 12
+    after = run.right.clone()
+    after[:lost] = False
+    after[12 : 12 + gained] = True
+    monkeypatch.setattr(run, "_right", lambda tensors: after)
+    assert run._ruins({}) is ruined
+
+
 @pytest.mark.parametrize("borne", [0, 1, None])
 def test_relatives_are_unlearnt_as_thoroughly_as_the_network_bears(
     borne: int | None, monkeypatch: pytest.MonkeyPatch
@@ -460,11 +497,12 @@ def test_relatives_are_unlearnt_as_thoroughly_as_the_network_bears(
     )  # fmt: skip
     monkeypatch.setattr(informed, "THOROUGH", thorough)
     declared = task(classifier(), GREY)
-    assert len(Informed().purify(declared, silent).stages) == 1
+    assert len(Informed().purify(declared, silent).stages) == 2
     relatives = tuple(replace(known, searched=True) for known in declared.known)
     purified = Informed().purify(replace(declared, known=relatives), silent)
-    gentle, *others = purified.stages
+    gentle, weights, *others = purified.stages
     assert gentle.what == "masks"
+    assert not weights.kept
     assert gentle.kept == (borne is None)
     assert [stage.kept for stage in others] == [[True], [False, True], [False, False]][
         2 if borne is None else borne

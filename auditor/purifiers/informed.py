@@ -4,9 +4,10 @@ Why it is as it is (numbers in bench/RESULTS.md): the suspect itself is the teac
 shall look to the purified model like the same images unstamped looked to the suspect, in its output
 and in its features; unstamped and mixed images shall look as they did. Anchoring features on the
 way keeps the accuracy: on images that the suspect was trained on, its outputs are saturated and
-say little. Masks are tried first, all weights only where masks do not reach the aims; BatchNorm
-keeps its running statistics unless re-estimated ones do better. Every choice is made on fit images
-that are kept back from the fitting.
+say little. Masks and all weights are tried; of what makes the triggers ineffective, that counts which
+changes the network least otherwise, by its scores, since a few kept-back images count accuracy too
+coarsely. BatchNorm keeps its running statistics unless re-estimated ones do better. Every choice is
+made on fit images that are kept back from the fitting.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ ASR_AIM, ACC_AIM = 1 / 2, 1 / 3
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One way to train; attempts are made in order until one reaches the aims."""
+    """One way to train."""
 
     what: Literal["masks", "weights"]
     lr: float
@@ -80,8 +81,6 @@ ATTEMPTS = (
 )
 GENTLER = Attempt(what="weights", lr=2.5e-4, steps=100)
 """For networks that the usual step damages: tried where that missed the user's goals themselves."""
-
-
 THOROUGH = tuple(
     Attempt(what="weights", lr=1e-3, steps=100, batch=192, stamped=share, acc_aim=1 / 2, whole=True)
     for share in (2 / 3, 1 / 2)
@@ -119,31 +118,22 @@ class Informed(Purifier):
     """Also unlearn stronger relatives of small triggers."""
 
     def purify(self, task: Task, notify: Notify) -> Purified:
-        """Try each attempt until one reaches the aims; the best one counts.
+        """Try masks and weights; the attempt that ranks best counts.
 
-        Where none does, thorough ones are tried, too. Where searched triggers are among those known, a
-        thorough one then counts if it can be borne.
+        Where that misses a goal, a gentler one is tried, and where it misses the aim of the ASR, thorough
+        ones. Where searched triggers are among those known, a thorough one counts if it can be borne.
         """
         if not task.classifier.model.weights():
             raise UnsuitableModel(
                 f"{clean_text(task.classifier.model.file.path.name)} has no weights that can be changed."
             )
         run = _Run(self, task, notify)
-        best: _Outcome | None = None
-        outcomes = []
-        for attempt in (*ATTEMPTS, GENTLER):
-            if attempt.what == "masks" and not run.sites:
-                continue
-            if attempt is GENTLER and best is not None and best.made.meets_goals:
-                break
-            outcome = run.attempt(attempt)
-            outcomes.append(outcome)
-            if best is None or outcome.made.rank < best.made.rank:
-                best = outcome
-            if outcome.made.reached:
-                break
-        assert best is not None  # noqa: S101 - weights are always tried
-        missed = not best.made.reached
+        outcomes = [run.attempt(a) for a in ATTEMPTS if a.what == "weights" or run.sites]
+        best = min(outcomes, key=_rank)
+        if not best.made.meets_goals:
+            outcomes.append(run.attempt(GENTLER))
+            best = min(outcomes, key=_rank)
+        missed = best.made.excess > 0
         relatives = best.made.meets_goals and any(entry.searched for entry in run.known)
         for attempt in THOROUGH if missed or relatives else ():
             outcome = run.attempt(attempt)
@@ -151,7 +141,7 @@ class Informed(Purifier):
                 outcome = replace(outcome, says=f"{outcome.says} The ASR was lower before.")
             outcomes.append(outcome)
             counts = outcome.made.reached and outcome.made.asr <= best.made.asr
-            if counts or (missed and outcome.made.rank < best.made.rank):
+            if counts or (missed and _rank(outcome) < _rank(best)):
                 best = outcome
             if counts:
                 break
@@ -160,7 +150,7 @@ class Informed(Purifier):
             masks=best.masks,
             sites=tuple(run.sites) if best.masks else (),
             lower_bounds=tuple(run.bounds) if best.masks else (),
-            stages=tuple(outcome.stage(kept=outcome is best) for outcome in outcomes),
+            stages=tuple(outcome.stage(best) for outcome in outcomes),
             trained=count(best.masks or task.classifier.model.weights()),
         )
 
@@ -173,12 +163,20 @@ class _Candidate:
     asr: float
     accuracy: float
     damage: float
+    """Mean KL divergence from the suspect, in nats."""
+    excess: float
+    """By how much the aim of the ASR is missed."""
+    ruined: bool
+    """It loses more accuracy than the user allows, and not by chance."""
     reached: bool
     """The aims hold."""
     meets_goals: bool
     """The user's goals hold."""
-    rank: tuple[bool, float, float]
-    """Aims missed, by how much that of the ASR is, and the damage; the lowest is the best."""
+
+    @property
+    def rank(self) -> tuple[bool, float, float]:
+        """The lowest is the best: a network in ruins obeys no trigger."""
+        return self.ruined, self.excess, self.damage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,8 +191,8 @@ class _Outcome:
     checks: tuple[Check, ...]
     says: str
 
-    def stage(self, *, kept: bool) -> Stage:
-        attempt = self.attempt
+    def stage(self, best: _Outcome) -> Stage:
+        attempt, kept = self.attempt, self is best
         settings = {"lr": f"{attempt.lr:g}", "steps": str(attempt.steps)}
         if attempt.batch is not None:
             settings["batch"] = str(attempt.batch)
@@ -202,10 +200,16 @@ class _Outcome:
             settings["stamped"] = f"{attempt.stamped:.2f}"
         settings |= self.settings
         ending = "Kept." if kept else "Not kept."
+        if self.made.reached and self.made.damage > best.made.damage:
+            ending = "Not kept: another attempt diverges less."
         return Stage(
             what=attempt.what, settings=settings, steps=self.steps, images=self.images,
             seconds=self.seconds, checks=self.checks, outcome=f"{self.says} {ending}", kept=kept,
         )  # fmt: skip
+
+
+def _rank(outcome: _Outcome) -> tuple[bool, float, float]:
+    return outcome.made.rank
 
 
 class _Run:
@@ -226,11 +230,30 @@ class _Run:
         self.known = task.known[: method.most_known]
         self.layers = anchor_layers(self.classifier, task.images)
         self.accuracy, _ = self._measured({})
+        self.right = self._right({})
 
     def _measured(self, tensors: Mapping[str, Tensor]) -> tuple[float, float]:
         """ACC and highest ASR on the images for choosing."""
         found = checked(replace(self.task, known=self.known), tensors)
         return found.acc, found.asr
+
+    @torch.inference_mode()
+    def _right(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """``(N,)`` bool: which images for choosing are recognised."""
+        images = self.task.images[self.kept_back.to(self.device)]
+        predicted = changed_classifier(self.classifier, tensors).predict(images)
+        return predicted == self.task.labels[self.kept_back]
+
+    def _ruins(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether more accuracy is lost than the user allows, by more than the standard error.
+
+        The images are paired, so that only those count that one network recognises and the other does
+        not (McNemar): of n images, b lost and c gained, the loss is ``(b - c) / n`` and its error
+        ``sqrt(b + c) / n``.
+        """
+        right = self._right(tensors)
+        lost, gained = int((self.right & ~right).sum()), int((~self.right & right).sum())
+        return lost - gained - math.sqrt(lost + gained) > self.task.max_acc_drop * len(right)
 
     def _holds(
         self, accuracy: float, asr: float, acc_share: float, asr_share: float = ASR_AIM
@@ -355,16 +378,15 @@ class _Run:
         accuracy, asr = self._measured(tensors)
         finite = all_finite(tensors.values())
         damage = self._damage(tensors) if finite else math.inf
-        held = finite and self._holds(accuracy, asr, attempt.acc_aim)
-        excess = max(0.0, asr - self.task.max_asr * ASR_AIM) if finite else math.inf
         return _Candidate(
             tensors=tensors,
             asr=asr,
             accuracy=accuracy,
             damage=damage,
-            reached=held,
+            excess=max(0.0, asr - self.task.max_asr * ASR_AIM) if finite else math.inf,
+            ruined=not finite or self._ruins(tensors),
+            reached=finite and self._holds(accuracy, asr, attempt.acc_aim),
             meets_goals=finite and self._holds(accuracy, asr, acc_share=1.0, asr_share=1.0),
-            rank=(not held, excess, damage),
         )
 
     def _improves(self, other: _Candidate, made: _Candidate) -> bool:
