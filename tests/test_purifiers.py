@@ -152,7 +152,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     attempts = (Attempt(what="masks", lr=0.05, steps=6), Attempt(what="weights", lr=1e-3, steps=6))
     monkeypatch.setattr(informed, "ATTEMPTS", attempts)
     monkeypatch.setattr(informed, "GENTLER", Attempt(what="weights", lr=2.5e-4, steps=4))
-    thorough = Attempt(what="weights", lr=1e-3, steps=4, batch=32, stamped=2 / 3, whole=True)
+    thorough = Attempt(what="weights", lr=1e-3, steps=4, batch=32, stamped=2 / 3)
     monkeypatch.setattr(informed, "THOROUGH", (thorough,))
 
 
@@ -468,6 +468,19 @@ def test_counts_on_few_images_do_not_decide_between_what_reaches_the_aims(
     assert weights.kept != gentler.kept  # and thorough ones, which serve the ASR, are not tried
 
 
+def test_one_image_over_the_aim_does_not_outweigh_the_rest_of_the_network() -> None:
+    def made(asr: float, damage: float) -> Any:
+        return informed._Candidate(
+            tensors={}, asr=asr, accuracy=0.9, damage=damage, excess=max(0.0, asr - 0.05),
+            chance=(asr / 45) ** 0.5, ruined=False, reached=True, meets_goals=True,
+        )  # fmt: skip
+
+    over, under = made(3 / 45, 0.03), made(0.0, 0.2)
+    assert over.rank < under.rank
+    assert over.exact_rank > under.exact_rank
+    assert made(10 / 45, 0.03).rank > under.rank
+
+
 @pytest.mark.parametrize(
     ("lost", "gained", "ruined"), [(1, 0, False), (2, 0, False), (4, 2, False), (4, 0, True)]
 )
@@ -491,7 +504,7 @@ def test_relatives_are_unlearnt_as_thoroughly_as_the_network_bears(
     thorough = tuple(
         Attempt(
             what="weights", lr=1e-3 if place == borne else 0.5, steps=40, batch=48, stamped=share,
-            acc_aim=2 / 3, whole=True,
+            acc_aim=2 / 3,
         )
         for place, share in enumerate((0.5, 0.25))
     )  # fmt: skip
@@ -521,7 +534,7 @@ def test_what_no_attempt_reaches_is_tried_thoroughly(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(informed, "ATTEMPTS", (Attempt(what="weights", lr=1e-6, steps=1),))
     monkeypatch.setattr(informed, "GENTLER", Attempt(what="weights", lr=1e-6, steps=1))
     weak, strong = (
-        Attempt(what="weights", lr=lr, steps=steps, acc_aim=1 / 2, whole=True)
+        Attempt(what="weights", lr=lr, steps=steps, acc_aim=1 / 2)
         for lr, steps in ((1e-6, 1), (1e-3, 60))
     )
     told = task(classifier(), WHITE)

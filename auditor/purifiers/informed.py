@@ -51,9 +51,8 @@ Stamp = Callable[[Tensor], Tensor]
 
 MOST_TRIGGERS = 8
 """That are unlearnt, the first ones: more of them cost accuracy."""
-CHECK_STEPS = 10
+CHECK_STEPS = 20
 DAMAGE_COPIES = 4
-HOLDING_CHECKS = 3
 ASR_AIM, ACC_AIM = 1 / 2, 1 / 3
 """Shares of the user's goals that are aimed at, since other images will judge."""
 
@@ -71,18 +70,16 @@ class Attempt:
     """Share of them that is stamped, where it is not the method's."""
     acc_aim: float = ACC_AIM
     """Share of the user's goal for ACC that it may take."""
-    whole: bool = False
-    """Whether all steps are made, although the aims hold earlier."""
 
 
 ATTEMPTS = (
     Attempt(what="masks", lr=0.02, steps=40),
-    Attempt(what="weights", lr=1e-3, steps=100),
+    Attempt(what="weights", lr=1e-3, steps=200),
 )
 GENTLER = Attempt(what="weights", lr=2.5e-4, steps=100)
 """For networks that the usual step damages: tried where that missed the user's goals themselves."""
 THOROUGH = tuple(
-    Attempt(what="weights", lr=1e-3, steps=100, batch=192, stamped=share, acc_aim=1 / 2, whole=True)
+    Attempt(what="weights", lr=1e-3, steps=100, batch=192, stamped=share, acc_aim=1 / 2)
     for share in (2 / 3, 1 / 2)
 )
 """For triggers that a search found: what makes them ineffective need not be enough for the attacker's,
@@ -98,8 +95,8 @@ class Informed(Purifier):
     Loss of a batch: ``KL(suspect(x), model(x')) + features * |f(x') - f_suspect(x)|² / |f_suspect|²``,
     where x' is x, stamped for a share of the batch. Adam, with the suspect's running statistics in
     BatchNorm; afterwards these are re-estimated where that is measurably better. The learning rate
-    falls along a cosine; a stage ends early when the aims hold on the kept-back images at three
-    checks in a row, but for triggers that a search found, which are unlearnt to the last step.
+    falls along a cosine, and no stage ends before its last step: with half the steps, the triggers are
+    as ineffective, and the network differs twice as much.
     """
 
     title: ClassVar[str] = "NFT informed by the scan"
@@ -112,8 +109,6 @@ class Informed(Purifier):
     """Share of a batch that is stamped."""
     features: float = 10.0
     """Weight of the feature anchor."""
-    cooldown: int = 20
-    """Steps in which the learning rate falls to 0 once the aims hold."""
     strengthen: bool = True
     """Also unlearn stronger relatives of small triggers."""
 
@@ -141,7 +136,7 @@ class Informed(Purifier):
                 outcome = replace(outcome, says=f"{outcome.says} The ASR was lower before.")
             outcomes.append(outcome)
             counts = outcome.made.reached and outcome.made.asr <= best.made.asr
-            if counts or (missed and _rank(outcome) < _rank(best)):
+            if counts or (missed and outcome.made.exact_rank < best.made.exact_rank):
                 best = outcome
             if counts:
                 break
@@ -166,6 +161,8 @@ class _Candidate:
     """Mean KL divergence from the suspect, in nats."""
     excess: float
     """By how much the aim of the ASR is missed."""
+    chance: float
+    """The standard error of the ASR: an aim that is missed by less may as well be reached."""
     ruined: bool
     """It loses more accuracy than the user allows, and not by chance."""
     reached: bool
@@ -176,6 +173,11 @@ class _Candidate:
     @property
     def rank(self) -> tuple[bool, float, float]:
         """The lowest is the best: a network in ruins obeys no trigger."""
+        return self.ruined, max(0.0, self.excess - self.chance), self.damage
+
+    @property
+    def exact_rank(self) -> tuple[bool, float, float]:
+        """The rank where a lower ASR is worth damage."""
         return self.ruined, self.excess, self.damage
 
 
@@ -283,7 +285,7 @@ class _Run:
         return max(0.0, float(divergence))
 
     def attempt(self, attempt: Attempt) -> _Outcome:
-        """Train as the attempt says until the aims hold, and measure what came of it."""
+        """Train as the attempt says, and measure what came of it."""
         generator = torch.Generator().manual_seed(self.task.seed)
         if attempt.what == "masks":
             trained = {n: m.requires_grad_() for n, m in ones(self.sites, self.device).items()}
@@ -307,17 +309,12 @@ class _Run:
         share = self.method.stamped if attempt.stamped is None else attempt.stamped
         optimizer = torch.optim.Adam(trained.values(), lr=attempt.lr)
         checks: list[Check] = []
-        end, holding = attempt.steps, 0
         with self.classifier.model.tapped(self.layers) as features:
 
             def step(number: int, batch: int) -> bool:
-                nonlocal end, holding
-                falling = (
-                    (end - number) / (self.method.cooldown + 1) if end < attempt.steps else 1.0
-                )
                 rate = attempt.lr * (1 + math.cos(math.pi * number / attempt.steps)) / 2
                 for group in optimizer.param_groups:
-                    group["lr"] = rate * falling
+                    group["lr"] = rate
                 loss = self._loss(current(), stamps, features, batch, share, generator)
                 optimizer.zero_grad()
                 torch.autograd.backward(loss)
@@ -327,16 +324,13 @@ class _Run:
                 for stamp in stamps:
                     if isinstance(stamp, Strengthened):
                         stamp.follow()
-                if (number + 1) % CHECK_STEPS == 0 and end == attempt.steps:
+                if (number + 1) % CHECK_STEPS == 0:
                     accuracy, asr = self._measured(plain())
                     features()  # measuring went through the tapped layers, too
                     checks.append(
                         Check(step=number + 1, asr=asr, acc=accuracy, loss=float(loss.detach()))
                     )
-                    holding = holding + 1 if self._holds(accuracy, asr, attempt.acc_aim) else 0
-                    if holding == HOLDING_CHECKS and not attempt.whole:
-                        end = min(end, number + 1 + self.method.cooldown)
-                return number + 1 < end
+                return True
 
             steps, images, seconds = loop(
                 f"purifying: {attempt.what}",
@@ -384,6 +378,7 @@ class _Run:
             accuracy=accuracy,
             damage=damage,
             excess=max(0.0, asr - self.task.max_asr * ASR_AIM) if finite else math.inf,
+            chance=math.sqrt(asr / len(self.kept_back)),
             ruined=not finite or self._ruins(tensors),
             reached=finite and self._holds(accuracy, asr, attempt.acc_aim),
             meets_goals=finite and self._holds(accuracy, asr, acc_share=1.0, asr_share=1.0),
