@@ -448,52 +448,80 @@ def test_weights_are_changed_where_masks_do_not_reach(monkeypatch: pytest.Monkey
     assert rates[0] <= 0.05
 
 
-def test_counts_on_few_images_do_not_decide_between_what_reaches_the_aims(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Masks that cost no kept-back image, and weights that cost one but diverge less."""
-    candidate = informed._Run._candidate
+def fake(monkeypatch: pytest.MonkeyPatch, outcomes: dict[str, tuple[int, int, float]]) -> None:
+    """Let each kind of attempt have hits, net losses and damage on the 24 images for choosing."""
+    found: list[tuple[int, int, float]] = []
+    attempt = informed._Run.attempt
+    eligible = 21
 
-    def unlucky(run: Any, tensors: dict[str, Tensor], attempt: Attempt) -> Any:
-        made = candidate(run, tensors, attempt)
-        if attempt.what == "masks":
-            return replace(made, damage=made.damage + 0.1)
-        return replace(made, accuracy=made.accuracy - 1 / 24, reached=False, meets_goals=False)
+    def told(run: Any, one: Attempt) -> Any:
+        kinds = {informed.GENTLER.lr: "gentler", informed.ATTEMPTS[1].lr: one.what}
+        kind = "thorough" if one.batch else kinds.get(one.lr, one.what)
+        found.append(outcomes[kind])
+        return attempt(run, replace(one, steps=1))
 
-    monkeypatch.setattr(informed._Run, "_candidate", unlucky)
-    masks, weights, gentler = Informed().purify(task(classifier(), WHITE), silent).stages
-    assert "Masks reached the aims" in masks.outcome
-    assert masks.outcome.endswith("Not kept: another attempt diverges less.")
-    assert "did not reach the aims" in weights.outcome
-    assert weights.kept != gentler.kept  # and thorough ones, which serve the ASR, are not tried
+    def measured_(run: Any, tensors: dict[str, Tensor]) -> tuple[float, float]:
+        hits, lost, _ = found[-1] if tensors else (eligible, 0, 0.0)
+        return 1 - lost / 24, hits / eligible
+
+    def right(run: Any, tensors: dict[str, Tensor]) -> Tensor:
+        return torch.arange(24) >= (found[-1][1] if tensors else 0)
+
+    monkeypatch.setattr(informed._Run, "attempt", told)
+    monkeypatch.setattr(informed._Run, "_measured", measured_)
+    monkeypatch.setattr(informed._Run, "_right", right)
+    monkeypatch.setattr(informed._Run, "_damage", lambda run, tensors: found[-1][2])
+    monkeypatch.setattr(informed._Run, "_reestimated", lambda run, tensors: {})
 
 
-def test_one_image_over_the_aim_does_not_outweigh_the_rest_of_the_network() -> None:
-    def made(asr: float, damage: float) -> Any:
-        return informed._Candidate(
-            tensors={}, asr=asr, accuracy=0.9, damage=damage, excess=max(0.0, asr - 0.05),
-            chance=(asr / 45) ** 0.5, ruined=False, reached=True, meets_goals=True,
-        )  # fmt: skip
-
-    over, under = made(3 / 45, 0.03), made(0.0, 0.2)
-    assert over.rank < under.rank
-    assert over.exact_rank > under.exact_rank
-    assert made(10 / 45, 0.03).rank > under.rank
+SPENT = {"gentler": (21, 0, 0.0), "thorough": (21, 0, 0.0)}
 
 
 @pytest.mark.parametrize(
-    ("lost", "gained", "ruined"), [(1, 0, False), (2, 0, False), (4, 2, False), (4, 0, True)]
-)
-def test_a_network_is_in_ruins_where_that_is_no_chance(
-    lost: int, gained: int, ruined: bool, monkeypatch: pytest.MonkeyPatch
+    ("outcomes", "made"),
+    [
+        # hits of 21, images lost of 24, nats; what is made, the one that is kept in capitals
+        pytest.param({"masks": (0, 0, 0.4), "weights": (0, 0, 0.03)}, "masks WEIGHTS", id="damage"),
+        pytest.param(
+            {"masks": (0, 0, 0.4), "weights": (0, 1, 0.03)}, "masks WEIGHTS gentler", id="one lost"
+        ),
+        pytest.param(
+            {"masks": (0, 0, 0.4), "weights": (1, 0, 0.03), "thorough": (0, 2, 2.5)},
+            "masks WEIGHTS thorough thorough", id="one hit",
+        ),
+        pytest.param(
+            {"masks": (0, 0, 0.04), "weights": (1, 0, 0.03), "thorough": (0, 0, 0.01)},
+            "MASKS weights", id="one hit, and hardly less damage",
+        ),
+        pytest.param(
+            {"masks": (3, 0, 0.4), "weights": (3, 0, 0.03), "thorough": (0, 0, 0.1)},
+            "masks weights gentler THOROUGH", id="thorough",
+        ),
+        pytest.param(
+            {"masks": (0, 22, 5.0), "weights": (2, 0, 0.03)},
+            "masks WEIGHTS gentler thorough thorough", id="ruins",
+        ),
+        pytest.param(
+            {"masks": (21, 0, 0.0), "weights": (0, 3, 0.1)}, "masks WEIGHTS gentler", id="alive"
+        ),
+    ],
+)  # fmt: skip
+def test_what_costs_least_is_kept(
+    outcomes: dict[str, tuple[int, int, float]], made: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = informed._Run(Informed(), task(classifier(), WHITE, max_acc_drop=0.03), silent)
-    run.right = torch.arange(24) < 12
-    after = run.right.clone()
-    after[:lost] = False
-    after[12 : 12 + gained] = True
-    monkeypatch.setattr(run, "_right", lambda tensors: after)
-    assert run._ruins({}) is ruined
+    fake(monkeypatch, SPENT | outcomes)
+    stages = Informed(batch=16).purify(task(classifier(), WHITE), silent).stages
+    names = [*made.lower().split()]
+    assert [stage.what for stage in stages] == [n if n == "masks" else "weights" for n in names]
+    assert [stage.kept for stage in stages] == [name.isupper() for name in made.split()]
+
+
+def test_numbers_that_are_none_are_the_greatest_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = task(classifier(), WHITE)
+    run = informed._Run(Informed(), told, silent)
+    huge = {"1.weight": torch.full((6,), 3e38)}
+    assert run._damage(huge) == math.inf
+    assert run._candidate(huge, informed.GENTLER).cost == math.inf
 
 
 @pytest.mark.parametrize("borne", [0, 1, None])

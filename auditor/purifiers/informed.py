@@ -5,9 +5,9 @@ shall look to the purified model like the same images unstamped looked to the su
 and in its features; unstamped and mixed images shall look as they did. Anchoring features on the
 way keeps the accuracy: on images that the suspect was trained on, its outputs are saturated and
 say little. Masks and all weights are tried; of what makes the triggers ineffective, that counts which
-changes the network least otherwise, by its scores, since a few kept-back images count accuracy too
-coarsely. BatchNorm keeps its running statistics unless re-estimated ones do better. Every choice is
-made on fit images that are kept back from the fitting.
+changes the network least otherwise, by its scores, since a few kept-back images count accuracy and
+ASR too coarsely (`_Candidate.cost`). BatchNorm keeps its running statistics unless re-estimated ones
+do better. Every choice is made on fit images that are kept back from the fitting.
 """
 
 from __future__ import annotations
@@ -52,7 +52,10 @@ Stamp = Callable[[Tensor], Tensor]
 MOST_TRIGGERS = 8
 """That are unlearnt, the first ones: more of them cost accuracy."""
 CHECK_STEPS = 20
+"""For the record alone: nothing is decided by these checks but by the one at the end."""
 DAMAGE_COPIES = 4
+SAME_DAMAGE = 1e-3
+"""Nats; damage is not told apart far below it."""
 ASR_AIM, ACC_AIM = 1 / 2, 1 / 3
 """Shares of the user's goals that are aimed at, since other images will judge."""
 
@@ -77,14 +80,14 @@ ATTEMPTS = (
     Attempt(what="weights", lr=1e-3, steps=200),
 )
 GENTLER = Attempt(what="weights", lr=2.5e-4, steps=100)
-"""For networks that the usual step damages: tried where that missed the user's goals themselves."""
+"""For networks that the usual step damages: tried where what was made misses the user's goals."""
 THOROUGH = tuple(
     Attempt(what="weights", lr=1e-3, steps=100, batch=192, stamped=share, acc_aim=1 / 2)
     for share in (2 / 3, 1 / 2)
 )
 """For triggers that a search found: what makes them ineffective need not be enough for the attacker's,
-of which they are relatives; and for those that no other attempt makes ineffective. The first that the
-network bears counts."""
+of which they are relatives, so that the first turn counts which the network bears. And for those that
+no other attempt makes ineffective, where the turn counts that costs least."""
 
 
 @PURIFIERS.register("nft")
@@ -113,7 +116,7 @@ class Informed(Purifier):
     """Also unlearn stronger relatives of small triggers."""
 
     def purify(self, task: Task, notify: Notify) -> Purified:
-        """Try masks and weights; the attempt that ranks best counts.
+        """Try masks and weights; the attempt that costs least counts.
 
         Where that misses a goal, a gentler one is tried, and where it misses the aim of the ASR, thorough
         ones. Where searched triggers are among those known, a thorough one counts if it can be borne.
@@ -124,21 +127,19 @@ class Informed(Purifier):
             )
         run = _Run(self, task, notify)
         outcomes = [run.attempt(a) for a in ATTEMPTS if a.what == "weights" or run.sites]
-        best = min(outcomes, key=_rank)
+        best = min(outcomes, key=_cost)
         if not best.made.meets_goals:
             outcomes.append(run.attempt(GENTLER))
-            best = min(outcomes, key=_rank)
+            best = min(outcomes, key=_cost)
         missed = best.made.excess > 0
         relatives = best.made.meets_goals and any(entry.searched for entry in run.known)
         for attempt in THOROUGH if missed or relatives else ():
             outcome = run.attempt(attempt)
-            if outcome.made.asr > best.made.asr:
-                outcome = replace(outcome, says=f"{outcome.says} The ASR was lower before.")
             outcomes.append(outcome)
-            counts = outcome.made.reached and outcome.made.asr <= best.made.asr
-            if counts or (missed and outcome.made.exact_rank < best.made.exact_rank):
+            borne = outcome.made.reached and outcome.made.asr <= best.made.asr
+            if (relatives and borne) or (missed and _cost(outcome) < _cost(best)):
                 best = outcome
-            if counts:
+            if borne:
                 break
         return Purified(
             tensors=best.made.tensors,
@@ -160,25 +161,23 @@ class _Candidate:
     damage: float
     """Mean KL divergence from the suspect, in nats."""
     excess: float
-    """By how much the aim of the ASR is missed."""
-    chance: float
-    """The standard error of the ASR: an aim that is missed by less may as well be reached."""
-    ruined: bool
-    """It loses more accuracy than the user allows, and not by chance."""
+    """By how much the aim of the ASR is missed, in standard errors."""
+    loss: float
+    """By how much more accuracy is lost than the user allows, in standard errors."""
     reached: bool
     """The aims hold."""
     meets_goals: bool
     """The user's goals hold."""
 
     @property
-    def rank(self) -> tuple[bool, float, float]:
-        """The lowest is the best: a network in ruins obeys no trigger."""
-        return self.ruined, max(0.0, self.excess - self.chance), self.damage
+    def cost(self) -> float:
+        """The damage in powers of ten; a goal that is missed by one standard error is one more of them.
 
-    @property
-    def exact_rank(self) -> tuple[bool, float, float]:
-        """The rank where a lower ASR is worth damage."""
-        return self.ruined, self.excess, self.damage
+        By three it is two more, by seven three. So one image beyond an aim weighs something, but not
+        all; a backdoor that obeys weighs more than a little accuracy, and less than all of it.
+        """
+        missed = math.log2(1 + self.excess) + math.log2(1 + self.loss)
+        return math.log10(self.damage + SAME_DAMAGE) + missed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +201,7 @@ class _Outcome:
             settings["stamped"] = f"{attempt.stamped:.2f}"
         settings |= self.settings
         ending = "Kept." if kept else "Not kept."
-        if self.made.reached and self.made.damage > best.made.damage:
+        if self.made.reached and best.made.reached and self.made.damage > best.made.damage:
             ending = "Not kept: another attempt diverges less."
         return Stage(
             what=attempt.what, settings=settings, steps=self.steps, images=self.images,
@@ -210,8 +209,8 @@ class _Outcome:
         )  # fmt: skip
 
 
-def _rank(outcome: _Outcome) -> tuple[bool, float, float]:
-    return outcome.made.rank
+def _cost(outcome: _Outcome) -> float:
+    return outcome.made.cost
 
 
 class _Run:
@@ -233,6 +232,11 @@ class _Run:
         self.layers = anchor_layers(self.classifier, task.images)
         self.accuracy, _ = self._measured({})
         self.right = self._right({})
+        labels = task.labels[self.kept_back]
+        self.eligible = min(
+            (int((known.wanted(labels) >= 0).sum()) or 1 for known in self.known),
+            default=len(labels),
+        )
 
     def _measured(self, tensors: Mapping[str, Tensor]) -> tuple[float, float]:
         """ACC and highest ASR on the images for choosing."""
@@ -246,8 +250,8 @@ class _Run:
         predicted = changed_classifier(self.classifier, tensors).predict(images)
         return predicted == self.task.labels[self.kept_back]
 
-    def _ruins(self, tensors: Mapping[str, Tensor]) -> bool:
-        """Whether more accuracy is lost than the user allows, by more than the standard error.
+    def _loss_beyond(self, tensors: Mapping[str, Tensor]) -> float:
+        """By how much more accuracy is lost than the user allows, in standard errors.
 
         The images are paired, so that only those count that one network recognises and the other does
         not (McNemar): of n images, b lost and c gained, the loss is ``(b - c) / n`` and its error
@@ -255,7 +259,17 @@ class _Run:
         """
         right = self._right(tensors)
         lost, gained = int((self.right & ~right).sum()), int((~self.right & right).sum())
-        return lost - gained - math.sqrt(lost + gained) > self.task.max_acc_drop * len(right)
+        beyond = lost - gained - self.task.max_acc_drop * len(right)
+        return beyond / math.sqrt(lost + gained) if beyond > 0 else 0.0
+
+    def _excess(self, asr: float) -> float:
+        """By how much an ASR misses its aim, in standard errors of one that reaches it.
+
+        These are one image at least.
+        """
+        aim = self.task.max_asr * ASR_AIM
+        error = math.sqrt(max(aim * (1 - aim), 1 / self.eligible) / self.eligible)
+        return max(0.0, asr - aim) / error
 
     def _holds(
         self, accuracy: float, asr: float, acc_share: float, asr_share: float = ASR_AIM
@@ -282,7 +296,7 @@ class _Run:
         wanted = self.classifier.logits(images).log_softmax(1)
         have = changed_classifier(self.classifier, tensors).logits(images).log_softmax(1)
         divergence = F.kl_div(have, wanted, log_target=True, reduction="batchmean")
-        return max(0.0, float(divergence))
+        return max(0.0, float(divergence)) if divergence.isfinite() else math.inf
 
     def attempt(self, attempt: Attempt) -> _Outcome:
         """Train as the attempt says, and measure what came of it."""
@@ -309,9 +323,11 @@ class _Run:
         share = self.method.stamped if attempt.stamped is None else attempt.stamped
         optimizer = torch.optim.Adam(trained.values(), lr=attempt.lr)
         checks: list[Check] = []
+        last = torch.zeros(())
         with self.classifier.model.tapped(self.layers) as features:
 
             def step(number: int, batch: int) -> bool:
+                nonlocal last
                 rate = attempt.lr * (1 + math.cos(math.pi * number / attempt.steps)) / 2
                 for group in optimizer.param_groups:
                     group["lr"] = rate
@@ -324,12 +340,11 @@ class _Run:
                 for stamp in stamps:
                     if isinstance(stamp, Strengthened):
                         stamp.follow()
-                if (number + 1) % CHECK_STEPS == 0:
+                last = loss.detach()
+                if (number + 1) % CHECK_STEPS == 0 and number + 1 < attempt.steps:
                     accuracy, asr = self._measured(plain())
                     features()  # measuring went through the tapped layers, too
-                    checks.append(
-                        Check(step=number + 1, asr=asr, acc=accuracy, loss=float(loss.detach()))
-                    )
+                    checks.append(Check(step=number + 1, asr=asr, acc=accuracy, loss=float(last)))
                 return True
 
             steps, images, seconds = loop(
@@ -344,14 +359,14 @@ class _Run:
         settings, choice = {}, ""
         if statistics := self._reestimated(made.tensors):
             other = self._candidate({**made.tensors, **statistics}, attempt)
-            better = self._improves(other, made)
+            better = other.cost < made.cost
             settings["BatchNorm"] = "re-estimated" if better else "kept"
             made, other = (other, made) if better else (made, other)
             choice = (
                 f" BatchNorm statistics {settings['BatchNorm']} ({'kept' if better else 're-estimated'}: "
                 f"ASR {other.asr:.1%}, ACC {other.accuracy:.1%}, divergence {other.damage:.3f} nats)."
             )
-        checks.append(Check(step=steps, asr=made.asr, acc=made.accuracy, loss=0.0))
+        checks.append(Check(step=steps, asr=made.asr, acc=made.accuracy, loss=float(last)))
         reached = "reached the aims" if made.reached else "did not reach the aims"
         return _Outcome(
             attempt=attempt,
@@ -371,26 +386,16 @@ class _Run:
     def _candidate(self, tensors: dict[str, Tensor], attempt: Attempt) -> _Candidate:
         accuracy, asr = self._measured(tensors)
         finite = all_finite(tensors.values())
-        damage = self._damage(tensors) if finite else math.inf
         return _Candidate(
             tensors=tensors,
             asr=asr,
             accuracy=accuracy,
-            damage=damage,
-            excess=max(0.0, asr - self.task.max_asr * ASR_AIM) if finite else math.inf,
-            chance=math.sqrt(asr / len(self.kept_back)),
-            ruined=not finite or self._ruins(tensors),
+            damage=self._damage(tensors) if finite else math.inf,
+            excess=self._excess(asr),
+            loss=self._loss_beyond(tensors),
             reached=finite and self._holds(accuracy, asr, attempt.acc_aim),
             meets_goals=finite and self._holds(accuracy, asr, acc_share=1.0, asr_share=1.0),
         )
-
-    def _improves(self, other: _Candidate, made: _Candidate) -> bool:
-        """Whether `other` ranks lower, and does not buy that with ACC beyond the user's goal.
-
-        Where both miss the aims, the rank looks at the ASR first, and a network in ruins has none.
-        """
-        least = min(made.accuracy, self.accuracy - self.task.max_acc_drop)
-        return other.rank < made.rank and other.accuracy >= least
 
     def _reestimated(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """BatchNorm statistics of the changed network on the images that it was fitted on."""
