@@ -98,8 +98,8 @@ class Informed(Purifier):
     Loss of a batch: ``KL(suspect(x), model(x')) + features * |f(x') - f_suspect(x)|² / |f_suspect|²``,
     where x' is x, stamped for a share of the batch. Adam, with the suspect's running statistics in
     BatchNorm; afterwards these are re-estimated where that is measurably better. The learning rate
-    falls along a cosine, and no stage ends before its last step: with half the steps, the triggers are
-    as ineffective, and the network differs twice as much.
+    falls along a cosine, and no stage ends before its last step: after half the steps, the triggers are
+    as ineffective, but the network differs by half as much again.
     """
 
     title: ClassVar[str] = "NFT informed by the scan"
