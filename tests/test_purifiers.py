@@ -494,6 +494,10 @@ SPENT = {"gentler": (21, 0, 0.0), "thorough": (21, 0, 0.0)}
             "MASKS weights", id="one hit, and hardly less damage",
         ),
         pytest.param(
+            {"masks": (0, 0, 0.4), "weights": (1, 0, 0.03), "thorough": (0, 0, 2.5)},
+            "masks WEIGHTS thorough thorough", id="one hit, and much more damage without",
+        ),
+        pytest.param(
             {"masks": (3, 0, 0.4), "weights": (3, 0, 0.03), "thorough": (0, 0, 0.1)},
             "masks weights gentler THOROUGH", id="thorough",
         ),

@@ -139,7 +139,7 @@ class Informed(Purifier):
             borne = outcome.made.reached and outcome.made.asr <= best.made.asr
             if (relatives and borne) or (missed and _cost(outcome) < _cost(best)):
                 best = outcome
-            if borne:
+            if best is outcome and borne:
                 break
         return Purified(
             tensors=best.made.tensors,
