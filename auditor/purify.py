@@ -353,6 +353,7 @@ class _Purification:
             seconds += time.monotonic() - begin
             if not searching:
                 break
+            told = len(known[: method.most_known])
             seed = self.options.seed + len(rounds) + 1
             after = changed_classifier(self.classifier, purified.tensors)
             try:
@@ -367,16 +368,11 @@ class _Purification:
                         f"{len(rounds) + 1} again.",
                     )
                 )
-                rounds.append(Round(known=len(known[: method.most_known]), seed=seed, found=None))
+                rounds.append(Round(known=told, seed=seed, found=None))
                 break
             fresh = self._shown(again)
-            rounds.append(
-                Round(
-                    known=len(known[: method.most_known]),
-                    seed=seed,
-                    found=tuple(entry.stamped.title for entry in fresh),
-                )
-            )
+            titles = tuple(entry.stamped.title for entry in fresh)
+            rounds.append(Round(known=told, seed=seed, found=titles))
             known = [*fresh, *known]  # of the last round, they are judged by
             if not fresh or len(rounds) == ROUNDS:
                 break

@@ -455,9 +455,8 @@ def fake(monkeypatch: pytest.MonkeyPatch, outcomes: dict[str, tuple[int, int, fl
     eligible = 21
 
     def told(run: Any, one: Attempt) -> Any:
-        kinds = {informed.GENTLER.lr: "gentler", informed.ATTEMPTS[1].lr: one.what}
-        kind = "thorough" if one.batch else kinds.get(one.lr, one.what)
-        found.append(outcomes[kind])
+        kind = "gentler" if one is informed.GENTLER else one.what
+        found.append(outcomes["thorough" if one in informed.THOROUGH else kind])
         return attempt(run, replace(one, steps=1))
 
     def measured_(run: Any, tensors: dict[str, Tensor]) -> tuple[float, float]:
@@ -515,7 +514,7 @@ def test_what_costs_least_is_kept(
 ) -> None:
     fake(monkeypatch, SPENT | outcomes)
     stages = Informed(batch=16).purify(task(classifier(), WHITE), silent).stages
-    names = [*made.lower().split()]
+    names = made.lower().split()
     assert [stage.what for stage in stages] == [n if n == "masks" else "weights" for n in names]
     assert [stage.kept for stage in stages] == [name.isupper() for name in made.split()]
 
