@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 import msgspec
 import yaml
 
-from auditor.endings import PROBES
+from auditor.endings import is_probe
 from auditor.errors import ProbeError, UnknownName
 from auditor.registry import nearest
 from auditor.resources import resource_dir
@@ -130,7 +130,7 @@ def load_probes(directory: Path) -> tuple[Probe, ...]:
     Raises:
         ProbeError: There is none, or one is wrong.
     """
-    files = sorted(file for ending in PROBES for file in directory.glob(f"*{ending}"))
+    files = sorted(file for file in directory.glob("*") if is_probe(file))
     if not files:
         raise ProbeError(f"{directory} holds no probe (no .yaml file)")
     return tuple(load_probe(file) for file in files)
@@ -309,7 +309,7 @@ def choose(
 
 
 def _is_path(item: str) -> bool:
-    return item.endswith(tuple(PROBES)) or "/" in item or "\\" in item
+    return is_probe(item) or "/" in item or "\\" in item
 
 
 def _named(item: str, probes: Mapping[str, Probe], extras: Mapping[str, str]) -> list[str]:

@@ -265,6 +265,12 @@ def test_select_files_and_folders(tmp_path: Path) -> None:
         select(f"quick,{taken}")
 
 
+def test_endings_in_capitals(tmp_path: Path) -> None:
+    path = written(tmp_path, name="mine.YAML")
+    assert names(select(f"{path},quick,-mine")) == names(select("quick"))
+    assert [probe.id for probe in load_probes(tmp_path)] == ["mine"]
+
+
 def test_choose_extras() -> None:
     extras = {"search.margin": "quick", "search.inversion": "standard"}
     assert choose("quick", extras=extras).extras == ("search.margin",)

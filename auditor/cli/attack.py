@@ -29,7 +29,7 @@ from auditor.cli.options import (
 from auditor.cli.refusing import refusals
 from auditor.cli.requests import AttackRequest, Planting
 from auditor.cli.setup import Setup
-from auditor.endings import PROBES
+from auditor.endings import is_probe
 from auditor.errors import UsageError
 from auditor.outputs import STDOUT, sidecar, write_text
 
@@ -229,6 +229,6 @@ def _following(setup: Setup, written: Sequence[Path]) -> list[str]:
         command += ["--labels", str(setup.labels)]
     if setup.trigger is not None:
         command += ["--trigger", str(setup.trigger)]
-    elif setup.probes.endswith(tuple(PROBES)):
+    elif is_probe(setup.probes):
         command += ["--probes", f"standard,{setup.probes}"]
     return command

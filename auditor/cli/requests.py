@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from auditor.cli.setup import Setup
-from auditor.endings import PROBES
+from auditor.endings import is_probe
 from auditor.errors import UsageError
 from auditor.registry import nearest
 from auditor.safety import needed
@@ -138,9 +138,7 @@ class Purification:
         from auditor import api
 
         return tuple(
-            api.load_probe(path)
-            if path.suffix.lower() in PROBES
-            else api.probe_from_image(path, None)
+            api.load_probe(path) if is_probe(path) else api.probe_from_image(path, None)
             for path in self.judge_triggers
         )
 

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from auditor.endings import ARRAYS, PICTURES, PROBES, TABLES, UNREAD_PICTURES
+from auditor.endings import ARRAYS, PICTURES, TABLES, UNREAD_PICTURES, is_probe
 
 LOCATION = b"\x0a\x08location\x12"
 """How ONNX names a file with weights: a key, and what announces the path that follows."""
@@ -105,7 +105,7 @@ def beside_code(file: Path) -> list[Path]:
 
 def of_probes(path: Path) -> list[Path]:
     """A picture, a probe file or a folder of them, and the pictures that probes name."""
-    if path.suffix.lower() not in PROBES:
+    if not is_probe(path):
         return [path]
     folder = path.resolve().parent
     if not is_private(folder):
