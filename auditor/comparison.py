@@ -16,7 +16,7 @@ from auditor.errors import ModelError
 from auditor.images import Notify
 from auditor.purifiers import Purifier
 from auditor.purifiers.base import Known, Purified
-from auditor.purifiers.informed import ASR_AIM
+from auditor.purifiers.cost import ASR_AIM
 from auditor.purifiers.strongest import ACC_SHARE
 from auditor.results import Check, Contender, MethodFacts, NotCompared
 

@@ -67,8 +67,8 @@ def attempts(network: Network, size: int, draw: int, steps: int | None) -> None:
             kept, (left,) = measured(purified, images, labels, [true])
             print(
                 f"  {attempt.what:8} lr {attempt.lr:g}, {attempt.steps} steps: kept back ASR {made.asr:.1%}, "
-                f"ACC {made.accuracy - run.accuracy:+.1%}, divergence {made.damage:.3f}; others: ACC lost "
-                f"{accuracy - kept:.1%}, ASR left {left:.1%}",
+                f"ACC {made.accuracy - run.scales.accuracy:+.1%}, divergence {made.damage:.3f}; others: "
+                f"ACC lost {accuracy - kept:.1%}, ASR left {left:.1%}",
                 flush=True,
             )
 

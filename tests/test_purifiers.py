@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from auditor import measure
 from auditor.classifier import Classifier, as_float
 from auditor.errors import ModelError, UnsuitableModel
 from auditor.images import silent
 from auditor.inputs import blank_spec
 from auditor.masks import folded
-from auditor.measure import Stamped, all_to_one
+from auditor.measure import Stamped, all_to_one, predictions
 from auditor.models.load import load_model
-from auditor.purifiers import PURIFIERS, base, informed, nft, reestimate
+from auditor.purifiers import PURIFIERS, base, cost, informed, nft, reestimate
 from auditor.purifiers.anp import AdversarialNeuronPruning
 from auditor.purifiers.awm import AdversarialWeightMasking
 from auditor.purifiers.base import Known, Purified, Purifier, Task, changed_classifier, measured
@@ -449,27 +450,28 @@ def test_weights_are_changed_where_masks_do_not_reach(monkeypatch: pytest.Monkey
 
 
 def fake(monkeypatch: pytest.MonkeyPatch, outcomes: dict[str, tuple[int, int, float]]) -> None:
-    """Let each kind of attempt have hits, net losses and damage on the 24 images for choosing."""
+    """Let each kind of attempt have hits, losses and damage on the 24 images for choosing."""
     found: list[tuple[int, int, float]] = []
     attempt = informed._Run.attempt
-    eligible = 21
 
     def told(run: Any, one: Attempt) -> Any:
         kind = "gentler" if one is informed.GENTLER else one.what
         found.append(outcomes["thorough" if one in informed.THOROUGH else kind])
         return attempt(run, replace(one, steps=1))
 
-    def measured_(run: Any, tensors: dict[str, Tensor]) -> tuple[float, float]:
-        hits, lost, _ = found[-1] if tensors else (eligible, 0, 0.0)
-        return 1 - lost / 24, hits / eligible
-
-    def right(run: Any, tensors: dict[str, Tensor]) -> Tensor:
-        return torch.arange(24) >= (found[-1][1] if tensors else 0)
+    def answers(scales: Any, tensors: dict[str, Tensor]) -> cost._Answers:
+        right, target = scales._labels, scales.known[0].mapping[0]
+        others = (right != target).nonzero().flatten()  # of the 24, 21
+        hits, lost, _ = found[-1] if tensors else (len(others), 0, 0.0)
+        stamped = right.clone()
+        stamped[others[:hits]] = target
+        return cost._Answers(
+            plain=torch.where(torch.arange(24) < lost, -1, right), stamped=stamped[None]
+        )
 
     monkeypatch.setattr(informed._Run, "attempt", told)
-    monkeypatch.setattr(informed._Run, "_measured", measured_)
-    monkeypatch.setattr(informed._Run, "_right", right)
-    monkeypatch.setattr(informed._Run, "_damage", lambda run, tensors: found[-1][2])
+    monkeypatch.setattr(cost.Scales, "_answers", answers)
+    monkeypatch.setattr(cost.Scales, "_damage", lambda scales, tensors: found[-1][2])
     monkeypatch.setattr(informed._Run, "_reestimated", lambda run, tensors: {})
 
 
@@ -523,8 +525,32 @@ def test_numbers_that_are_none_are_the_greatest_damage(monkeypatch: pytest.Monke
     told = task(classifier(), WHITE)
     run = informed._Run(Informed(), told, silent)
     huge = {"1.weight": torch.full((6,), 3e38)}
-    assert run._damage(huge) == math.inf
-    assert run._candidate(huge, informed.GENTLER).cost == math.inf
+    assert run.scales._damage(huge) == math.inf
+    assert run.scales.candidate(huge, 1 / 2).cost == math.inf
+
+
+class Nothing(Trigger):
+    """Stamps nothing."""
+
+    def stamp(self, images: Tensor) -> Tensor:
+        return images
+
+    def control(self, seed: int) -> Trigger:
+        return self
+
+
+def test_what_goes_to_the_target_unstamped_is_no_backdoor() -> None:
+    """A weak network takes some images for the target's: to unlearn that would cost accuracy alone."""
+    labels, chosen = LABELS[FIT].clone(), base.parted(96, 0).choose
+    taken = chosen[labels[chosen] == TARGET][:3]
+    labels[taken] = TARGET + 1
+    told = task(classifier(), Nothing(), labels=labels)
+    found = informed._Run(Informed(), told, silent).scales.candidate({}, 1.0)
+    concerned = int((labels[chosen] != TARGET).sum())
+    assert (found.asr, found.moved, found.excess) == (3 / concerned, 0.0, 0.0)
+    assert found.reached
+    obeyed = informed._Run(Informed(), replace(told, known=knowing(WHITE)), silent)
+    assert obeyed.scales.candidate({}, 1.0).moved == 1.0
 
 
 @pytest.mark.parametrize("borne", [0, 1, None])
@@ -602,16 +628,16 @@ def test_images_that_are_kept_back_are_not_fitted_on(monkeypatch: pytest.MonkeyP
             seen.append(images.clone())
         return images
 
-    def recorded(after: Any, images: Tensor, labels: Tensor, known: Any) -> Any:
+    def recorded(after: Any, images: Tensor, triggers: Any) -> Any:
         measured_on.append(images.clone())
-        return measured(after, images, labels, known)
+        return predictions(after, images, triggers)
 
     def counted(images: Tensor, generator: torch.Generator, **options: Any) -> Tensor:
         normalised_by.append(images.clone())
         return images
 
     monkeypatch.setattr(informed, "shifted", shifted)
-    monkeypatch.setattr(base, "measured", recorded)
+    monkeypatch.setattr(measure, "predictions", recorded)
     monkeypatch.setattr(reestimate, "shifted", counted)
     told = task(classifier(), WHITE)
     Informed().purify(told, silent)

@@ -6,7 +6,7 @@ and in its features; unstamped and mixed images shall look as they did. Anchorin
 way keeps the accuracy: on images that the suspect was trained on, its outputs are saturated and
 say little. Masks and all weights are tried; of what makes the triggers ineffective, that counts which
 changes the network least otherwise, by its scores, since a few kept-back images count accuracy and
-ASR too coarsely (`_Candidate.cost`). BatchNorm keeps its running statistics unless re-estimated ones
+ASR too coarsely (`Candidate.cost`). BatchNorm keeps its running statistics unless re-estimated ones
 do better. Every choice is made on fit images that are kept back from the fitting.
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -31,9 +31,6 @@ from auditor.purifiers.base import (
     Purified,
     Purifier,
     Task,
-    all_finite,
-    changed_classifier,
-    checked,
     count,
     detached,
     loop,
@@ -41,6 +38,7 @@ from auditor.purifiers.base import (
     parted,
     trainable,
 )
+from auditor.purifiers.cost import ACC_AIM, ASR_AIM, Candidate, Scales
 from auditor.purifiers.features import anchor_layers, distance
 from auditor.purifiers.reestimate import reestimated
 from auditor.purifiers.strengthen import Strengthened
@@ -53,11 +51,6 @@ MOST_TRIGGERS = 8
 """That are unlearnt, the first ones: more of them cost accuracy."""
 CHECK_STEPS = 20
 """For the record alone: nothing is decided by these checks but by the one at the end."""
-DAMAGE_COPIES = 4
-SAME_DAMAGE = 1e-3
-"""Nats; damage is not told apart far below it."""
-ASR_AIM, ACC_AIM = 1 / 2, 1 / 3
-"""Shares of the user's goals that are aimed at, since other images will judge."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +129,7 @@ class Informed(Purifier):
         for attempt in THOROUGH if missed or relatives else ():
             outcome = run.attempt(attempt)
             outcomes.append(outcome)
-            borne = outcome.made.reached and outcome.made.asr <= best.made.asr
+            borne = outcome.made.reached and outcome.made.moved <= best.made.moved
             if (relatives and borne) or (missed and _cost(outcome) < _cost(best)):
                 best = outcome
             if best is outcome and borne:
@@ -152,38 +145,9 @@ class Informed(Purifier):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Candidate:
-    """Tensors, and what they do on the images for choosing."""
-
-    tensors: dict[str, Tensor]
-    asr: float
-    accuracy: float
-    damage: float
-    """Mean KL divergence from the suspect, in nats."""
-    excess: float
-    """By how much the aim of the ASR is missed, in standard errors."""
-    loss: float
-    """By how much more accuracy is lost than the user allows, in standard errors."""
-    reached: bool
-    """The aims hold."""
-    meets_goals: bool
-    """The user's goals hold."""
-
-    @property
-    def cost(self) -> float:
-        """The damage in powers of ten; a goal that is missed by one standard error is one more of them.
-
-        By three it is two more, by seven three. So one image beyond an aim weighs something, but not
-        all; a backdoor that obeys weighs more than a little accuracy, and less than all of it.
-        """
-        missed = math.log2(1 + self.excess) + math.log2(1 + self.loss)
-        return math.log10(self.damage + SAME_DAMAGE) + missed
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Outcome:
     attempt: Attempt
-    made: _Candidate
+    made: Candidate
     masks: dict[str, Tensor]
     settings: dict[str, str]
     steps: int
@@ -230,73 +194,7 @@ class _Run:
         )
         self.known = task.known[: method.most_known]
         self.layers = anchor_layers(self.classifier, task.images)
-        self.accuracy, _ = self._measured({})
-        self.right = self._right({})
-        labels = task.labels[self.kept_back]
-        self.eligible = min(
-            (int((known.wanted(labels) >= 0).sum()) or 1 for known in self.known),
-            default=len(labels),
-        )
-
-    def _measured(self, tensors: Mapping[str, Tensor]) -> tuple[float, float]:
-        """ACC and highest ASR on the images for choosing."""
-        found = checked(replace(self.task, known=self.known), tensors)
-        return found.acc, found.asr
-
-    @torch.inference_mode()
-    def _right(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """``(N,)`` bool: which images for choosing are recognised."""
-        images = self.task.images[self.kept_back.to(self.device)]
-        predicted = changed_classifier(self.classifier, tensors).predict(images)
-        return predicted == self.task.labels[self.kept_back]
-
-    def _loss_beyond(self, tensors: Mapping[str, Tensor]) -> float:
-        """By how much more accuracy is lost than the user allows, in standard errors.
-
-        The images are paired, so that only those count that one network recognises and the other does
-        not (McNemar): of n images, b lost and c gained, the loss is ``(b - c) / n`` and its error
-        ``sqrt(b + c) / n``.
-        """
-        right = self._right(tensors)
-        lost, gained = int((self.right & ~right).sum()), int((~self.right & right).sum())
-        beyond = lost - gained - self.task.max_acc_drop * len(right)
-        return beyond / math.sqrt(lost + gained) if beyond > 0 else 0.0
-
-    def _excess(self, asr: float) -> float:
-        """By how much an ASR misses its aim, in standard errors of one that reaches it.
-
-        These are one image at least.
-        """
-        aim = self.task.max_asr * ASR_AIM
-        error = math.sqrt(max(aim * (1 - aim), 1 / self.eligible) / self.eligible)
-        return max(0.0, asr - aim) / error
-
-    def _holds(
-        self, accuracy: float, asr: float, acc_share: float, asr_share: float = ASR_AIM
-    ) -> bool:
-        """Whether those shares of the user's goals are kept."""
-        task = self.task
-        lost = self.accuracy - accuracy
-        return asr <= task.max_asr * asr_share and lost <= task.max_acc_drop * acc_share
-
-    @torch.inference_mode()
-    def _damage(self, tensors: Mapping[str, Tensor]) -> float:
-        """Mean KL divergence from the suspect on shifted and mixed images for choosing, in nats.
-
-        Finer than a count of images: on those that it was trained on, the suspect is right anyway.
-        """
-        generator = torch.Generator().manual_seed(self.task.seed)
-        images = as_float(self.task.images[self.kept_back.to(self.device)])
-        images = torch.cat(
-            [
-                mixed(shifted(images, generator, flip=True, zeros=False), generator, share=1.0)
-                for _ in range(DAMAGE_COPIES)
-            ]
-        )
-        wanted = self.classifier.logits(images).log_softmax(1)
-        have = changed_classifier(self.classifier, tensors).logits(images).log_softmax(1)
-        divergence = F.kl_div(have, wanted, log_target=True, reduction="batchmean")
-        return max(0.0, float(divergence)) if divergence.isfinite() else math.inf
+        self.scales = Scales(task, self.known, self.kept_back)
 
     def attempt(self, attempt: Attempt) -> _Outcome:
         """Train as the attempt says, and measure what came of it."""
@@ -342,9 +240,8 @@ class _Run:
                         stamp.follow()
                 last = loss.detach()
                 if (number + 1) % CHECK_STEPS == 0 and number + 1 < attempt.steps:
-                    accuracy, asr = self._measured(plain())
+                    checks.append(self.scales.check(plain(), number + 1, last))
                     features()  # measuring went through the tapped layers, too
-                    checks.append(Check(step=number + 1, asr=asr, acc=accuracy, loss=float(last)))
                 return True
 
             steps, images, seconds = loop(
@@ -355,10 +252,10 @@ class _Run:
                 notify=self.notify,
                 device=self.device,
             )
-        made = self._candidate(plain(), attempt)
+        made = self.scales.candidate(plain(), attempt.acc_aim)
         settings, choice = {}, ""
         if statistics := self._reestimated(made.tensors):
-            other = self._candidate({**made.tensors, **statistics}, attempt)
+            other = self.scales.candidate({**made.tensors, **statistics}, attempt.acc_aim)
             better = other.cost < made.cost
             settings["BatchNorm"] = "re-estimated" if better else "kept"
             made, other = (other, made) if better else (made, other)
@@ -367,7 +264,6 @@ class _Run:
                 f"ASR {other.asr:.1%}, ACC {other.accuracy:.1%}, divergence {other.damage:.3f} nats)."
             )
         checks.append(Check(step=steps, asr=made.asr, acc=made.accuracy, loss=float(last)))
-        reached = "reached the aims" if made.reached else "did not reach the aims"
         return _Outcome(
             attempt=attempt,
             made=made,
@@ -377,24 +273,20 @@ class _Run:
             images=images,
             seconds=seconds,
             checks=tuple(checks),
-            says=f"{attempt.what.capitalize()} {reached} on {len(self.kept_back)} {self.choosing}: ASR "
-            f"{made.asr:.1%} (aim {self.task.max_asr * ASR_AIM:.1%}), ACC {self.accuracy:.1%} to "
-            f"{made.accuracy:.1%} (aim: {self.task.max_acc_drop * 100 * attempt.acc_aim:.1f} points less at "
-            f"most), divergence {made.damage:.3f} nats.{choice}",
+            says=self._says(attempt, made) + choice,
         )
 
-    def _candidate(self, tensors: dict[str, Tensor], attempt: Attempt) -> _Candidate:
-        accuracy, asr = self._measured(tensors)
-        finite = all_finite(tensors.values())
-        return _Candidate(
-            tensors=tensors,
-            asr=asr,
-            accuracy=accuracy,
-            damage=self._damage(tensors) if finite else math.inf,
-            excess=self._excess(asr),
-            loss=self._loss_beyond(tensors),
-            reached=finite and self._holds(accuracy, asr, attempt.acc_aim),
-            meets_goals=finite and self._holds(accuracy, asr, acc_share=1.0, asr_share=1.0),
+    def _says(self, attempt: Attempt, made: Candidate) -> str:
+        task, images = self.task, f"{len(self.kept_back)} {self.choosing}"
+        reached = "reached the aims" if made.reached else "did not reach the aims"
+        asr = f"ASR {made.asr:.1%}"
+        if made.moved < made.asr:
+            asr += f", {made.moved:.1%} of those that do not go there unstamped"
+        return (
+            f"{attempt.what.capitalize()} {reached} on {images}: {asr} (aim {task.max_asr * ASR_AIM:.1%}), "
+            f"ACC {self.scales.accuracy:.1%} to {made.accuracy:.1%} (aim: "
+            f"{task.max_acc_drop * 100 * attempt.acc_aim:.1f} points less at most), divergence "
+            f"{made.damage:.3f} nats."
         )
 
     def _reestimated(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

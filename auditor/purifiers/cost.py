@@ -1,0 +1,180 @@
+"""What a purified network costs, on fit images that are kept back from the fitting.
+
+A few of them count ACC and ASR coarsely, so that both are taken in standard errors, and the scores for
+other images tell how much else has changed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from auditor import measure
+from auditor.classifier import as_float
+from auditor.purifiers.augment import mixed, shifted
+from auditor.purifiers.base import Known, Task, all_finite, changed_classifier
+from auditor.results import Check
+
+ASR_AIM, ACC_AIM = 1 / 2, 1 / 3
+"""Shares of the user's goals that are aimed at, since other images will judge."""
+DAMAGE_COPIES = 4
+SAME_DAMAGE = 1e-3
+"""Nats; damage is not told apart far below it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """Tensors, and what they do on the images for choosing."""
+
+    tensors: dict[str, Tensor]
+    asr: float
+    """Of the strongest trigger."""
+    moved: float
+    """The same without images that the suspect sends there unstamped, which is no backdoor's doing."""
+    accuracy: float
+    damage: float
+    """Mean KL divergence from the suspect, in nats."""
+    excess: float
+    """By how much `moved` misses the aim of the ASR, in standard errors."""
+    loss: float
+    """By how much more accuracy is lost than the user allows, in standard errors."""
+    reached: bool
+    """The aims hold."""
+    meets_goals: bool
+    """The user's goals hold."""
+
+    @property
+    def cost(self) -> float:
+        """The damage in powers of ten; a goal that is missed by one standard error is one more of them.
+
+        By three it is two more, by seven three. So one image beyond an aim weighs something, but not
+        all; a backdoor that obeys weighs more than a little accuracy, and less than all of it.
+        """
+        missed = math.log2(1 + self.excess) + math.log2(1 + self.loss)
+        return math.log10(self.damage + SAME_DAMAGE) + missed
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Answers:
+    """What a network makes of the images for choosing."""
+
+    plain: Tensor
+    """``(N,)`` classes."""
+    stamped: Tensor
+    """``(T, N)``, a row a trigger."""
+
+
+class Scales:
+    """The images for choosing, and what the suspect makes of them.
+
+    Args:
+        task: What the purifier was given.
+        known: Those of the triggers that are unlearnt.
+        chosen: Indices of the images for choosing.
+    """
+
+    def __init__(self, task: Task, known: Sequence[Known], chosen: Tensor) -> None:
+        self.task, self.known = task, known
+        self._images = task.images[chosen.to(task.images.device)]
+        self._labels = task.labels[chosen]
+        self._suspect = self._answers({})
+        self.accuracy = self._accuracy(self._suspect)
+        """Of the suspect."""
+        self._concerned = [entry.wanted(self._labels) >= 0 for entry in known]
+        self._movable = [
+            concerned & ~entry.hits(self._suspect.plain, self._labels)
+            for entry, concerned in zip(known, self._concerned, strict=True)
+        ]
+        self._fewest = min((int(m.sum()) or 1 for m in self._movable), default=len(chosen))
+
+    def check(self, tensors: Mapping[str, Tensor], step: int, loss: Tensor) -> Check:
+        """What those tensors do after so many steps, for the record."""
+        answers = self._answers(tensors)
+        asr, accuracy = self._highest(answers, self._concerned), self._accuracy(answers)
+        return Check(step=step, asr=asr, acc=accuracy, loss=float(loss))
+
+    def candidate(self, tensors: dict[str, Tensor], acc_aim: float) -> Candidate:
+        """Tensors with their measures; `acc_aim` is the share of the goal for ACC that they may take."""
+        answers, finite = self._answers(tensors), all_finite(tensors.values())
+        accuracy, moved = self._accuracy(answers), self._highest(answers, self._movable)
+        return Candidate(
+            tensors=tensors,
+            asr=self._highest(answers, self._concerned),
+            moved=moved,
+            accuracy=accuracy,
+            damage=self._damage(tensors) if finite else math.inf,
+            excess=self._excess(moved),
+            loss=self._loss(answers),
+            reached=finite and self._holds(accuracy, moved, acc_aim, ASR_AIM),
+            meets_goals=finite and self._holds(accuracy, moved, 1.0, 1.0),
+        )
+
+    def _answers(self, tensors: Mapping[str, Tensor]) -> _Answers:
+        network = changed_classifier(self.task.classifier, tensors)
+        triggers = [entry.stamped.trigger for entry in self.known]
+        return _Answers(
+            plain=network.predict(self._images),
+            stamped=measure.predictions(network, self._images, triggers),
+        )
+
+    def _accuracy(self, answers: _Answers) -> float:
+        return float((answers.plain == self._labels).float().mean())
+
+    def _highest(self, answers: _Answers, among: Sequence[Tensor]) -> float:
+        """Share of each trigger's images ``(N,)`` that go where it sends them, by the strongest."""
+        shares = (
+            int((entry.hits(after, self._labels) & chosen).sum()) / max(1, int(chosen.sum()))
+            for entry, after, chosen in zip(self.known, answers.stamped, among, strict=True)
+        )
+        return max(shares, default=0.0)
+
+    def _holds(self, accuracy: float, moved: float, acc_share: float, asr_share: float) -> bool:
+        """Whether those shares of the user's goals are kept."""
+        lost = self.accuracy - accuracy
+        return moved <= self.task.max_asr * asr_share and lost <= self.task.max_acc_drop * acc_share
+
+    def _excess(self, moved: float) -> float:
+        """By how much a share of moved images misses the aim, in standard errors of one that reaches it.
+
+        These are one image at least.
+        """
+        aim = self.task.max_asr * ASR_AIM
+        error = math.sqrt(max(aim * (1 - aim), 1 / self._fewest) / self._fewest)
+        return max(0.0, moved - aim) / error
+
+    def _loss(self, answers: _Answers) -> float:
+        """By how much more accuracy is lost than the user allows, in standard errors.
+
+        The images are paired, so that only those count that one network recognises and the other does
+        not (McNemar): of n images, b lost and c gained, the loss is ``(b - c) / n`` and its error
+        ``sqrt(b + c) / n``.
+        """
+        right, was = answers.plain == self._labels, self._suspect.plain == self._labels
+        lost, gained = int((was & ~right).sum()), int((~was & right).sum())
+        beyond = lost - gained - self.task.max_acc_drop * len(right)
+        return beyond / math.sqrt(lost + gained) if beyond > 0 else 0.0
+
+    @torch.inference_mode()
+    def _damage(self, tensors: Mapping[str, Tensor]) -> float:
+        """Mean KL divergence from the suspect on shifted and mixed images for choosing, in nats.
+
+        Finer than a count of images: on those that it was trained on, the suspect is right anyway.
+        """
+        generator = torch.Generator().manual_seed(self.task.seed)
+        images = as_float(self._images)
+        images = torch.cat(
+            [
+                mixed(shifted(images, generator, flip=True, zeros=False), generator, share=1.0)
+                for _ in range(DAMAGE_COPIES)
+            ]
+        )
+        suspect = self.task.classifier
+        wanted = suspect.logits(images).log_softmax(1)
+        have = changed_classifier(suspect, tensors).logits(images).log_softmax(1)
+        divergence = F.kl_div(have, wanted, log_target=True, reduction="batchmean")
+        return max(0.0, float(divergence)) if divergence.isfinite() else math.inf
