@@ -490,6 +490,13 @@ class Outcome:
     eligible: int
     hits: Counts
 
+    def destinations(self, classes: int) -> dict[int, int]:
+        """Source class -> target class, of those classes that the trigger concerns."""
+        if self.target is None:
+            return {k: wanted for k, wanted in enumerate(self.mapping or ()) if wanted >= 0}
+        sources = range(classes) if self.source is None else (self.source,)
+        return {k: self.target for k in sources if k != self.target}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Check:

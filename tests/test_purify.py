@@ -123,6 +123,10 @@ def test_a_purifier_that_does_nothing_misses_the_goal(suspect: ModelHandle, tmp_
     assert result.written is None
     assert result.confusion is not None
     assert result.confusion.before == result.confusion.after
+    unstamped = view.outcomes(result)[0].unstamped
+    assert unstamped is not None
+    said = result.before.images[0].predicted[TARGET] - result.confusion.before[TARGET][TARGET]
+    assert unstamped.before.hits == said
     assert any("shows a backdoor" in sentence for sentence in result.goals.missed)
 
 

@@ -227,7 +227,8 @@ def first(raw: Any, name: str) -> Any:
         (lambda r: r["embedding"]["points"][0].update(label=-1), "class -1"),
         (lambda r: r["confusion"]["after"].pop(), "does not cover the classes"),
         (lambda r: r["confusion"]["after"][3].pop(), "does not cover the classes"),
-        (lambda r: r["confusion"]["before"][0].__setitem__(1, 44), "count every image"),
+        (lambda r: r["confusion"]["before"][0].__setitem__(1, 44), "counts more than every image"),
+        (lambda r: first(r, "outcomes").update(eligible=20, hits={"before": 1, "after": 0}), "images of a trigger"),
         (lambda r: r["accuracy"].update(after=100), "disagrees with the accuracy"),
         (lambda r: r["stress"]["rows"][0].update(hits_after=181), "stress test"),
         (lambda r: r["stress"]["rows"][0].update(correct_after=201), "stress test"),
@@ -718,3 +719,24 @@ def test_class_names_in_cautions_are_inert_in_markdown() -> None:
     said = re.sub(r"`[^`\n]+`", "", said)  # in code nothing is a link
     assert "ends in BACKDOOR" in said
     assert not re.search(r"(?<!\\)\]\(|@org|<img", said)
+
+
+def test_what_goes_there_unstamped_is_counted() -> None:
+    """So that what a weak network confuses anyway is not taken for what is left of the backdoor."""
+    rows = ((40, 3, 1), (2, 40, 0), (5, 0, 30))
+    result = replace(
+        sample_purify(), confusion=Confusion(before=rows, after=(*rows[:2], (4, 1, 30)))
+    )
+    found = result.outcomes[0]
+    one, two, several = (
+        replace(found, eligible=79, **fields)
+        for fields in (
+            {"target": 0},
+            {"target": 1, "source": 0, "scope": "source-specific"},
+            {"target": None, "mapping": (1, 2, -1), "scope": "all-to-all"},
+        )
+    )
+    seen = view.outcomes(replace(result, outcomes=(one, two, several)))
+    counts = [(s.unstamped.before.hits, s.unstamped.after.hits) for s in seen if s.unstamped]
+    assert counts == [(2 + 5, 2 + 4), (3, 3), (3 + 0, 3 + 0)]
+    assert not any(s.unstamped for s in view.outcomes(replace(result, confusion=None)))

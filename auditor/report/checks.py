@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -22,6 +22,7 @@ from auditor.results import (
     Inversion,
     MaskLayer,
     MethodFacts,
+    Outcome,
     PurifyResult,
     ScanResult,
     SplitFacts,
@@ -406,10 +407,17 @@ def _of_confusion(confusion: Confusion, result: PurifyResult) -> Iterator[str]:
         if len(rows) != classes or any(len(row) != classes for row in rows):
             yield "a confusion matrix that does not cover the classes"
             continue
-        if min(map(min, rows)) < 0 or sum(map(sum, rows)) != result.judge.images:
-            yield "a confusion matrix that does not count every image"
+        if min(map(min, rows)) < 0 or sum(map(sum, rows)) > result.judge.images:
+            yield "a confusion matrix that counts more than every image"
         elif sum(rows[k][k] for k in range(classes)) != correct:
             yield "a confusion matrix that disagrees with the accuracy"
+        elif any(_counted(rows, entry) > entry.eligible for entry in result.outcomes):
+            yield "a confusion matrix that disagrees with the images of a trigger"
+
+
+def _counted(rows: Sequence[Sequence[int]], outcome: Outcome) -> int:
+    """Images of the classes that a trigger concerns."""
+    return sum(sum(rows[source]) for source in outcome.destinations(len(rows)))
 
 
 def _of_stress(stress: Stress) -> Iterator[str]:

@@ -85,16 +85,17 @@ def _outcomes(seen: Sequence[view.SeenOutcome], result: PurifyResult) -> list[st
     if not seen:
         return []
     lines = [
-        "| | origin | probe | trigger | effect | before | after | fine-tuning |",
-        "|---:|---|---|---|---|---:|---:|---:|",
+        "| | origin | probe | trigger | effect | before | after | fine-tuning | after, unstamped |",
+        "|---:|---|---|---|---|---:|---:|---:|---:|",
     ]
     for entry in seen[:MARKDOWN_ROWS]:
         outcome, rates = entry.outcome, entry.rates
+        unstamped = None if entry.unstamped is None else entry.unstamped.after
         lines.append(
             f"| {entry.number} | {outcome.origin} | {code(outcome.probe, 60)} | "
             f"{code(outcome.trigger, 120)} | {_effect(outcome, result)} | "
             f"{_short_rate(rates.before)} | {_short_rate(rates.after)} | "
-            f"{_short_rate(rates.baseline)} |"
+            f"{_short_rate(rates.baseline)} | {_short_rate(unstamped)} |"
         )
     return [*lines, *more(len(seen), MARKDOWN_ROWS, "triggers")]
 

@@ -10,6 +10,7 @@ from typing import Literal
 from auditor.report.numbers import Rate, number, percent
 from auditor.report.scan_view import ScreenedProbe, SeenResponse, bound_text, screened_probes
 from auditor.results import (
+    Confusion,
     Contender,
     Counts,
     Embedding,
@@ -105,6 +106,9 @@ class SeenOutcome:
     """Counted from 1, in the order of the result."""
     outcome: Outcome
     rates: Rates
+    unstamped: Rates | None
+    """How many of the same images go where the trigger sends them without it; None: the model was not
+    touched, so that nobody counted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,10 +221,26 @@ def accuracy_word(result: PurifyResult) -> str:
 def outcomes(result: PurifyResult) -> list[SeenOutcome]:
     """Every outcome that was measured with its rates, in the order of the result."""
     return [
-        SeenOutcome(number=index + 1, outcome=outcome, rates=rates(outcome.hits, outcome.eligible))
+        SeenOutcome(
+            number=index + 1,
+            outcome=outcome,
+            rates=rates(outcome.hits, outcome.eligible),
+            unstamped=_unstamped(outcome, result.confusion),
+        )
         for index, outcome in enumerate(result.outcomes)
         if outcome.eligible
     ]
+
+
+def _unstamped(outcome: Outcome, confusion: Confusion | None) -> Rates | None:
+    if confusion is None:
+        return None
+    wanted = outcome.destinations(len(confusion.before))
+    before, after = (
+        sum(table[source][target] for source, target in wanted.items())
+        for table in (confusion.before, confusion.after)
+    )
+    return rates(Counts(before=before, after=after), outcome.eligible)
 
 
 def highest(seen: Sequence[SeenOutcome], which: Which) -> tuple[Rate, SeenOutcome] | None:
