@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,7 +25,7 @@ STRONG_RELATIVES = 7
 OPACITY = 2.0
 """Their opacity, in units of its size, since they change an image by about half of their opacity."""
 MOST_KIN = 4
-"""Triggers that are unlearnt because they are like a shown one."""
+"""Triggers that are unlearnt though they were not shown to be any."""
 WARP = "search.warp"
 RELATED = 2
 """Classes that relatives are sought for."""
@@ -62,9 +62,9 @@ def shown_triggers(found: ScanResult, declared: Sequence[Stamped]) -> list[Known
 
     A trigger that the user named counts as shown where it stands out. Suspicions towards other
     classes than those of a shown backdoor are left out: unlearning them would cost accuracy. Kin are
-    triggers of a kind that is shown which nearly all images follow to the same class. Their controls
-    may work as well, so that they prove nothing, but the attacker's own may be among them: with 100
-    images of a blend at 0.2 only the same picture at 0.15 was shown.
+    triggers that nearly all images follow to the same class. Their controls may work as well, so that
+    they prove nothing, but the attacker's own may be among them: with 100 images of a blend at 0.2 only
+    the same picture at 0.15 was shown, and of another one SIG's stripes.
 
     Args:
         found: The scan.
@@ -80,7 +80,7 @@ def shown_triggers(found: ScanResult, declared: Sequence[Stamped]) -> list[Known
     chosen = [entry for entry, _ in cited if entry.target in targets or entry in leading]
     by_repr = {repr(entry.trigger): entry for entry in (*declared, *found_triggers(found))}
     known: dict[str, Known] = {}
-    for entry in (*chosen, *_kin(found, chosen, by_repr)):
+    for entry in (*chosen, *_kin(found, chosen)):
         if entry.trigger in by_repr and entry.trigger not in known:
             known[entry.trigger] = Known(
                 stamped=by_repr[entry.trigger],
@@ -91,25 +91,18 @@ def shown_triggers(found: ScanResult, declared: Sequence[Stamped]) -> list[Known
     return list(known.values())
 
 
-def _kin(
-    found: ScanResult, shown: Sequence[Confirmation], by_repr: Mapping[str, Stamped]
-) -> list[Confirmation]:
-    """Triggers of the kinds that are shown, towards the same classes, that are obeyed as well; best first."""
-
-    def kind(entry: Confirmation) -> object:
-        stamped = by_repr.get(entry.trigger)
-        return None if stamped is None else (type(stamped.trigger), entry.target)
-
-    kinds = {kind(entry) for entry in shown if entry.scope == "all-to-one"} - {None}
+def _kin(found: ScanResult, shown: Sequence[Confirmation]) -> list[Confirmation]:
+    """Triggers that are obeyed as those that are shown, towards the same classes; best first."""
+    targets = {entry.target for entry in shown if entry.scope == "all-to-one"}
     known = {entry.trigger for entry in shown}
     kin = [
         entry
         for entry in found.confirmations
         if entry.scope == "all-to-one"
+        and entry.target in targets
         and entry.trigger not in known
         and entry.keeps_meaning
         and entry.hits >= verdict.OBEYED_ASR * entry.eligible
-        and kind(entry) in kinds
     ]
     return sorted(kin, key=lambda entry: -entry.hits / entry.eligible)[:MOST_KIN]
 

@@ -37,11 +37,12 @@ def told(result: ScanResult, *triggers: Trigger) -> list[Trigger]:
     return [known.stamped.trigger for known in shown_triggers(result, stamped)]
 
 
-def test_what_is_like_a_shown_trigger_is_unlearnt_too() -> None:
+def test_what_works_as_a_shown_trigger_does_is_unlearnt_too() -> None:
     """The attacker's own picture may be one that its controls do as much as."""
     result = scanned(entry(SHOWN, 41), entry(OTHER, held_out=False))
     assert [reason.verdict for reason in result.judgement.reasons] == [Verdict.BACKDOOR]
     assert told(result, SHOWN, OTHER) == [SHOWN, OTHER]
+    assert told(scanned(entry(SHOWN), entry(Square())), SHOWN, Square()) == [SHOWN, Square()]
 
 
 @pytest.mark.parametrize(
@@ -51,11 +52,10 @@ def test_what_is_like_a_shown_trigger_is_unlearnt_too() -> None:
         pytest.param(entry(OTHER, target=3), id="to another class"),
         pytest.param(entry(OTHER, source=2, scope="source-specific"), id="of one class"),
         pytest.param(entry(OTHER, keeps_meaning=False), id="an image is another thing then"),
-        pytest.param(entry(Square()), id="of another kind"),
     ],
 )
-def test_what_is_unlike_it_is_not(other: Confirmation) -> None:
-    assert told(scanned(entry(SHOWN), other), SHOWN, OTHER, Square()) == [SHOWN]
+def test_what_does_not_is_left_alone(other: Confirmation) -> None:
+    assert told(scanned(entry(SHOWN), other), SHOWN, OTHER) == [SHOWN]
 
 
 def test_the_most_obeyed_of_them_count() -> None:
