@@ -25,7 +25,7 @@ STRONG_RELATIVES = 7
 OPACITY = 2.0
 """Their opacity, in units of its size, since they change an image by about half of their opacity."""
 MOST_KIN = 4
-"""Triggers that are unlearnt though they were not shown to be any."""
+"""Triggers that work, and were not shown to do so beyond their controls, of which so many are unlearnt."""
 WARP = "search.warp"
 RELATED = 2
 """Classes that relatives are sought for."""
@@ -102,7 +102,7 @@ def _kin(found: ScanResult, shown: Sequence[Confirmation]) -> list[Confirmation]
         and entry.target in targets
         and entry.trigger not in known
         and entry.keeps_meaning
-        and entry.hits >= verdict.OBEYED_ASR * entry.eligible
+        and 0 < verdict.OBEYED_ASR * entry.eligible <= entry.hits
     ]
     return sorted(kin, key=lambda entry: -entry.hits / entry.eligible)[:MOST_KIN]
 

@@ -49,6 +49,7 @@ def test_what_works_as_a_shown_trigger_does_is_unlearnt_too() -> None:
     "other",
     [
         pytest.param(entry(OTHER, 35), id="too few follow it"),
+        pytest.param(entry(OTHER, 0, eligible=0), id="nobody could"),
         pytest.param(entry(OTHER, target=3), id="to another class"),
         pytest.param(entry(OTHER, source=2, scope="source-specific"), id="of one class"),
         pytest.param(entry(OTHER, keeps_meaning=False), id="an image is another thing then"),
