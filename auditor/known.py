@@ -92,7 +92,11 @@ def shown_triggers(found: ScanResult, declared: Sequence[Stamped]) -> list[Known
 
 
 def _kin(found: ScanResult, shown: Sequence[Confirmation]) -> list[Confirmation]:
-    """Triggers that are obeyed as those that are shown, towards the same classes; best first."""
+    """Triggers that are obeyed as those that are shown, towards the same classes; best first.
+
+    None that a search made, which works on honest networks as well, and none that was tried on made
+    images alone.
+    """
     targets = {entry.target for entry in shown if entry.scope == "all-to-one"}
     known = {entry.trigger for entry in shown}
     kin = [
@@ -102,7 +106,9 @@ def _kin(found: ScanResult, shown: Sequence[Confirmation]) -> list[Confirmation]
         and entry.target in targets
         and entry.trigger not in known
         and entry.keeps_meaning
-        and 0 < verdict.OBEYED_ASR * entry.eligible <= entry.hits
+        and entry.family == "clean"
+        and not entry.searched
+        and 0 < verdict.OBEYED_ASR * entry.eligible <= entry.hits - entry.clean_hits
     ]
     return sorted(kin, key=lambda entry: -entry.hits / entry.eligible)[:MOST_KIN]
 

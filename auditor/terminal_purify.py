@@ -140,7 +140,7 @@ def _show_outcomes(console: Console, result: PurifyResult) -> None:
     table.add_column("    trigger", no_wrap=True)
     table.add_column("known as", no_wrap=True)
     table.add_column("to class", no_wrap=True, max_width=16)
-    for header in ("before", "after", "unstamped"):
+    for header in ("before", "after"):
         table.add_column(header, justify="right", no_wrap=True)
     for entry in seen[:OUTCOME_ROWS]:
         outcome, names = entry.outcome, result.model.class_names
@@ -150,7 +150,6 @@ def _show_outcomes(console: Console, result: PurifyResult) -> None:
             "judge, unseen" if outcome.origin == "judge" else "found",
             escape(target),
             *(f"{rate.hits}/{rate.total}" for rate in (entry.rates.before, entry.rates.after)),
-            "–" if entry.unstamped is None else f"{entry.unstamped.after.hits}",
         )
     console.print(table)
     if len(seen) > OUTCOME_ROWS:

@@ -50,6 +50,9 @@ def test_what_works_as_a_shown_trigger_does_is_unlearnt_too() -> None:
     [
         pytest.param(entry(OTHER, 35), id="too few follow it"),
         pytest.param(entry(OTHER, 0, eligible=0), id="nobody could"),
+        pytest.param(entry(OTHER, clean_hits=36), id="those images go there anyway"),
+        pytest.param(entry(OTHER, searched=True), id="a search made it"),
+        pytest.param(entry(OTHER, family="noise"), id="on made images"),
         pytest.param(entry(OTHER, target=3), id="to another class"),
         pytest.param(entry(OTHER, source=2, scope="source-specific"), id="of one class"),
         pytest.param(entry(OTHER, keeps_meaning=False), id="an image is another thing then"),
@@ -57,6 +60,11 @@ def test_what_works_as_a_shown_trigger_does_is_unlearnt_too() -> None:
 )
 def test_what_does_not_is_left_alone(other: Confirmation) -> None:
     assert told(scanned(entry(SHOWN), other), SHOWN, OTHER) == [SHOWN]
+
+
+def test_a_trigger_of_one_class_has_no_kin() -> None:
+    shown = entry(SHOWN, source=2, scope="source-specific")
+    assert told(scanned(shown, entry(OTHER)), SHOWN, OTHER) == [SHOWN]
 
 
 def test_the_most_obeyed_of_them_count() -> None:

@@ -553,6 +553,19 @@ def test_what_goes_to_the_target_unstamped_is_no_backdoor() -> None:
     assert obeyed.scales.candidate({}, 1.0).moved == 1.0
 
 
+def test_a_trigger_that_moves_nobody_hides_no_other_one() -> None:
+    """One of a class that the images for choosing do not have, say."""
+    told = task(classifier(), WHITE)
+    (white,) = told.known
+    empty = replace(white, mapping=(-1,) * CLASSES)
+    alone, both = (
+        informed._Run(Informed(), replace(told, known=known), silent).scales.candidate({}, 1.0)
+        for known in ((white,), (white, empty))
+    )
+    assert (both.moved, both.excess) == (alone.moved, alone.excess)
+    assert both.excess > 10
+
+
 @pytest.mark.parametrize("borne", [0, 1, None])
 def test_relatives_are_unlearnt_as_thoroughly_as_the_network_bears(
     borne: int | None, monkeypatch: pytest.MonkeyPatch

@@ -40,13 +40,13 @@ class Candidate:
     damage: float
     """Mean KL divergence from the suspect, in nats."""
     excess: float
-    """By how much `moved` misses the aim of the ASR, in standard errors."""
+    """By how much the aim of the ASR is missed so, in standard errors, by the trigger that misses it most."""
     loss: float
     """By how much more accuracy is lost than the user allows, in standard errors."""
     reached: bool
-    """The aims hold."""
+    """The aims hold, of `moved` and of ACC."""
     meets_goals: bool
-    """The user's goals hold."""
+    """So do the user's goals; of the ASR itself they need not, by what a weak network confuses anyway."""
 
     @property
     def cost(self) -> float:
@@ -90,25 +90,25 @@ class Scales:
             concerned & ~entry.hits(self._suspect.plain, self._labels)
             for entry, concerned in zip(known, self._concerned, strict=True)
         ]
-        self._fewest = min((int(m.sum()) or 1 for m in self._movable), default=len(chosen))
 
     def check(self, tensors: Mapping[str, Tensor], step: int, loss: Tensor) -> Check:
         """What those tensors do after so many steps, for the record."""
         answers = self._answers(tensors)
-        asr, accuracy = self._highest(answers, self._concerned), self._accuracy(answers)
-        return Check(step=step, asr=asr, acc=accuracy, loss=float(loss))
+        asr = max(self._shares(answers, self._concerned), default=0.0)
+        return Check(step=step, asr=asr, acc=self._accuracy(answers), loss=float(loss))
 
     def candidate(self, tensors: dict[str, Tensor], acc_aim: float) -> Candidate:
         """Tensors with their measures; `acc_aim` is the share of the goal for ACC that they may take."""
         answers, finite = self._answers(tensors), all_finite(tensors.values())
-        accuracy, moved = self._accuracy(answers), self._highest(answers, self._movable)
+        accuracy, shares = self._accuracy(answers), self._shares(answers, self._movable)
+        moved = max(shares, default=0.0)
         return Candidate(
             tensors=tensors,
-            asr=self._highest(answers, self._concerned),
+            asr=max(self._shares(answers, self._concerned), default=0.0),
             moved=moved,
             accuracy=accuracy,
             damage=self._damage(tensors) if finite else math.inf,
-            excess=self._excess(moved),
+            excess=self._excess(shares),
             loss=self._loss(answers),
             reached=finite and self._holds(accuracy, moved, acc_aim, ASR_AIM),
             meets_goals=finite and self._holds(accuracy, moved, 1.0, 1.0),
@@ -125,27 +125,29 @@ class Scales:
     def _accuracy(self, answers: _Answers) -> float:
         return float((answers.plain == self._labels).float().mean())
 
-    def _highest(self, answers: _Answers, among: Sequence[Tensor]) -> float:
-        """Share of each trigger's images ``(N,)`` that go where it sends them, by the strongest."""
-        shares = (
+    def _shares(self, answers: _Answers, among: Sequence[Tensor]) -> list[float]:
+        """Which share of its images ``(N,)`` goes where a trigger sends them, for each of them."""
+        return [
             int((entry.hits(after, self._labels) & chosen).sum()) / max(1, int(chosen.sum()))
             for entry, after, chosen in zip(self.known, answers.stamped, among, strict=True)
-        )
-        return max(shares, default=0.0)
+        ]
 
     def _holds(self, accuracy: float, moved: float, acc_share: float, asr_share: float) -> bool:
         """Whether those shares of the user's goals are kept."""
         lost = self.accuracy - accuracy
         return moved <= self.task.max_asr * asr_share and lost <= self.task.max_acc_drop * acc_share
 
-    def _excess(self, moved: float) -> float:
+    def _excess(self, shares: Sequence[float]) -> float:
         """By how much a share of moved images misses the aim, in standard errors of one that reaches it.
 
-        These are one image at least.
+        These are one image at least, of those that the trigger can move.
         """
-        aim = self.task.max_asr * ASR_AIM
-        error = math.sqrt(max(aim * (1 - aim), 1 / self._fewest) / self._fewest)
-        return max(0.0, moved - aim) / error
+        aim, most = self.task.max_asr * ASR_AIM, 0.0
+        for moved, movable in zip(shares, self._movable, strict=True):
+            count = int(movable.sum()) or 1
+            error = math.sqrt(max(aim * (1 - aim), 1 / count) / count)
+            most = max(most, (moved - aim) / error)
+        return most
 
     def _loss(self, answers: _Answers) -> float:
         """By how much more accuracy is lost than the user allows, in standard errors.

@@ -177,6 +177,13 @@ def _cost(outcome: _Outcome) -> float:
     return outcome.made.cost
 
 
+def _asr(made: Candidate) -> str:
+    asr = f"ASR {made.asr:.1%}"
+    if made.moved == made.asr:
+        return asr
+    return f"{asr}, {made.moved:.1%} of the images that the suspect does not send there unstamped"
+
+
 class _Run:
     """One purification: the images parted, the triggers ready, the anchor found."""
 
@@ -261,7 +268,7 @@ class _Run:
             made, other = (other, made) if better else (made, other)
             choice = (
                 f" BatchNorm statistics {settings['BatchNorm']} ({'kept' if better else 're-estimated'}: "
-                f"ASR {other.asr:.1%}, ACC {other.accuracy:.1%}, divergence {other.damage:.3f} nats)."
+                f"{_asr(other)}, ACC {other.accuracy:.1%}, divergence {other.damage:.3f} nats)."
             )
         checks.append(Check(step=steps, asr=made.asr, acc=made.accuracy, loss=float(last)))
         return _Outcome(
@@ -279,11 +286,9 @@ class _Run:
     def _says(self, attempt: Attempt, made: Candidate) -> str:
         task, images = self.task, f"{len(self.kept_back)} {self.choosing}"
         reached = "reached the aims" if made.reached else "did not reach the aims"
-        asr = f"ASR {made.asr:.1%}"
-        if made.moved < made.asr:
-            asr += f", {made.moved:.1%} of those that do not go there unstamped"
+        aim = f"aim {task.max_asr * ASR_AIM:.1%}{' of these' if made.moved != made.asr else ''}"
         return (
-            f"{attempt.what.capitalize()} {reached} on {images}: {asr} (aim {task.max_asr * ASR_AIM:.1%}), "
+            f"{attempt.what.capitalize()} {reached} on {images}: {_asr(made)} ({aim}), "
             f"ACC {self.scales.accuracy:.1%} to {made.accuracy:.1%} (aim: "
             f"{task.max_acc_drop * 100 * attempt.acc_aim:.1f} points less at most), divergence "
             f"{made.damage:.3f} nats."

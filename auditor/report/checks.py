@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
 
@@ -22,7 +22,6 @@ from auditor.results import (
     Inversion,
     MaskLayer,
     MethodFacts,
-    Outcome,
     PurifyResult,
     ScanResult,
     SplitFacts,
@@ -297,6 +296,12 @@ def _of_outcomes(result: PurifyResult) -> Iterator[str]:
             len(mapping) != classes or not all(-1 <= k < classes for k in mapping)
         ):
             yield "a map of classes that does not cover them"
+        elif outcome.target is None and mapping is None:
+            yield "an outcome without a target"
+        elif outcome.eligible != sum(
+            result.judge.members[k] for k in outcome.destinations(classes)
+        ):
+            yield "an outcome that does not count the images of its classes"
 
 
 def _of_method(method: MethodFacts) -> Iterator[str]:
@@ -411,13 +416,8 @@ def _of_confusion(confusion: Confusion, result: PurifyResult) -> Iterator[str]:
             yield "a confusion matrix that counts more than every image"
         elif sum(rows[k][k] for k in range(classes)) != correct:
             yield "a confusion matrix that disagrees with the accuracy"
-        elif any(_counted(rows, entry) > entry.eligible for entry in result.outcomes):
-            yield "a confusion matrix that disagrees with the images of a trigger"
-
-
-def _counted(rows: Sequence[Sequence[int]], outcome: Outcome) -> int:
-    """Images of the classes that a trigger concerns."""
-    return sum(sum(rows[source]) for source in outcome.destinations(len(rows)))
+        elif any(sum(row) > of for row, of in zip(rows, result.judge.members, strict=True)):
+            yield "a confusion matrix that counts more images of a class than there are"
 
 
 def _of_stress(stress: Stress) -> Iterator[str]:
