@@ -66,6 +66,9 @@ SIZE_NORMALIZATIONS = ("none", "imagenet", "half")
 """Enough to tell sizes apart; the normalisation itself is settled afterwards."""
 GOOD_ACCURACY = 0.8
 """With this accuracy at the size of the images themselves, no other size is tried."""
+SIZE_ERRORS = 2.0
+"""Another size must be right more often by so many standard errors of the difference: many are tried,
+and a network that averages over places is right about as often on images that are a little smaller."""
 
 EQUAL_ACCURACY = 0.02
 """Candidates within this accuracy of the best are told apart by BatchNorm distance instead."""
@@ -253,12 +256,18 @@ def _size_by_accuracy(
         if size == preferred and scores[size] >= GOOD_ACCURACY:
             break
     best = max(scores, key=lambda size: scores[size])
-    if preferred in scores and scores[preferred] >= scores[best] - EQUAL_ACCURACY:
+    if preferred in scores and not _is_better(scores[best], scores[preferred], len(indices)):
         best = preferred
     others = sorted((s for s in scores if s != best), key=lambda s: -scores[s])
     shown = f"; next {others[0][1]}x{others[0][2]}: {scores[others[0]]:.0%}" if others else ""
     kind = "the size of all images" if natural == best[1:] else "the best size tried"
     return *best, f"{kind}, clean accuracy {scores[best]:.0%}{shown}"
+
+
+def _is_better(accuracy: float, preferred: float, images: int) -> bool:
+    """Whether that many images tell an accuracy from the one at the size that is likelier anyway."""
+    variance = (accuracy * (1 - accuracy) + preferred * (1 - preferred)) / images
+    return accuracy - preferred > max(EQUAL_ACCURACY, SIZE_ERRORS * math.sqrt(variance))
 
 
 def _refusal(model: ModelHandle, size: tuple[int, int, int]) -> str:

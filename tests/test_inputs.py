@@ -262,6 +262,31 @@ def test_labelled_images_tell_the_size(trained: int, stored: int, tmp_path: Path
     assert "100%" in size[3]
 
 
+class Averaging(nn.Module):
+    """Right on images of 28 pixels but for one class of eight, at 32 but for some more classes."""
+
+    def __init__(self, more: int) -> None:
+        super().__init__()
+        self.more = more
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        level = inputs[:, 0].mean((1, 2)) * 8
+        missed = {28: 1, 32: 1 + self.more}.get(inputs.shape[-1], 8)
+        wrong = torch.where(level < missed, 3, 0)
+        return -(((level + wrong).unsqueeze(1) - torch.arange(8.0) - 0.5) ** 2)
+
+
+@pytest.mark.parametrize(("more", "chosen"), [(1, 32), (4, 28)])
+def test_another_size_must_be_clearly_better(more: int, chosen: int, tmp_path: Path) -> None:
+    """Than that of the images, at which they were most likely trained on."""
+    images, labels = coloured()
+    written(tmp_path / "a.npz", images, labels)
+    source = open_images(tmp_path / "a.npz")
+    assert source.sizes(range(8)) == {(32, 32)}
+    size = resolve_size(handle(Averaging(more)), source, GivenInput(), 0)
+    assert size[:3] == (3, chosen, chosen)
+
+
 def test_the_channel_order_is_found_where_the_normalisation_is_given() -> None:
     found = resolved(Normalised("half", bgr=True), normalize="half").preprocessing
     assert (found.source, found.spec.normalize, found.spec.order) == ("given", "half", "bgr")
