@@ -12,7 +12,7 @@ from auditor.images import Notify
 from auditor.measure import Stamped, all_to_one
 from auditor.probes import Probe
 from auditor.purifiers.base import Known, Task
-from auditor.results import Caveat, Confirmation, ScanResult, Verdict
+from auditor.results import Caveat, Confirmation, ScanResult, Verdict, destinations
 from auditor.search.inversion import images_needed, invert
 from auditor.search.pace import NoGradient, NoNumber, planned, seconds_per_image
 from auditor.search.searches import found_triggers, presented
@@ -84,7 +84,7 @@ def shown_triggers(found: ScanResult, declared: Sequence[Stamped]) -> list[Known
         if entry.trigger in by_repr and entry.trigger not in known:
             known[entry.trigger] = Known(
                 stamped=by_repr[entry.trigger],
-                mapping=_mapping(entry, found.model.classes),
+                mapping=destinations(entry, found.model.classes),
                 searched=entry.searched,
                 size=entry.change if entry.rivals else None,
             )
@@ -221,14 +221,3 @@ def _is_obeyed(task: Task, known: Known) -> bool:
     eligible = known.wanted(task.labels) >= 0
     hits = int(known.hits(after, task.labels).sum())
     return hits > 0 and hits >= OBEYED * int(eligible.sum())
-
-
-def _mapping(entry: Confirmation, classes: int) -> tuple[int, ...]:
-    """Source class -> target class, -1 where a class is left alone."""
-    if entry.mapping is not None:
-        return entry.mapping
-    target = entry.target
-    assert target is not None  # noqa: S101 - only all-to-all has none
-    if entry.source is None:
-        return all_to_one(target, classes).mapping
-    return tuple(target if c == entry.source else -1 for c in range(classes))

@@ -490,12 +490,15 @@ class Outcome:
     eligible: int
     hits: Counts
 
-    def destinations(self, classes: int) -> dict[int, int]:
-        """Source class -> target class, of those classes that the trigger concerns."""
-        if self.target is None:
-            return {k: wanted for k, wanted in enumerate(self.mapping or ()) if wanted >= 0}
-        sources = range(classes) if self.source is None else (self.source,)
-        return {k: self.target for k in sources if k != self.target}
+
+def destinations(found: Confirmation | Outcome, classes: int) -> tuple[int, ...]:
+    """Source class -> target class of a trigger, -1 where it leaves a class alone."""
+    if found.mapping is not None:
+        return found.mapping
+    target, sources = found.target, range(classes) if found.source is None else (found.source,)
+    return tuple(
+        -1 if target is None or k == target or k not in sources else target for k in range(classes)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

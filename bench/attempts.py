@@ -10,7 +10,6 @@ nothing. "ACC lost" and "ASR left" are counted on up to 2,000 other images, the 
 from __future__ import annotations
 
 import argparse
-import fnmatch
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from auditor.known import shown_triggers
 from auditor.measure import Stamped, all_to_one, predictions
 from auditor.purifiers import informed
 from auditor.purifiers.base import Known, Task, changed_classifier, measured, seeded
-from bench.methods import Network, saved, suspects, zoo
+from bench.methods import Network, asked_for, saved
 
 MOST_JUDGES = 2000
 
@@ -33,12 +32,12 @@ def attempts(network: Network, size: int, draw: int, steps: int | None) -> None:
     """Print a line for masks, all weights, and gentle weights."""
     generator = torch.Generator().manual_seed(1000 + draw)
     order = torch.randperm(len(network.labels), generator=generator)
-    chosen, others = order[:size], order[size:][:MOST_JUDGES]
+    drawn, others = order[:size], order[size:][:MOST_JUDGES]
     images, labels = network.images[others], network.labels[others].long()
     model = api.load_model(network.path, arch=network.arch)
     probes = api.choose_probes("quick").probes
     with tempfile.TemporaryDirectory() as name:
-        fit = saved(Path(name), "fit", network.images[chosen], network.labels[chosen])
+        fit = saved(Path(name), "fit", network.images[drawn], network.labels[drawn])
         options = api.ScanOptions(
             given=api.GivenInput(normalize=network.normalize), searches=(), max_images=size
         )
@@ -51,7 +50,7 @@ def attempts(network: Network, size: int, draw: int, steps: int | None) -> None:
     )
     known = shown_triggers(found, stamped_triggers(model, probes)) or [true]
     task = Task(
-        classifier=classifier, images=network.images[chosen], labels=network.labels[chosen].long(),
+        classifier=classifier, images=network.images[drawn], labels=network.labels[drawn].long(),
         classes=classes, known=tuple(known), max_asr=0.05, max_acc_drop=0.03, seed=0,
     )  # fmt: skip
     accuracy, (rate,) = measured(classifier, images, labels, [true])
@@ -77,25 +76,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("--data", "--zoo", "--suspects"):
         parser.add_argument(name, type=Path, required=name == "--data")
-    parser.add_argument("--only", default="*")
+    parser.add_argument("--only", action="append", default=[], help="ids; * and ? are wildcards")
     parser.add_argument("--sizes", default="180")
     parser.add_argument("--draws", default="0")
     parser.add_argument("--steps", type=int)
     arguments = parser.parse_args()
-    for published in (True, False):
-        if published:
-            networks = suspects(arguments.suspects, arguments.data)
-        else:
-            networks = zoo(arguments.zoo, arguments.data)
-        for network in networks:
-            if not fnmatch.fnmatch(network.id, arguments.only):
-                continue
-            if network.judges is not None and network.judge_labels is not None:
-                # the clean images of the published suspects were trained on
-                network = replace(network, images=network.judges, labels=network.judge_labels)
-            for size in map(int, arguments.sizes.split(",")):
-                for draw in map(int, arguments.draws.split(",")):
-                    attempts(network, size, draw, arguments.steps)
+    for network in asked_for(arguments):
+        if network.judges is not None and network.judge_labels is not None:
+            # the clean images of the published suspects were trained on
+            network = replace(network, images=network.judges, labels=network.judge_labels)
+        for size in map(int, arguments.sizes.split(",")):
+            for draw in map(int, arguments.draws.split(",")):
+                attempts(network, size, draw, arguments.steps)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import math
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -139,6 +140,14 @@ def zoo(folder: Path | None, data: Path) -> Iterator[Network]:
             id=row.id, path=folder / f"{row.id}.pt", arch=None, normalize="half", trigger=trigger,
             images=test.images, labels=test.labels,
         )  # fmt: skip
+
+
+def asked_for(arguments: argparse.Namespace) -> Iterator[Network]:
+    """The suspects and the zoo's networks that are asked for, one after the other."""
+    both = (suspects(arguments.suspects, arguments.data), zoo(arguments.zoo, arguments.data))
+    for network in chain.from_iterable(both):
+        if any(fnmatch.fnmatchcase(network.id, wanted) for wanted in arguments.only or ["*"]):
+            yield network
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -419,11 +428,7 @@ def main() -> None:
         table(arguments.out, ablation=True)
         return
 
-    def wanted(network: Network) -> bool:
-        return any(fnmatch.fnmatchcase(network.id, p) for p in arguments.only or ["*"])
-
-    both = (suspects(arguments.suspects, arguments.data), zoo(arguments.zoo, arguments.data))
-    measure((network for found in both for network in found if wanted(network)), arguments)
+    measure(asked_for(arguments), arguments)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -237,16 +239,16 @@ def test_normalisation_is_exact() -> None:
 
 
 class Scaled(nn.Module):
-    """Runs on any size, and is right on one only."""
+    """Runs on any size; on those of some sides it misses the first classes of eight, else all."""
 
-    def __init__(self, side: int) -> None:
+    def __init__(self, missed: Mapping[int, int]) -> None:
         super().__init__()
-        self.side = side
+        self.missed = missed
 
     def forward(self, inputs: Tensor) -> Tensor:
         level = inputs[:, 0].mean((1, 2)) * 8
-        wrong = 0 if inputs.shape[-1] == self.side else 3
-        return -((level.unsqueeze(1) - wrong - torch.arange(8.0) - 0.5) ** 2)
+        wrong = torch.where(level < self.missed.get(inputs.shape[-1], math.inf), 3, 0)
+        return -(((level + wrong).unsqueeze(1) - torch.arange(8.0) - 0.5) ** 2)
 
 
 @pytest.mark.parametrize(
@@ -257,23 +259,9 @@ def test_labelled_images_tell_the_size(trained: int, stored: int, tmp_path: Path
     scaled = nn.functional.interpolate(images.float(), stored).to(torch.uint8)
     np.savez(tmp_path / "a.npz", images=scaled.permute(0, 2, 3, 1).numpy(), labels=labels.numpy())
     source = open_images(tmp_path / "a.npz")
-    size = resolve_size(handle(Scaled(trained)), source, GivenInput(), 0)
+    size = resolve_size(handle(Scaled({trained: 0})), source, GivenInput(), 0)
     assert size[:3] == (3, trained, trained)
     assert "100%" in size[3]
-
-
-class Averaging(nn.Module):
-    """Right on images of 28 pixels but for one class of eight, at 32 but for some more classes."""
-
-    def __init__(self, more: int) -> None:
-        super().__init__()
-        self.more = more
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        level = inputs[:, 0].mean((1, 2)) * 8
-        missed = {28: 1, 32: 1 + self.more}.get(inputs.shape[-1], 8)
-        wrong = torch.where(level < missed, 3, 0)
-        return -(((level + wrong).unsqueeze(1) - torch.arange(8.0) - 0.5) ** 2)
 
 
 @pytest.mark.parametrize(("more", "chosen"), [(1, 32), (4, 28)])
@@ -283,7 +271,7 @@ def test_another_size_must_be_clearly_better(more: int, chosen: int, tmp_path: P
     written(tmp_path / "a.npz", images, labels)
     source = open_images(tmp_path / "a.npz")
     assert source.sizes(range(8)) == {(32, 32)}
-    size = resolve_size(handle(Averaging(more)), source, GivenInput(), 0)
+    size = resolve_size(handle(Scaled({28: 1, 32: 1 + more})), source, GivenInput(), 0)
     assert size[:3] == (3, chosen, chosen)
 
 

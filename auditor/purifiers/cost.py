@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -161,22 +162,29 @@ class Scales:
         beyond = lost - gained - self.task.max_acc_drop * len(right)
         return beyond / math.sqrt(lost + gained) if beyond > 0 else 0.0
 
+    def _mixed(self) -> Tensor:
+        """Shifted and mixed images for choosing, the same ones each time."""
+        generator = torch.Generator().manual_seed(self.task.seed)
+        images = as_float(self._images)
+        return torch.cat(
+            [
+                mixed(shifted(images, generator, flip=True, zeros=False), generator, share=1.0)
+                for _ in range(DAMAGE_COPIES)
+            ]
+        )
+
+    @cached_property
+    def _wanted(self) -> Tensor:
+        """What the suspect says of those, as log-probabilities."""
+        return self.task.classifier.logits(self._mixed()).log_softmax(1)
+
     @torch.inference_mode()
     def _damage(self, tensors: Mapping[str, Tensor]) -> float:
         """Mean KL divergence from the suspect on shifted and mixed images for choosing, in nats.
 
         Finer than a count of images: on those that it was trained on, the suspect is right anyway.
         """
-        generator = torch.Generator().manual_seed(self.task.seed)
-        images = as_float(self._images)
-        images = torch.cat(
-            [
-                mixed(shifted(images, generator, flip=True, zeros=False), generator, share=1.0)
-                for _ in range(DAMAGE_COPIES)
-            ]
-        )
-        suspect = self.task.classifier
-        wanted = suspect.logits(images).log_softmax(1)
-        have = changed_classifier(suspect, tensors).logits(images).log_softmax(1)
-        divergence = F.kl_div(have, wanted, log_target=True, reduction="batchmean")
+        purified = changed_classifier(self.task.classifier, tensors)
+        have = purified.logits(self._mixed()).log_softmax(1)
+        divergence = F.kl_div(have, self._wanted, log_target=True, reduction="batchmean")
         return max(0.0, float(divergence)) if divergence.isfinite() else math.inf

@@ -26,6 +26,7 @@ from auditor.results import (
     ScanResult,
     SplitFacts,
     Stress,
+    destinations,
 )
 
 MOST_IMAGES = 1_000_000
@@ -299,7 +300,11 @@ def _of_outcomes(result: PurifyResult) -> Iterator[str]:
         elif outcome.target is None and mapping is None:
             yield "an outcome without a target"
         elif outcome.eligible != sum(
-            result.judge.members[k] for k in outcome.destinations(classes)
+            members
+            for members, target in zip(
+                result.judge.members, destinations(outcome, classes), strict=True
+            )
+            if target >= 0
         ):
             yield "an outcome that does not count the images of its classes"
 

@@ -19,6 +19,7 @@ from auditor.results import (
     Outcome,
     PurifyResult,
     Verdict,
+    destinations,
 )
 from auditor.text import counted, listed
 
@@ -235,9 +236,9 @@ def outcomes(result: PurifyResult) -> list[SeenOutcome]:
 def _unstamped(outcome: Outcome, confusion: Confusion | None) -> Rates | None:
     if confusion is None:
         return None
-    wanted = outcome.destinations(len(confusion.before))
+    wanted = destinations(outcome, len(confusion.before))
     before, after = (
-        sum(table[source][target] for source, target in wanted.items())
+        sum(row[target] for row, target in zip(table, wanted, strict=True) if target >= 0)
         for table in (confusion.before, confusion.after)
     )
     return rates(Counts(before=before, after=after), outcome.eligible)
