@@ -39,6 +39,7 @@ from auditor.results import (
     Contender,
     Counts,
     Goals,
+    MarginSearch,
     MethodFacts,
     Outcome,
     Provenance,
@@ -153,7 +154,9 @@ class _Purification:
         known = self._known()
         known += relatives(self.fit, known, self.notify)
         self.fit = replace(self.fit, known=tuple(known))
-        self.before = self._scanned(self.model, judge_source, "scan before", without=INVERSIONS)
+        self.before = self._scanned(
+            self.model, judge_source, "scan before", without=INVERSIONS, margin=self.evidence.margin
+        )
         changing.refuse_unsound(self.before)
         named, unheeded = judge_triggers(self.judge, self.options.judge_probes)
         self.caveats += unheeded
@@ -412,6 +415,7 @@ class _Purification:
         what: str,
         *,
         without: Container[str] = (),
+        margin: MarginSearch | None = None,
         probes: Sequence[Probe] | None = None,
         seed: int | None = None,
         notify: Notify | None = None,
@@ -427,6 +431,7 @@ class _Purification:
             max_images=self.options.max_images,
             searches=tuple(s for s in self.options.scan.searches if s not in without),
             resolution=self.resolution,
+            margin=margin,
             seed=self.options.seed if seed is None else seed,
         )
         return scan(model, self.probes if probes is None else probes, source, options, told)

@@ -33,6 +33,7 @@ from auditor.results import (
     Confirmation,
     Exhibit,
     Inversion,
+    MarginSearch,
     ModelFacts,
     Provenance,
     Response,
@@ -57,6 +58,8 @@ class Options:
     given: GivenInput = field(default_factory=GivenInput)
     resolution: Resolution | None = None
     """How to prepare the input, where an earlier scan of the same model has settled it."""
+    margin: MarginSearch | None = None
+    """The data-free margins, where an earlier scan of the same model with the same seed has them."""
     searches: tuple[str, ...] = tuple(
         name for name, (tier, _) in SEARCHES.items() if tier == "quick"
     )
@@ -167,7 +170,7 @@ class _Scan:
             deadline=self.deadline,
             notify=self.notify,
         )
-        margin = searches.margins()
+        margin = self.options.margin or searches.margins()
         inversions: list[Inversion] = []
         enough = clean is not None and len(clean) > 1
         parted = held_out(families[0]) if enough else None

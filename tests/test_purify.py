@@ -28,8 +28,11 @@ from auditor.purifiers.base import Known, Purified, Purifier, Task
 from auditor.purify import Options, purify
 from auditor.report import purify_view as view
 from auditor.report import to_markdown
-from auditor.results import PurifyResult
+from auditor.results import MarginSearch, PurifyResult
 from auditor.scan import Options as ScanOptions
+from auditor.search import searches
+from auditor.search.margin import search_margins
+from auditor.search.searches import MARGIN
 from auditor.stress import POISONED, counted, stress
 from auditor.triggers.patch import Square
 from tests.changeable import CLASSES, PROBE, TARGET, WHITE, classifier, opened, samples, saved
@@ -128,6 +131,27 @@ def test_a_purifier_that_does_nothing_misses_the_goal(suspect: ModelHandle, tmp_
     said = result.before.images[0].predicted[TARGET] - result.confusion.before[TARGET][TARGET]
     assert unstamped.before.hits == said
     assert any("shows a backdoor" in sentence for sentence in result.goals.missed)
+
+
+def test_margins_are_searched_once_a_model(
+    suspect: ModelHandle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[ModelHandle] = []
+
+    def search(classifier: Classifier, classes: int, **options: Any) -> MarginSearch:
+        searched.append(classifier.model)
+        return search_margins(classifier, classes, **options)
+
+    monkeypatch.setattr(searches, "search_margins", search)
+    scan = ScanOptions(given=GivenInput(normalize="none"), searches=(MARGIN,), batch_size=64)
+    asked = Options(scan=scan, baseline=False, methods=(Recorder(),))
+    source = open_images(samples(tmp_path, 120))
+    result = purify(suspect, choose(PROBE).probes, source, None, asked)
+    assert result.evidence.margin is not None
+    assert result.before.margin == result.evidence.margin
+    assert result.after is not None
+    assert result.after.margin is not None
+    assert [model is suspect for model in searched] == [True, False]
 
 
 def test_without_labels_the_predictions_stand_for_them(
