@@ -315,11 +315,11 @@ class _Scan:
     def _lent(self, family: Family, targets: Sequence[int]) -> list[Lent]:
         """What the user's images of some classes lend to the confirming images."""
         lent: list[Lent] = []
-        for place, target in enumerate(targets):
-            self.notify(f"what class {target} stands for", place, len(targets))
+        for target in targets:
             lent += transplants(
-                self.classifier, family.screen, family.confirm, target, deadline=self.deadline
-            )
+                self.classifier, family.screen, family.confirm, target,
+                deadline=self.deadline, notify=self.notify,
+            )  # fmt: skip
             if time.monotonic() >= self.deadline:
                 what = f"whether class {target} stands for a mark"
                 self.skipped.append(Skipped(what=what, reason="time budget"))

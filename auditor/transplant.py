@@ -19,6 +19,7 @@ from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
 from auditor.classifier import UNDECIDED, Classifier, as_float
+from auditor.images import Notify, silent
 from auditor.measure import Half, margins_of, predictions
 from auditor.results import Transplants
 from auditor.triggers.base import Trigger
@@ -50,7 +51,13 @@ class Lent:
 
 
 def transplants(
-    classifier: Classifier, screen: Half, confirm: Half, target: int, *, deadline: float
+    classifier: Classifier,
+    screen: Half,
+    confirm: Half,
+    target: int,
+    *,
+    deadline: float,
+    notify: Notify = silent,
 ) -> tuple[Lent, Lent]:
     """What small pieces of a class's own images, and their texture, do on images of other classes.
 
@@ -63,6 +70,7 @@ def transplants(
         confirm: …and of this one, images of other classes borrow.
         target: The class.
         deadline: `time.monotonic` value after which no batch is started.
+        notify: Progress.
 
     Returns:
         Pieces and textures. Without a count where no image of the class is there, or no time.
@@ -72,7 +80,8 @@ def transplants(
     lenders = as_float(_known((screen, confirm), target))
     tried_on = as_float(_others(screen, target, TRIED_ON).images)
     pieces: list[Trigger] = []
-    for image in lenders if len(tried_on) else ():
+    for place, image in enumerate(lenders if len(tried_on) else ()):
+        notify(f"what class {target} stands for", place, len(lenders))
         if time.monotonic() < deadline:
             best = _most_telling(classifier, image, side, target, tried_on)
             pieces.append(_piece(image, best, side))

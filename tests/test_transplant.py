@@ -158,6 +158,19 @@ def test_no_time_no_counts() -> None:
         assert one.typical is None
 
 
+def test_each_image_that_lends_is_progress() -> None:
+    images, labels, _ = spotted()
+    classifier, both = shown(Spotted(), images, labels)
+    told: list[tuple[int, int]] = []
+
+    def notify(what: str, done: int, total: int) -> None:
+        assert what == "what class 2 stands for"
+        told.append((done, total))
+
+    transplants(classifier, *both, 2, deadline=NEVER, notify=notify)
+    assert told == [(done, 8) for done in range(8)]
+
+
 def test_scores_that_are_no_numbers_are_none_that_tell() -> None:
     class Broken(Spotted):
         def forward(self, images: Tensor) -> Tensor:
