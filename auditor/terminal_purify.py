@@ -147,7 +147,7 @@ def _show_outcomes(console: Console, result: PurifyResult) -> None:
         target = "" if outcome.target is None else clean_text(names[outcome.target])
         table.add_row(
             escape(f"    {clean_text(outcome.probe, limit=32)}"),
-            "judge, unseen" if outcome.origin == "judge" else "found",
+            entry.origin,
             escape(target),
             *(f"{rate.hits}/{rate.total}" for rate in (entry.rates.before, entry.rates.after)),
         )

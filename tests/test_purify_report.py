@@ -599,6 +599,21 @@ def test_markdown_is_short_and_inert(make: Callable[[], PurifyResult]) -> None:
         assert len(lines) <= 22
 
 
+def test_a_judge_trigger_that_was_found_too_is_no_unseen_one() -> None:
+    result = few_figures(sample_purify())
+    found, judge = result.outcomes
+    both = replace(judge, trigger=found.trigger)
+    found_too = replace(result, outcomes=(found, both))
+    assert [entry.origin for entry in view.outcomes(found_too)] == ["found", "judge, also found"]
+    for text in (text_of(found_too), to_markdown(found_too), shown(found_too)):
+        assert view.FOUND_TOO in text
+        assert view.NEVER_SEEN not in text
+        assert "unseen |" not in text
+    mixed = replace(result, outcomes=(found, both, judge))
+    assert view.cautions(mixed)[:3] == [view.NO_PROOF, view.NEVER_SEEN, view.FOUND_TOO]
+    assert view.FOUND_TOO not in view.cautions(result)
+
+
 def test_markdown_has_the_cautions_and_the_numbers() -> None:
     text = to_markdown(sample_purify())
     for said in (view.NO_PROOF, view.NEVER_SEEN, "2.2% (4 of 180, 95% interval 0.9–5.6%)", "never means safe"):  # fmt: skip

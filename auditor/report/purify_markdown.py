@@ -92,7 +92,7 @@ def _outcomes(seen: Sequence[view.SeenOutcome], result: PurifyResult) -> list[st
         outcome, rates = entry.outcome, entry.rates
         unstamped = None if entry.unstamped is None else entry.unstamped.after
         lines.append(
-            f"| {entry.number} | {outcome.origin} | {code(outcome.probe, 60)} | "
+            f"| {entry.number} | {entry.origin} | {code(outcome.probe, 60)} | "
             f"{code(outcome.trigger, 120)} | {_effect(outcome, result)} | "
             f"{_short_rate(rates.before)} | {_short_rate(rates.after)} | "
             f"{_short_rate(rates.baseline)} | {_short_rate(unstamped)} |"

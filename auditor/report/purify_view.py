@@ -30,7 +30,11 @@ NO_PROOF = (
     "triggers that were found; the attacker's own may differ."
 )
 NEVER_SEEN = (
-    "Judge triggers were never seen by the purifier: it was neither told nor tuned by them."
+    "Unseen judge triggers were kept from the purifier: it was neither told nor tuned by them."
+)
+FOUND_TOO = (
+    "A judge trigger that the scan of the fit images found, too, is no independent judge: a method that is "
+    "told what was found, was told of it."
 )
 NOTHING_FOUND = "No trigger that was tried works on this model, so the model was not touched."
 NOT_TOLD = (
@@ -110,6 +114,15 @@ class SeenOutcome:
     unstamped: Rates | None
     """How many of the same images go where the trigger sends them without it; None: the model was not
     touched, so that nobody counted."""
+    unseen: bool
+    """It is a judge trigger, and none that the scan found, too."""
+
+    @property
+    def origin(self) -> str:
+        """Where the trigger comes from, in words."""
+        if self.outcome.origin == "found":
+            return "found"
+        return "judge, unseen" if self.unseen else "judge, also found"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,12 +234,14 @@ def accuracy_word(result: PurifyResult) -> str:
 
 def outcomes(result: PurifyResult) -> list[SeenOutcome]:
     """Every outcome that was measured with its rates, in the order of the result."""
+    found = {outcome.trigger for outcome in result.outcomes if outcome.origin == "found"}
     return [
         SeenOutcome(
             number=index + 1,
             outcome=outcome,
             rates=rates(outcome.hits, outcome.eligible),
             unstamped=_unstamped(outcome, result.confusion),
+            unseen=outcome.origin == "judge" and outcome.trigger not in found,
         )
         for index, outcome in enumerate(result.outcomes)
         if outcome.eligible
@@ -252,11 +267,6 @@ def highest(seen: Sequence[SeenOutcome], which: Which) -> tuple[Rate, SeenOutcom
         if (rate := getattr(entry.rates, which)) is not None and rate.total > 0
     ]
     return max(measured, key=lambda pair: (pair[0].share, -pair[1].number), default=None)
-
-
-def has_judge_triggers(result: PurifyResult) -> bool:
-    """Whether triggers were given that the purifier never saw."""
-    return any(outcome.origin == "judge" for outcome in result.outcomes)
 
 
 def headline(result: PurifyResult) -> str:
@@ -300,7 +310,9 @@ def cautions(result: PurifyResult) -> list[str]:
     """What has to stand beside every ASR of a purified model."""
     if not result.outcomes or not is_touched(result):
         return []
-    found = [NO_PROOF, *([NEVER_SEEN] if has_judge_triggers(result) else [])]
+    judges = [entry.unseen for entry in outcomes(result) if entry.outcome.origin == "judge"]
+    found = [NO_PROOF, *([NEVER_SEEN] if any(judges) else [])]
+    found += [] if all(judges) else [FOUND_TOO]
     again = None if result.after is None else result.after.judgement
     if again is not None and again.verdict.is_alarm:
         found.append(f"The scan of the purified model ends in {again.verdict}: {again.headline}")
