@@ -28,6 +28,7 @@ from auditor.measure import CONTROLS, Stamped, all_to_one
 from auditor.models.base import ModelHandle
 from auditor.models.mark import write_mark
 from auditor.outputs import sidecar, write_text
+from auditor.precision import mixed_precision
 from auditor.probes import Probe
 from auditor.purifiers.augment import shifted
 from auditor.purifiers.base import (
@@ -37,7 +38,6 @@ from auditor.purifiers.base import (
     detached,
     loop,
     measured,
-    mixed_precision,
     parted,
     trainable,
 )
@@ -401,7 +401,7 @@ class _Planting:
             seed = int(torch.randint(2**31, (), generator=generator))
             images = _stamped(images, part, self.trigger.control(seed))
         labels[poisoned] = self.known.wanted(labels[poisoned])
-        with mixed_precision(images.device):
+        with mixed_precision(task.classifier):
             logits = task.classifier(images, tensors)
         return F.cross_entropy(logits.float(), labels.to(images.device))
 

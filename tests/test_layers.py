@@ -32,7 +32,7 @@ RANKS = [
     {"onnx_graph"},
     {"models", "triggers"},
     {"classifier", "probes"},
-    {"inputs", "synthesis"},
+    {"inputs", "precision", "synthesis"},
     {"verdict"},
     {"measure"},
     {"alone"},

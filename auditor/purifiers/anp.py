@@ -14,6 +14,7 @@ from auditor.anatomy import Layer
 from auditor.classifier import Classifier
 from auditor.images import Notify
 from auditor.masks import MaskSite, effective, ones
+from auditor.precision import mixed_precision
 from auditor.purifiers.base import (
     PURIFIERS,
     Batches,
@@ -23,7 +24,6 @@ from auditor.purifiers.base import (
     all_finite,
     detached,
     loop,
-    mixed_precision,
     parted,
 )
 from auditor.purifiers.prune import (
@@ -143,7 +143,7 @@ class Shaken:
         if xi:
             factors = {layer: 1 + change for layer, change in xi.items()}
             tensors = {**tensors, **effective({**self.own, **tensors}, self.biases, factors)}
-        with mixed_precision(self.classifier.device):
+        with mixed_precision(self.classifier):
             logits = self.classifier(self.images, tensors, train=True)
         return F.cross_entropy(logits.float(), self.labels)
 

@@ -14,6 +14,7 @@ from auditor.classifier import Classifier
 from auditor.errors import UnsuitableModel
 from auditor.images import Notify
 from auditor.models.base import ModelHandle
+from auditor.precision import mixed_precision
 from auditor.purifiers.base import (
     PURIFIERS,
     Batches,
@@ -23,7 +24,6 @@ from auditor.purifiers.base import (
     count,
     detached,
     loop,
-    mixed_precision,
     parted,
 )
 from auditor.purifiers.prune import descend
@@ -134,7 +134,7 @@ class AdversarialWeightMasking(Purifier):
             images: ``(N, C, H, W)`` float in [0, 1].
         """
         here = change.clone().requires_grad_()
-        with mixed_precision(classifier.device):
+        with mixed_precision(classifier):
             with torch.no_grad():
                 said = classifier(images, weights).argmax(1)
             logits = classifier((images + here).clamp(0, 1), weights)
@@ -152,7 +152,7 @@ class AdversarialWeightMasking(Purifier):
     ) -> Tensor:
         """What masks minimise: alpha CE(clean) + (1 - alpha) CE(perturbed) + gamma ||m||_1."""
         weights = _times(own, masks)
-        with mixed_precision(classifier.device):
+        with mixed_precision(classifier):
             both = torch.cat([images, (images + change).clamp(0, 1)])
             clean, stamped = classifier(both, weights).chunk(2)
         loss = self.alpha * F.cross_entropy(clean.float(), labels)

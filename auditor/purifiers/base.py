@@ -201,14 +201,6 @@ def loop(
     return number, images, time.monotonic() - begin
 
 
-@contextlib.contextmanager
-def mixed_precision(device: torch.device) -> Iterator[None]:
-    """bfloat16 matrix products on a GPU that has them; nothing elsewhere."""
-    on = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=on):
-        yield
-
-
 def changed_classifier(classifier: Classifier, tensors: Mapping[str, Tensor]) -> Classifier:
     """The classifier with other tensors in its model."""
     return classifier.of(ChangedHandle(classifier.model, tensors))

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from auditor.images import Notify
+from auditor.precision import mixed_precision
 from auditor.purifiers.base import (
     PURIFIERS,
     Batches,
@@ -19,7 +20,6 @@ from auditor.purifiers.base import (
     count,
     detached,
     loop,
-    mixed_precision,
     trainable,
     whole_stage,
 )
@@ -57,7 +57,7 @@ class FineTuning(Purifier):
 
         def step(number: int, batch: int) -> bool:
             images, labels = batches.draw(batch)
-            with mixed_precision(device):
+            with mixed_precision(classifier):
                 logits = classifier(images, {**buffers, **trained}, train=True)
             optimizer.zero_grad()
             torch.autograd.backward(F.cross_entropy(logits.float(), labels))

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from auditor.classifier import as_float
 from auditor.images import Notify
 from auditor.models.base import ModelHandle
+from auditor.precision import mixed_precision
 from auditor.purifiers.base import (
     Batches,
     Purified,
@@ -30,7 +31,6 @@ from auditor.purifiers.base import (
     count,
     detached,
     loop,
-    mixed_precision,
     parted,
 )
 from auditor.purifiers.second_order import twice_differentiable
@@ -150,7 +150,7 @@ class FlatMinimum(Purifier):
                     trace = self._trace(scores, labels, places, generator)
                     steep = slopes(eta_f * trace, places)
             now = changed()
-            with mixed_precision(classifier.device):
+            with mixed_precision(classifier):
                 logits = classifier(images, now, train=True)
             fit = slopes(F.cross_entropy(logits.float(), labels), places)
             steep = shortened(steep, norm(fit))

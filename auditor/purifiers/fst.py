@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from auditor.anatomy import Layer
 from auditor.images import Notify
+from auditor.precision import mixed_precision
 from auditor.purifiers.base import (
     PURIFIERS,
     Batches,
@@ -23,7 +24,6 @@ from auditor.purifiers.base import (
     detached,
     last_layer,
     loop,
-    mixed_precision,
     parted,
     trainable,
 )
@@ -106,7 +106,7 @@ class FeatureShiftTuning(Purifier):
 
         def step(number: int, batch: int) -> bool:
             images, labels = batches.draw(batch)
-            with mixed_precision(device):
+            with mixed_precision(classifier):
                 logits = classifier(images, {**buffers, **trained}, train=True)
             loss = F.cross_entropy(logits.float(), labels) + alpha * (weight * original).sum()
             if not bool(loss.isfinite()):

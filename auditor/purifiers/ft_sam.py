@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from auditor.images import Notify
+from auditor.precision import mixed_precision
 from auditor.purifiers.base import (
     PURIFIERS,
     Batches,
@@ -23,7 +24,6 @@ from auditor.purifiers.base import (
     count,
     detached,
     loop,
-    mixed_precision,
     parted,
     trainable,
 )
@@ -95,7 +95,7 @@ class SharpnessAware(Purifier):
             images: Tensor,
             labels: Tensor,
         ) -> dict[str, Tensor]:
-            with mixed_precision(device):
+            with mixed_precision(classifier):
                 logits = classifier(images, {**buffers, **weights}, train=True)
             loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.smoothing)
             found = torch.autograd.grad(loss, tuple(weights.values()), allow_unused=True)

@@ -25,6 +25,7 @@ from auditor.classifier import as_float
 from auditor.errors import UnsuitableModel
 from auditor.images import Notify
 from auditor.masks import clip, effective, lower_bounds, ones
+from auditor.precision import mixed_precision, uses_bfloat16
 from auditor.purifiers.augment import mixed, shifted
 from auditor.purifiers.base import (
     PURIFIERS,
@@ -34,7 +35,6 @@ from auditor.purifiers.base import (
     count,
     detached,
     loop,
-    mixed_precision,
     parted,
     trainable,
 )
@@ -200,6 +200,9 @@ class _Run:
             "kept-back fit images" if parts.apart else "fit images (too few to keep some back)"
         )
         self.known = task.known[: method.most_known]
+        uses_bfloat16(
+            self.classifier
+        )  # runs the network, which it must not do while layers are tapped
         self.layers = anchor_layers(self.classifier, task.images)
         self.scales = Scales(task, self.known, self.kept_back)
 
@@ -318,7 +321,7 @@ class _Run:
         chosen = self.fit[torch.randint(len(self.fit), (batch,), generator=generator)]
         images = as_float(self.task.images[chosen.to(self.device)])
         images = mixed(shifted(images, generator, flip=True, zeros=False), generator)
-        with mixed_precision(self.device):
+        with mixed_precision(self.classifier):
             with torch.no_grad():
                 wanted = self.classifier(images)
             anchors = features()

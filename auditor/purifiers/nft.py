@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from auditor.errors import UnsuitableModel
 from auditor.images import Notify
 from auditor.masks import Shape, clip, effective, folded, lower_bounds, ones
+from auditor.precision import mixed_precision
 from auditor.purifiers.base import (
     PURIFIERS,
     Batches,
@@ -23,7 +24,6 @@ from auditor.purifiers.base import (
     count,
     detached,
     loop,
-    mixed_precision,
     whole_stage,
 )
 from auditor.text import clean_text
@@ -95,7 +95,7 @@ class NeuralMaskFineTuning(Purifier):
 
         def step(number: int, batch: int) -> bool:
             images, labels = batches.draw(batch)
-            with mixed_precision(device):
+            with mixed_precision(classifier):
                 loss = self._loss(
                     lambda x: classifier(
                         x, {**statistics, **effective(own, sites, masks)}, train=self.statistics

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from auditor.images import Notify
 from auditor.masks import MaskSite, effective, ones
+from auditor.precision import mixed_precision
 from auditor.purifiers.base import (
     PURIFIERS,
     Batches,
@@ -21,7 +22,6 @@ from auditor.purifiers.base import (
     all_finite,
     detached,
     loop,
-    mixed_precision,
     parted,
     trainable,
 )
@@ -100,7 +100,7 @@ class ReconstructiveNeuronPruning(Purifier):
         def step(number: int, batch: int) -> bool:
             nonlocal before, right, seen
             images, labels = batches.draw(batch)
-            with mixed_precision(classifier.device):
+            with mixed_precision(classifier):
                 logits = classifier(images, trained, train=True)
             ascent = -F.cross_entropy(logits.float(), labels)
             gradients = torch.autograd.grad(ascent, tuple(trained.values()), allow_unused=True)
@@ -147,7 +147,7 @@ class ReconstructiveNeuronPruning(Purifier):
 
         def step(number: int, batch: int) -> bool:
             images, labels = batches.draw(batch)
-            with mixed_precision(classifier.device):
+            with mixed_precision(classifier):
                 tensors = {**unlearned, **effective(own, sites, masks)}
                 logits = classifier(images, tensors, train=True)
             loss = self.alpha * F.cross_entropy(logits.float(), labels)

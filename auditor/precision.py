@@ -1,0 +1,73 @@
+"""bfloat16 in training, where the device multiplies such matrices faster.
+
+Weights, losses and optimisers stay in float32, and nothing that is counted is made with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from weakref import WeakKeyDictionary
+
+import torch
+
+from auditor.classifier import Classifier
+from auditor.errors import ModelError
+from auditor.memory import is_out_of_memory
+from auditor.models.base import ModelHandle
+
+LARGE = 1_000_000
+"""Parameters from which on a network is slow on a CPU, so that it is worth the digits that it costs."""
+INSTRUCTIONS = ("avx512_bf16", "amx_bf16")
+"""What a CPU has to have; elsewhere bfloat16 is emulated, and slower than float32."""
+
+_runs: WeakKeyDictionary[ModelHandle, bool] = WeakKeyDictionary()
+
+
+@contextlib.contextmanager
+def mixed_precision(classifier: Classifier) -> Iterator[None]:
+    """Matrix products in bfloat16 on a GPU that has them, and of a large network on a CPU that has them.
+
+    Not where the network does not run with them on a CPU, as where its code mixes types.
+    """
+    on = uses_bfloat16(classifier)
+    with torch.autocast(classifier.device.type, dtype=torch.bfloat16, enabled=on):
+        yield
+
+
+def uses_bfloat16(classifier: Classifier) -> bool:
+    """Whether `mixed_precision` does anything; on a CPU the first call for a model runs it."""
+    if classifier.device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    model = classifier.model
+    if classifier.device.type != "cpu" or (model.parameters or 0) < LARGE or not _cpu_has_it():
+        return False
+    if model not in _runs:
+        _runs[model] = _runs_with_it(classifier)
+    return _runs[model]
+
+
+@functools.cache
+def _cpu_has_it() -> bool:
+    """Torch 2.10 cannot tell."""
+    tell: Callable[[], dict[str, object]] = getattr(torch.cpu, "get_capabilities", dict)
+    capabilities = tell()
+    return any(capabilities.get(name) for name in INSTRUCTIONS)
+
+
+def _runs_with_it(classifier: Classifier) -> bool:
+    """Whether a step can be made; and its scores and slopes are numbers."""
+    spec, weights = classifier.spec, classifier.model.weights()
+    shape = (classifier.model.batch or 2, spec.channels, spec.height, spec.width)
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    tried = {name: weight.detach().clone().requires_grad_() for name, weight in weights.items()}
+    try:
+        with torch.enable_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = classifier(images, tried)
+            slopes = torch.autograd.grad(logits.sum(), list(tried.values()), allow_unused=True)
+    except (ModelError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        return False
+    return all(bool(slope.isfinite().all()) for slope in (logits, *slopes) if slope is not None)
