@@ -1,4 +1,4 @@
-"""bfloat16 in training, where the device multiplies such matrices faster.
+"""bfloat16 in training and searching, where the device multiplies such matrices faster.
 
 Weights, losses and optimisers stay in float32, and nothing that is counted is made with it.
 """
@@ -29,7 +29,7 @@ _runs: WeakKeyDictionary[ModelHandle, bool] = WeakKeyDictionary()
 def mixed_precision(classifier: Classifier) -> Iterator[None]:
     """Matrix products in bfloat16 on a GPU that has them, and of a large network on a CPU that has them.
 
-    Not where the network does not run with them on a CPU, as where its code mixes types.
+    Not where the network does not run with them, as where its code mixes types.
     """
     on = uses_bfloat16(classifier)
     with torch.autocast(classifier.device.type, dtype=torch.bfloat16, enabled=on):
@@ -37,15 +37,18 @@ def mixed_precision(classifier: Classifier) -> Iterator[None]:
 
 
 def uses_bfloat16(classifier: Classifier) -> bool:
-    """Whether `mixed_precision` does anything; on a CPU the first call for a model runs it."""
+    """Whether `mixed_precision` does anything; the first call for a model may run it."""
+    model = classifier.model
+    if model not in _runs:
+        _runs[model] = _is_quicker(classifier) and _runs_with_it(classifier)
+    return _runs[model]
+
+
+def _is_quicker(classifier: Classifier) -> bool:
     if classifier.device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
-    model = classifier.model
-    if classifier.device.type != "cpu" or (model.parameters or 0) < LARGE or not _cpu_has_it():
-        return False
-    if model not in _runs:
-        _runs[model] = _runs_with_it(classifier)
-    return _runs[model]
+    large = (classifier.model.parameters or 0) >= LARGE
+    return classifier.device.type == "cpu" and large and _cpu_has_it()
 
 
 @functools.cache
@@ -57,15 +60,17 @@ def _cpu_has_it() -> bool:
 
 
 def _runs_with_it(classifier: Classifier) -> bool:
-    """Whether a step can be made; and its scores and slopes are numbers."""
-    spec, weights = classifier.spec, classifier.model.weights()
+    """Whether scores and slopes can be had, and are numbers."""
+    spec, device = classifier.spec, classifier.device
     shape = (classifier.model.batch or 2, spec.channels, spec.height, spec.width)
-    images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-    tried = {name: weight.detach().clone().requires_grad_() for name, weight in weights.items()}
+    mixed = torch.autocast(device.type, dtype=torch.bfloat16)
     try:
-        with torch.enable_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = classifier(images, tried)
-            slopes = torch.autograd.grad(logits.sum(), list(tried.values()), allow_unused=True)
+        with torch.inference_mode(False), torch.enable_grad(), mixed:
+            images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
+            weights = {n: w.detach().clone() for n, w in classifier.model.weights().items()}
+            leaves = [leaf.requires_grad_() for leaf in (images, *weights.values())]
+            logits = classifier(images, weights)
+            slopes = torch.autograd.grad(logits.sum(), leaves, allow_unused=True)
     except (ModelError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise

@@ -15,6 +15,7 @@ from auditor import precision
 from auditor.classifier import Classifier
 from auditor.images import open_images
 from auditor.inputs import GivenInput, blank_spec
+from auditor.measure import predictions
 from auditor.models.load import load_model
 from auditor.precision import mixed_precision, uses_bfloat16
 from auditor.probes import choose
@@ -22,7 +23,10 @@ from auditor.purifiers.finetune import FineTuning
 from auditor.purifiers.informed import Attempt, Informed
 from auditor.purify import Options, purify
 from auditor.scan import Options as ScanOptions
-from tests.changeable import PROBE, classifier, opened, samples, saved
+from auditor.search.inversion import invert
+from auditor.search.pace import Effort, seconds_per_image
+from tests.changeable import CLASSES, PROBE, WHITE, classifier, opened, samples, saved
+from tests.planted import drawings
 
 
 class MixesTypes(nn.Module):
@@ -110,6 +114,32 @@ def test_it_is_tried_once_a_model_and_draws_nothing(
         assert uses_bfloat16(model.of(model.model))
     assert len(calls) == 1
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_searches_use_it_and_what_counts_does_not(quick: None) -> None:
+    seen: list[bool] = []
+
+    class Watched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.own = classifier()
+
+        def forward(self, images: Tensor) -> Tensor:
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return self.own(images)
+
+    model = suspect(Watched())
+    images, labels = drawings(40, CLASSES)
+    assert uses_bfloat16(model)
+    seen.clear()
+    invert(model, images, labels, range(CLASSES), "patch", seed=0, effort=Effort(steps=0.05))
+    seconds_per_image(model, images)
+    assert seen.count(True) > 10
+    seen.clear()
+    model.logits(images)
+    predictions(model, images, [WHITE])
+    assert seen
+    assert not any(seen)
 
 
 @pytest.mark.parametrize("method", [Informed(), FineTuning()])

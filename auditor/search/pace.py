@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from auditor.classifier import Classifier, as_float, synchronize
+from auditor.precision import mixed_precision
 
 TIMED = 16
 """Images that are timed."""
@@ -72,7 +73,8 @@ def seconds_per_image(classifier: Classifier, images: Tensor) -> float:
         leaf = rows.clone().requires_grad_()
         synchronize(classifier.device)
         begin = time.monotonic()
-        scores = classifier(leaf)
+        with mixed_precision(classifier):
+            scores = classifier(leaf)
         if not scores.requires_grad:
             return 0.0
         torch.autograd.grad(scores.sum(), leaf, allow_unused=True)
