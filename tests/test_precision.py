@@ -97,6 +97,16 @@ def test_nor_where_the_network_mixes_types(quick: None) -> None:
     assert dtype_within(model) is torch.float32
 
 
+def test_nor_where_scores_need_more_digits(quick: None) -> None:
+    """Of numbers around a thousand, bfloat16 tells those apart that differ by four."""
+    network = classifier()
+    (last,) = [layer for layer in network.modules() if isinstance(layer, nn.Linear)][-1:]
+    with torch.no_grad():
+        last.bias += 1000
+    model = suspect(network)
+    assert not uses_bfloat16(model)
+
+
 def test_it_is_tried_once_a_model_and_draws_nothing(
     quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
