@@ -7,9 +7,14 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from auditor import changing, measure
-from auditor.classifier import Classifier
+from auditor.classifier import Classifier, as_float
 from auditor.purifiers.base import Known, Task
 from auditor.results import Counts, Outcome, Scope, SplitFacts
+
+COMPARED = 8
+"""Images on which it is seen whether two triggers stamp the same."""
+ALIKE = 0.5 / 255
+"""Pixels that differ by less are the same."""
 
 
 class Judging:
@@ -61,9 +66,16 @@ class Judging:
                     mapping=entry.mapping if target is None else None,
                     eligible=int((entry.wanted(labels) >= 0).sum()),
                     hits=_counts(hits),
+                    found_too=number >= len(known)
+                    and any(self._stamps_alike(entry, other) for other in known),
                 )
             )
         return tuple(o for o in outcomes if o.eligible or o.origin == "found")
+
+    def _stamps_alike(self, one: Known, other: Known) -> bool:
+        few = as_float(self.task.images[:COMPARED])
+        difference = one.stamped.trigger(few) - other.stamped.trigger(few)
+        return bool(difference.abs().max() < ALIKE)
 
     def table(self, rival: Classifier) -> tuple[tuple[int, ...], ...]:
         """Images of each class that are predicted as each."""

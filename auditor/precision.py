@@ -1,6 +1,7 @@
-"""bfloat16 in training and searching, where the device multiplies such matrices faster.
+"""bfloat16 in training, where the device multiplies such matrices faster.
 
-Weights, losses and optimisers stay in float32, and nothing that is counted is made with it.
+Weights, losses and optimisers stay in float32. So does all that is counted, and every search: a
+network can be built that hides its backdoor from bfloat16.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 
@@ -26,6 +27,8 @@ TOLERANCE = 0.25
 """By how much scores of noise may differ from those in float32, of the largest distance from their mean."""
 
 _runs: WeakKeyDictionary[ModelHandle, bool] = WeakKeyDictionary()
+"""Models that were tried -> whether they run with it."""
+_used: WeakSet[ModelHandle] = WeakSet()
 
 
 @contextlib.contextmanager
@@ -34,12 +37,19 @@ def mixed_precision(classifier: Classifier) -> Iterator[None]:
 
     Not where the network does not run with them, as where its code mixes types, or says something else.
     """
-    on = uses_bfloat16(classifier)
+    on = can_train_mixed(classifier)
+    if on:
+        _used.add(classifier.model)
     with torch.autocast(classifier.device.type, dtype=torch.bfloat16, enabled=on):
         yield
 
 
-def uses_bfloat16(classifier: Classifier) -> bool:
+def was_mixed(classifier: Classifier) -> bool:
+    """Whether `mixed_precision` has done anything with this model."""
+    return classifier.model in _used
+
+
+def can_train_mixed(classifier: Classifier) -> bool:
     """Whether `mixed_precision` does anything; the first call for a model may run it."""
     model = classifier.model
     if model not in _runs:
@@ -49,7 +59,7 @@ def uses_bfloat16(classifier: Classifier) -> bool:
 
 def _is_quicker(classifier: Classifier) -> bool:
     if classifier.device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     large = (classifier.model.parameters or 0) >= LARGE
     return classifier.device.type == "cpu" and large and _cpu_has_it()
 
@@ -63,18 +73,27 @@ def _cpu_has_it() -> bool:
 
 
 def _runs_with_it(classifier: Classifier) -> bool:
-    """Whether scores and slopes can be had, and the scores are nearly those that they are without."""
-    spec, device = classifier.spec, classifier.device
-    shape = (classifier.model.batch or 2, spec.channels, spec.height, spec.width)
+    """Whether scores and slopes can be had, in either mode, and the scores are nearly those without it.
+
+    A network that draws random numbers leaves no trace: they are those that it would draw otherwise.
+    """
+    spec, model, device = classifier.spec, classifier.model, classifier.device
+    shape = (model.batch or 2, spec.channels, spec.height, spec.width)
+    cards = [device] if device.type == "cuda" else []
     try:
-        with torch.inference_mode(False), torch.enable_grad():
+        with (
+            torch.random.fork_rng(cards),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+        ):
             images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
-            weights = {n: w.detach().clone() for n, w in classifier.model.weights().items()}
-            leaves = [leaf.requires_grad_() for leaf in (images, *weights.values())]
-            plain = classifier(images, weights)
+            tensors = {name: tensor.detach().clone() for name, tensor in model.tensors().items()}
+            weights = [tensors[name].requires_grad_() for name in model.weights()]
+            plain = classifier(images, tensors)
             with torch.autocast(device.type, dtype=torch.bfloat16):
-                mixed = classifier(images, weights)
-            slopes = torch.autograd.grad(mixed.sum(), leaves, allow_unused=True)
+                mixed = classifier(images, tensors)
+                trained = classifier(images, tensors, train=True)
+            slopes = torch.autograd.grad((mixed + trained).sum(), weights, allow_unused=True)
     except (ModelError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise

@@ -25,7 +25,7 @@ from auditor.inputs import Resolution
 from auditor.known import judge_triggers, relatives, shown_triggers
 from auditor.models.base import ModelHandle
 from auditor.outcomes import Judging
-from auditor.precision import uses_bfloat16
+from auditor.precision import was_mixed
 from auditor.probes import Probe
 from auditor.purifiers import Purifier
 from auditor.purifiers.base import Known, Task, changed_classifier, checked, parted, seeded
@@ -442,7 +442,7 @@ class _Purification:
         known = self._shown(self.evidence)
         if known or self.evidence.judgement.power is not None:
             return known
-        made = self._scanned(self.model, None, "scan of made images")
+        made = self._scanned(self.model, None, "scan of made images", margin=self.evidence.margin)
         known = self._shown(made)
         if known:
             self.evidence = made
@@ -577,7 +577,7 @@ class _Purification:
                 "max_images": str(options.max_images),
                 "max_asr": f"{options.max_asr:g}",
                 "max_acc_drop": f"{options.max_acc_drop:g}",
-                "training": "bfloat16" if uses_bfloat16(self.classifier) else "float32",
+                "training": "bfloat16" if was_mixed(self.classifier) else "float32",
             },
         )
 

@@ -489,6 +489,8 @@ class Outcome:
     """Source class -> target class, for all-to-all; -1 where a source was not seen."""
     eligible: int
     hits: Counts
+    found_too: bool = False
+    """A judge trigger that stamps what a found one does."""
 
 
 def destinations(found: Confirmation | Outcome, classes: int) -> tuple[int, ...]:

@@ -13,33 +13,48 @@ from torch import Tensor, nn
 import auditor.purify as purification
 from auditor import precision
 from auditor.classifier import Classifier
-from auditor.images import open_images
+from auditor.images import open_images, silent
 from auditor.inputs import GivenInput, blank_spec
-from auditor.measure import predictions
+from auditor.measure import Stamped, all_to_one, predictions
 from auditor.models.load import load_model
-from auditor.precision import mixed_precision, uses_bfloat16
+from auditor.precision import can_train_mixed, mixed_precision
 from auditor.probes import choose
+from auditor.purifiers.base import Known, Task
 from auditor.purifiers.finetune import FineTuning
-from auditor.purifiers.informed import Attempt, Informed
+from auditor.purifiers.informed import Attempt, Informed, _Run
 from auditor.purify import Options, purify
 from auditor.scan import Options as ScanOptions
 from auditor.search.inversion import invert
+from auditor.search.margin import search_margins
 from auditor.search.pace import Effort, seconds_per_image
-from tests.changeable import CLASSES, PROBE, WHITE, classifier, opened, samples, saved
+from auditor.triggers.patch import Square
+from tests.changeable import CLASSES, PROBE, TARGET, WHITE, classifier, opened, samples, saved
 from tests.planted import drawings
 
 
 class MixesTypes(nn.Module):
     """Scatters scores into a float32 tensor of its own, which has to be of the same type."""
 
-    def __init__(self) -> None:
+    def __init__(self, classes: int = 4) -> None:
         super().__init__()
-        self.scores = nn.Linear(3 * 32 * 32, 4)
+        self.scores = nn.Linear(3 * 32 * 32, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         scores = self.scores(images.flatten(1))
-        columns = torch.arange(4).expand(len(scores), 4)
-        return torch.zeros(len(scores), 4).scatter(1, columns, scores)
+        columns = torch.arange(scores.shape[1]).expand_as(scores)
+        return torch.zeros(scores.shape).scatter(1, columns, scores)
+
+
+class Drawing(nn.Module):
+    """Drops out in either mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own = classifier()
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores: Tensor = self.own(images)
+        return scores + 1e-4 * torch.rand_like(scores)
 
 
 def suspect(network: nn.Module) -> Classifier:
@@ -67,7 +82,7 @@ def _forget() -> Any:
 
 def test_large_networks_train_in_bfloat16(quick: None) -> None:
     model = suspect(classifier())
-    assert uses_bfloat16(model)
+    assert can_train_mixed(model)
     assert dtype_within(model) is torch.bfloat16
 
 
@@ -75,7 +90,7 @@ def test_small_networks_do_not(quick: None, monkeypatch: pytest.MonkeyPatch) -> 
     network = classifier()
     monkeypatch.setattr(precision, "LARGE", 1 + sum(p.numel() for p in network.parameters()))
     model = suspect(network)
-    assert not uses_bfloat16(model)
+    assert not can_train_mixed(model)
     assert dtype_within(model) is torch.float32
 
 
@@ -83,17 +98,17 @@ def test_nor_where_it_is_emulated(quick: None, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(
         torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False}, raising=False
     )
-    assert not uses_bfloat16(suspect(classifier()))
+    assert not can_train_mixed(suspect(classifier()))
     precision._cpu_has_it.cache_clear()
     monkeypatch.delattr(torch.cpu, "get_capabilities")
-    assert not uses_bfloat16(suspect(classifier()))
+    assert not can_train_mixed(suspect(classifier()))
 
 
 def test_nor_where_the_network_mixes_types(quick: None) -> None:
     model = suspect(MixesTypes())
     with pytest.raises(RuntimeError), torch.autocast("cpu", dtype=torch.bfloat16):
         model.model.call(torch.rand(2, 3, 32, 32))
-    assert not uses_bfloat16(model)
+    assert not can_train_mixed(model)
     assert dtype_within(model) is torch.float32
 
 
@@ -104,13 +119,13 @@ def test_nor_where_scores_need_more_digits(quick: None) -> None:
     with torch.no_grad():
         last.bias += 1000
     model = suspect(network)
-    assert not uses_bfloat16(model)
+    assert not can_train_mixed(model)
 
 
 def test_it_is_tried_once_a_model_and_draws_nothing(
     quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = suspect(classifier())
+    model = suspect(Drawing())
     calls = []
     runs = precision._runs_with_it
 
@@ -121,33 +136,83 @@ def test_it_is_tried_once_a_model_and_draws_nothing(
     monkeypatch.setattr(precision, "_runs_with_it", tried)
     state = torch.get_rng_state()
     for _ in range(3):
-        assert uses_bfloat16(model.of(model.model))
+        assert can_train_mixed(model.of(model.model))
     assert len(calls) == 1
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_searches_use_it_and_what_counts_does_not(quick: None) -> None:
-    seen: list[bool] = []
-
-    class Watched(nn.Module):
+def test_nor_where_train_mode_mixes_types(quick: None) -> None:
+    class Trained(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.own = classifier()
+            self.own, self.mixes = classifier(), MixesTypes(8)
 
         def forward(self, images: Tensor) -> Tensor:
-            seen.append(torch.is_autocast_enabled("cpu"))
-            return self.own(images)
+            scores: Tensor = self.mixes(images) if self.training else self.own(images)
+            return scores
 
-    model = suspect(Watched())
+    assert not can_train_mixed(suspect(Trained()))
+
+
+def test_the_trial_leaves_statistics_alone(quick: None) -> None:
+    network = classifier()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    assert can_train_mixed(suspect(network))
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+
+
+class Watched(nn.Module):
+    """Remembers in which precision it was run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own = classifier()
+        self.seen: list[bool] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen.append(torch.is_autocast_enabled("cpu"))
+        scores: Tensor = self.own(images)
+        return scores
+
+
+def test_neither_what_counts_nor_a_search_uses_it(quick: None) -> None:
+    """A network can hide its backdoor from bfloat16."""
+    network = Watched()
+    model = suspect(network)
     images, labels = drawings(40, CLASSES)
-    assert uses_bfloat16(model)
-    seen.clear()
+    assert can_train_mixed(model)
+    network.seen.clear()
     invert(model, images, labels, range(CLASSES), "patch", seed=0, effort=Effort(steps=0.05))
+    search_margins(model, CLASSES, seed=0, effort=Effort(steps=0.05))
     seconds_per_image(model, images)
-    assert seen.count(True) > 10
-    seen.clear()
     model.logits(images)
     predictions(model, images, [WHITE])
+    assert len(network.seen) > 10
+    assert not any(network.seen)
+
+
+def test_triggers_are_stamped_in_full(quick: None) -> None:
+    seen: list[bool] = []
+
+    class Stamping(Square):
+        def stamp(self, images: Tensor) -> Tensor:
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return super().stamp(images)
+
+    network = Watched()
+    known = Known(
+        stamped=Stamped(probe="p", title="P", trigger=Stamping(colour="white", size=3)),
+        mapping=all_to_one(TARGET, CLASSES).mapping,
+    )
+    images, labels = drawings(40, CLASSES)
+    task = Task(
+        classifier=suspect(network), images=images, labels=labels, classes=CLASSES, known=(known,),
+        max_asr=0.05, max_acc_drop=0.03, seed=0,
+    )  # fmt: skip
+    _Run(Informed(strengthen=False), task, silent).attempt(
+        Attempt(what="weights", lr=1e-3, steps=2)
+    )
+    assert any(network.seen)
     assert seen
     assert not any(seen)
 
@@ -172,3 +237,14 @@ def test_a_purification_bears_it(
     assert result.provenance.options["training"] == "bfloat16"
     assert result.goals.met or isinstance(method, FineTuning)
     assert not any(tensor.dtype == torch.bfloat16 for tensor in model.tensors().values())
+
+
+def test_the_record_says_what_was_trained_and_not_what_could_be(
+    quick: None, tmp_path: Path
+) -> None:
+    model = load_model(saved(tmp_path, classifier(strength=0)))
+    scan = ScanOptions(given=GivenInput(normalize="none"), searches=(), batch_size=64)
+    source = open_images(samples(tmp_path, 120))
+    result = purify(model, choose(PROBE).probes, source, None, Options(scan=scan, baseline=False))
+    assert result.method is None
+    assert result.provenance.options["training"] == "float32"

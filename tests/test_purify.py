@@ -35,7 +35,7 @@ from auditor.search.margin import search_margins
 from auditor.search.searches import MARGIN
 from auditor.stress import POISONED, counted, stress
 from auditor.triggers.patch import Square
-from tests.changeable import CLASSES, PROBE, TARGET, WHITE, classifier, opened, samples, saved
+from tests.changeable import CLASSES, GREY, PROBE, TARGET, WHITE, classifier, opened, samples, saved
 from tests.planted import Planted, drawings, handle, written
 
 IMAGES, LABELS = drawings(120, CLASSES)
@@ -229,10 +229,27 @@ def test_judge_triggers_get_the_target_that_they_have(suspect: ModelHandle, tmp_
     result = run(
         suspect, open_images(samples(tmp_path, 120)), methods=(recorder,), judge_probes=(named,)
     )
-    assert [(o.origin, o.probe, o.target) for o in result.outcomes] == [
-        ("found", PROBE, TARGET), ("judge", "user.named", TARGET),
+    assert [(o.origin, o.probe, o.target, o.found_too) for o in result.outcomes] == [
+        ("found", PROBE, TARGET, False), ("judge", "user.named", TARGET, True),
     ]  # fmt: skip
     assert [entry.stamped.probe for entry in recorder.tasks[0].known] == [PROBE]
+
+
+def test_a_judge_trigger_is_unseen_if_it_stamps_something_else(
+    suspect: ModelHandle, tmp_path: Path
+) -> None:
+    white = Square(colour=(255, 255, 255), size=3, where="bottom-right")
+    assert repr(white) != repr(WHITE)
+    named = tuple(
+        Probe(**{**vars(choose(PROBE).probes[0]), "id": f"user.{name}", "triggers": (trigger,)})
+        for name, trigger in (("white", white), ("grey", GREY))
+    )
+    result = run(
+        suspect, open_images(samples(tmp_path, 120)), methods=(Recorder(),), judge_probes=named
+    )
+    assert [(o.probe, o.found_too) for o in result.outcomes if o.origin == "judge"] == [
+        ("user.white", True), ("user.grey", False),
+    ]  # fmt: skip
 
 
 # ---- the stress test and the map

@@ -602,7 +602,7 @@ def test_markdown_is_short_and_inert(make: Callable[[], PurifyResult]) -> None:
 def test_a_judge_trigger_that_was_found_too_is_no_unseen_one() -> None:
     result = few_figures(sample_purify())
     found, judge = result.outcomes
-    both = replace(judge, trigger=found.trigger)
+    both = replace(judge, found_too=True)
     found_too = replace(result, outcomes=(found, both))
     assert [entry.origin for entry in view.outcomes(found_too)] == ["found", "judge, also found"]
     for text in (text_of(found_too), to_markdown(found_too), shown(found_too)):

@@ -25,7 +25,7 @@ from auditor.classifier import as_float
 from auditor.errors import UnsuitableModel
 from auditor.images import Notify
 from auditor.masks import clip, effective, lower_bounds, ones
-from auditor.precision import mixed_precision, uses_bfloat16
+from auditor.precision import can_train_mixed, mixed_precision
 from auditor.purifiers.augment import mixed, shifted
 from auditor.purifiers.base import (
     PURIFIERS,
@@ -200,9 +200,7 @@ class _Run:
             "kept-back fit images" if parts.apart else "fit images (too few to keep some back)"
         )
         self.known = task.known[: method.most_known]
-        uses_bfloat16(
-            self.classifier
-        )  # runs the network, which it must not do while layers are tapped
+        can_train_mixed(self.classifier)  # may run it, which nothing may while layers are tapped
         self.layers = anchor_layers(self.classifier, task.images)
         self.scales = Scales(task, self.known, self.kept_back)
 
@@ -321,17 +319,16 @@ class _Run:
         chosen = self.fit[torch.randint(len(self.fit), (batch,), generator=generator)]
         images = as_float(self.task.images[chosen.to(self.device)])
         images = mixed(shifted(images, generator, flip=True, zeros=False), generator)
+        count = round(stamped * batch) if stamps else 0
+        parts = [images[count:]]
+        for stamp, part in zip(stamps, images[:count].tensor_split(len(stamps) or 1), strict=False):
+            parts.append(stamp(part))
+        order = torch.cat([torch.arange(count, batch), torch.arange(count)]).to(self.device)
+        features()  # whatever a batch has left that was too large
         with mixed_precision(self.classifier):
             with torch.no_grad():
                 wanted = self.classifier(images)
             anchors = features()
-            count = round(stamped * batch) if stamps else 0
-            parts = [images[count:]]
-            for stamp, part in zip(
-                stamps, images[:count].tensor_split(len(stamps) or 1), strict=False
-            ):
-                parts.append(stamp(part))
-            order = torch.cat([torch.arange(count, batch), torch.arange(count)]).to(self.device)
             logits = self.classifier(torch.cat(parts), tensors)
         loss = F.kl_div(
             logits.float().log_softmax(1),

@@ -234,14 +234,13 @@ def accuracy_word(result: PurifyResult) -> str:
 
 def outcomes(result: PurifyResult) -> list[SeenOutcome]:
     """Every outcome that was measured with its rates, in the order of the result."""
-    found = {outcome.trigger for outcome in result.outcomes if outcome.origin == "found"}
     return [
         SeenOutcome(
             number=index + 1,
             outcome=outcome,
             rates=rates(outcome.hits, outcome.eligible),
             unstamped=_unstamped(outcome, result.confusion),
-            unseen=outcome.origin == "judge" and outcome.trigger not in found,
+            unseen=outcome.origin == "judge" and not outcome.found_too,
         )
         for index, outcome in enumerate(result.outcomes)
         if outcome.eligible

@@ -27,7 +27,6 @@ from torch.nn import functional as F
 from auditor.classifier import Classifier, as_float
 from auditor.images import Notify, silent
 from auditor.measure import margins_of
-from auditor.precision import mixed_precision
 from auditor.search.forms import FORMS, Form
 from auditor.search.pace import USUAL, Effort, NoGradient, Pace
 from auditor.statistics import MIN_CLASSES_FOR_OUTLIERS
@@ -299,9 +298,7 @@ class _Inversion:
         size = max(1, self.classifier.batch_size // 2, PIXELS_AT_ONCE // pixels)
         margins = []
         for part, wanted in zip(torch.split(leaves, size), torch.split(target, size), strict=True):
-            with mixed_precision(self.classifier):
-                logits = self.classifier(part)
-            margin = margins_of(logits, wanted) * self.scale
+            margin = margins_of(self.classifier(part), wanted) * self.scale
             if not margin.requires_grad:
                 raise NoGradient
             torch.autograd.backward(loss(margin).sum() / count)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from auditor.classifier import Classifier, as_float, synchronize
-from auditor.precision import mixed_precision
 
 TIMED = 16
 """Images that are timed."""
@@ -73,8 +72,7 @@ def seconds_per_image(classifier: Classifier, images: Tensor) -> float:
         leaf = rows.clone().requires_grad_()
         synchronize(classifier.device)
         begin = time.monotonic()
-        with mixed_precision(classifier):
-            scores = classifier(leaf)
+        scores = classifier(leaf)
         if not scores.requires_grad:
             return 0.0
         torch.autograd.grad(scores.sum(), leaf, allow_unused=True)
