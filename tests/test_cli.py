@@ -26,8 +26,10 @@ from auditor.cli import app, parse_time
 from auditor.cli.base import reporting
 from auditor.cli.setup import Setup
 from auditor.errors import OutputError, UsageError
+from auditor.images import silent
 from auditor.outputs import write_text
 from auditor.results import ScanResult, Verdict
+from tests import changeable
 from tests.conftest import PairFiles
 
 FAST = ("--probes", "quick,-search.margin", "--batch-size", "64")
@@ -283,6 +285,15 @@ def test_a_probe_file_is_an_input(tmp_path: Path) -> None:
             with pytest.raises(OutputError, match="never overwritten"):
                 replace(setup, output=(f"json={path}",)).outputs(("json",), {})
         assert replace(setup, output=(f"json={tmp_path / 'other.html'}",)).outputs(("json",), {})
+
+
+def test_a_gpu_multiplies_in_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backdoor could hide in the digits that TF32 leaves out."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    path = changeable.saved(tmp_path, changeable.classifier())
+    Setup(model=path, probes="quick", max_images=1, device="cpu").suspect(None, silent)
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -194,10 +194,14 @@ class Setup:
     ) -> ModelHandle:
         """The model, on its device; of several networks that it may be, the one that fits best.
 
-        A part of the seconds of `budget` are for finding that one.
+        A part of the seconds of `budget` are for finding that one. A GPU multiplies in full float32 from
+        here on: what the ten bits of TF32 round away could be a backdoor.
         """
+        import torch
+
         from auditor import api
 
+        torch.backends.cudnn.allow_tf32 = False
         device = api.resolve_device(self.device)
         model = api.load_model(self.model, arch=self.arch, device=device)
         deadline = time.monotonic() + CHOOSING_SHARE * budget
