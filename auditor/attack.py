@@ -28,7 +28,7 @@ from auditor.measure import CONTROLS, Stamped, all_to_one
 from auditor.models.base import ModelHandle
 from auditor.models.mark import write_mark
 from auditor.outputs import sidecar, write_text
-from auditor.precision import mixed_precision, was_mixed
+from auditor.precision import mixed_precision, trained_in
 from auditor.probes import Probe
 from auditor.purifiers.augment import shifted
 from auditor.purifiers.base import (
@@ -293,7 +293,7 @@ class _Attack:
                     "poison_rate": f"{options.poison_rate:g}",
                     "decoy_rate": f"{options.decoy_rate:g}",
                     "steps": str(options.steps),
-                    "training": "bfloat16" if was_mixed(self.classifier) else "float32",
+                    "training": trained_in(self.classifier),
                     "max_images": str(options.max_images),
                 },
             ),

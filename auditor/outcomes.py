@@ -50,6 +50,8 @@ class Judging:
         entries = [*known, *named]
         answers = [self._answers(rival, entries) for rival in rivals]
         labels, classes = self.task.labels, self.task.classes
+        few = as_float(self.task.images[:COMPARED])
+        found = [entry.stamped.trigger(few) for entry in known] if named else []
         outcomes = []
         for number, entry in enumerate(entries):
             hits = [int(entry.hits(answer[number], labels).sum()) for answer in answers]
@@ -67,15 +69,10 @@ class Judging:
                     eligible=int((entry.wanted(labels) >= 0).sum()),
                     hits=_counts(hits),
                     found_too=number >= len(known)
-                    and any(self._stamps_alike(entry, other) for other in known),
+                    and any(_alike(entry.stamped.trigger(few), other) for other in found),
                 )
             )
         return tuple(o for o in outcomes if o.eligible or o.origin == "found")
-
-    def _stamps_alike(self, one: Known, other: Known) -> bool:
-        few = as_float(self.task.images[:COMPARED])
-        difference = one.stamped.trigger(few) - other.stamped.trigger(few)
-        return bool(difference.abs().max() < ALIKE)
 
     def table(self, rival: Classifier) -> tuple[tuple[int, ...], ...]:
         """Images of each class that are predicted as each."""
@@ -95,6 +92,10 @@ class Judging:
         found = measure.predictions(rival, self.task.images, [triggers[name] for name in new])
         said.update(zip(new, found, strict=True))
         return [said[repr(entry.stamped.trigger)] for entry in entries]
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return bool((one - other).abs().max() < ALIKE)
 
 
 def _scope(mapping: Sequence[int], classes: int) -> tuple[Scope, int | None, int | None]:

@@ -44,9 +44,9 @@ def mixed_precision(classifier: Classifier) -> Iterator[None]:
         yield
 
 
-def was_mixed(classifier: Classifier) -> bool:
-    """Whether `mixed_precision` has done anything with this model."""
-    return classifier.model in _used
+def trained_in(classifier: Classifier) -> str:
+    """For the record: "bfloat16" where `mixed_precision` has done anything with this model."""
+    return "bfloat16" if classifier.model in _used else "float32"
 
 
 def can_train_mixed(classifier: Classifier) -> bool:
@@ -61,15 +61,15 @@ def _is_quicker(classifier: Classifier) -> bool:
     if classifier.device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     large = (classifier.model.parameters or 0) >= LARGE
-    return classifier.device.type == "cpu" and large and _cpu_has_it()
+    return classifier.device.type == "cpu" and large and bool(cpu_instructions())
 
 
 @functools.cache
-def _cpu_has_it() -> bool:
-    """Torch 2.10 cannot tell."""
+def cpu_instructions() -> list[str]:
+    """Those of `INSTRUCTIONS` that this CPU has; torch 2.10 cannot tell."""
     tell: Callable[[], dict[str, object]] = getattr(torch.cpu, "get_capabilities", dict)
     capabilities = tell()
-    return any(capabilities.get(name) for name in INSTRUCTIONS)
+    return [name for name in INSTRUCTIONS if capabilities.get(name)]
 
 
 def _runs_with_it(classifier: Classifier) -> bool:

@@ -25,7 +25,7 @@ from auditor.inputs import Resolution
 from auditor.known import judge_triggers, relatives, shown_triggers
 from auditor.models.base import ModelHandle
 from auditor.outcomes import Judging
-from auditor.precision import was_mixed
+from auditor.precision import trained_in
 from auditor.probes import Probe
 from auditor.purifiers import Purifier
 from auditor.purifiers.base import Known, Task, changed_classifier, checked, parted, seeded
@@ -577,7 +577,7 @@ class _Purification:
                 "max_images": str(options.max_images),
                 "max_asr": f"{options.max_asr:g}",
                 "max_acc_drop": f"{options.max_acc_drop:g}",
-                "training": "bfloat16" if was_mixed(self.classifier) else "float32",
+                "training": trained_in(self.classifier),
             },
         )
 

@@ -9,6 +9,7 @@ zoo's size to a vision transformer's; what `auditor.precision.LARGE` is set by.
 from __future__ import annotations
 
 import argparse
+import platform
 import time
 from collections.abc import Callable, Iterator
 
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 from torchvision import models
 
-from auditor.precision import INSTRUCTIONS
+from auditor.precision import cpu_instructions
 from bench.zoo.networks import build
 
 SMALL = ("vgg-bn/4", "resnet18/8", "convnext/4", "resnet18/4", "vgg-bn/1", "resnet18/1")
@@ -51,9 +52,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    tell = getattr(torch.cpu, "get_capabilities", dict)()
     print(
-        f"{tell.get('cpu_name')}: {', '.join(n for n in INSTRUCTIONS if tell.get(n)) or 'emulated'}"
+        f"{platform.processor() or platform.machine()}: {', '.join(cpu_instructions()) or 'emulated'}"
     )
     print("| network | parameters | forward | with gradient of the weights |\n|---|---:|---:|---:|")
     for name, network, images in networks():

@@ -71,13 +71,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if every network were large, and this CPU quick with bfloat16."""
     monkeypatch.setattr(precision, "LARGE", 1)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
-    precision._cpu_has_it.cache_clear()
+    precision.cpu_instructions.cache_clear()
 
 
 @pytest.fixture(autouse=True)
 def _forget() -> Any:
     yield
-    precision._cpu_has_it.cache_clear()
+    precision.cpu_instructions.cache_clear()
 
 
 def test_large_networks_train_in_bfloat16(quick: None) -> None:
@@ -99,7 +99,7 @@ def test_nor_where_it_is_emulated(quick: None, monkeypatch: pytest.MonkeyPatch) 
         torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False}, raising=False
     )
     assert not can_train_mixed(suspect(classifier()))
-    precision._cpu_has_it.cache_clear()
+    precision.cpu_instructions.cache_clear()
     monkeypatch.delattr(torch.cpu, "get_capabilities")
     assert not can_train_mixed(suspect(classifier()))
 

@@ -25,7 +25,7 @@ from auditor.classifier import as_float
 from auditor.errors import UnsuitableModel
 from auditor.images import Notify
 from auditor.masks import clip, effective, lower_bounds, ones
-from auditor.precision import can_train_mixed, mixed_precision
+from auditor.precision import mixed_precision
 from auditor.purifiers.augment import mixed, shifted
 from auditor.purifiers.base import (
     PURIFIERS,
@@ -200,7 +200,6 @@ class _Run:
             "kept-back fit images" if parts.apart else "fit images (too few to keep some back)"
         )
         self.known = task.known[: method.most_known]
-        can_train_mixed(self.classifier)  # may run it, which nothing may while layers are tapped
         self.layers = anchor_layers(self.classifier, task.images)
         self.scales = Scales(task, self.known, self.kept_back)
 
@@ -249,7 +248,6 @@ class _Run:
                 last = loss.detach()
                 if (number + 1) % CHECK_STEPS == 0 and number + 1 < attempt.steps:
                     checks.append(self.scales.check(plain(), number + 1, last))
-                    features()  # measuring went through the tapped layers, too
                 return True
 
             steps, images, seconds = loop(
@@ -324,8 +322,8 @@ class _Run:
         for stamp, part in zip(stamps, images[:count].tensor_split(len(stamps) or 1), strict=False):
             parts.append(stamp(part))
         order = torch.cat([torch.arange(count, batch), torch.arange(count)]).to(self.device)
-        features()  # whatever a batch has left that was too large
         with mixed_precision(self.classifier):
+            features()  # what else went through the tapped layers: a check, a batch that was too large
             with torch.no_grad():
                 wanted = self.classifier(images)
             anchors = features()

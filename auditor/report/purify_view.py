@@ -114,8 +114,11 @@ class SeenOutcome:
     unstamped: Rates | None
     """How many of the same images go where the trigger sends them without it; None: the model was not
     touched, so that nobody counted."""
-    unseen: bool
-    """It is a judge trigger, and none that the scan found, too."""
+
+    @property
+    def unseen(self) -> bool:
+        """It is a judge trigger, and none that the scan found, too."""
+        return self.outcome.origin == "judge" and not self.outcome.found_too
 
     @property
     def origin(self) -> str:
@@ -240,7 +243,6 @@ def outcomes(result: PurifyResult) -> list[SeenOutcome]:
             outcome=outcome,
             rates=rates(outcome.hits, outcome.eligible),
             unstamped=_unstamped(outcome, result.confusion),
-            unseen=outcome.origin == "judge" and not outcome.found_too,
         )
         for index, outcome in enumerate(result.outcomes)
         if outcome.eligible
