@@ -25,13 +25,16 @@ from auditor.outputs import sidecar as attack_sidecar
 from auditor.probes import Probe, load_probe
 from auditor.probes import choose as choose_probes
 from auditor.probes import from_image as probe_from_image
+from auditor.purification.purify import Options as PurifyOptions
+from auditor.purification.purify import purify
 from auditor.purifiers import PURIFIERS, Purifier
-from auditor.purify import Options as PurifyOptions
-from auditor.purify import purify
 from auditor.report import from_json, to_html, to_json, to_markdown
-from auditor.results import AttackResult, PurifyResult, ScanResult, Verdict
-from auditor.scan import Options as ScanOptions
-from auditor.scan import scan
+from auditor.results.attack import AttackResult
+from auditor.results.facts import Verdict
+from auditor.results.purify import PurifyResult
+from auditor.results.scan import ScanResult
+from auditor.scanning.scan import Options as ScanOptions
+from auditor.scanning.scan import scan
 from auditor.search.searches import INVERSIONS, SEARCHES
 from auditor.triggers import TRIGGERS, Trigger
 from auditor.verdict import judge, judge_purification, rejudge, rejudge_purification

@@ -43,18 +43,11 @@ from auditor.purifiers.base import (
 )
 from auditor.registry import nearest
 from auditor.report.json import indented
-from auditor.results import (
-    ATTACK_SCHEMA,
-    MARK_SCHEMA,
-    AttackResult,
-    Check,
-    Counts,
-    Mark,
-    ModelFacts,
-    Stage,
-)
-from auditor.scan import Options as ScanOptions
-from auditor.scan import scan
+from auditor.results.attack import ATTACK_SCHEMA, MARK_SCHEMA, AttackResult, Mark
+from auditor.results.facts import Counts, ModelFacts
+from auditor.results.purify import Check, Stage
+from auditor.scanning.scan import Options as ScanOptions
+from auditor.scanning.scan import scan
 from auditor.text import clean_text
 from auditor.triggers.base import Trigger
 

@@ -24,7 +24,9 @@ from auditor.models.base import ModelHandle
 from auditor.models.load import load_model
 from auditor.outputs import default_mode
 from auditor.purifiers.base import changed_classifier
-from auditor.results import ScanResult, SideFile, SplitFacts, Written
+from auditor.results.facts import SplitFacts
+from auditor.results.purify import SideFile, Written
+from auditor.results.scan import ScanResult
 from auditor.text import clean_text
 
 WRITTEN_TOLERANCE = 1e-3

@@ -13,7 +13,7 @@ from torch import Tensor
 from auditor.errors import ModelError, UnsuitableModel
 from auditor.memory import is_out_of_memory
 from auditor.models.base import ModelHandle
-from auditor.results import InputSpec
+from auditor.results.facts import InputSpec
 from auditor.text import clean_text
 
 BATCH_SIZES = (16, 32, 64, 128, 256, 512, 1024)

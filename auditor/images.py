@@ -21,7 +21,7 @@ from torch import Tensor
 
 from auditor.endings import PICTURES, UNREAD_PICTURES
 from auditor.errors import ImageError
-from auditor.results import InputSpec
+from auditor.results.facts import InputSpec
 from auditor.text import clean_text, counted, listed
 
 MAX_PIXELS = 64_000_000

@@ -29,7 +29,7 @@ from auditor.errors import UnsuitableModel, UsageError
 from auditor.images import CleanSet, ImageSource
 from auditor.models.base import ModelHandle
 from auditor.registry import nearest
-from auditor.results import Candidate, InputSpec, Preprocessing
+from auditor.results.facts import Candidate, InputSpec, Preprocessing
 from auditor.text import clean_text
 
 Three = tuple[float, float, float]

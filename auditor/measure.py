@@ -19,7 +19,8 @@ from auditor import verdict
 from auditor.classifier import UNDECIDED, Classifier, as_float, decided, synchronize
 from auditor.errors import ProbeError
 from auditor.images import Notify, silent
-from auditor.results import Confirmation, ControlCount, ImageFacts, Response, RivalCount, Scope
+from auditor.results.facts import ImageFacts
+from auditor.results.scan import Confirmation, ControlCount, Response, RivalCount, Scope
 from auditor.triggers.base import Trigger
 
 FOOTPRINT_IMAGES = 8
@@ -198,7 +199,7 @@ def response(
         family: The images.
         after: ``(N,)`` predictions of the stamped screening images.
         classes: K.
-        unlike: See `alone.unlike_alone`.
+        unlike: See `scanning.alone.unlike_alone`.
     """
     half = family.screen
     hits = moved_to(half.groups, after, classes)

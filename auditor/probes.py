@@ -21,7 +21,7 @@ from auditor.endings import is_probe
 from auditor.errors import ProbeError, UnknownName
 from auditor.registry import nearest
 from auditor.resources import resource_dir
-from auditor.results import FoundTrigger, ProbeFacts
+from auditor.results.scan import FoundTrigger, ProbeFacts
 from auditor.text import slug
 from auditor.triggers import TRIGGERS, Trigger
 from auditor.triggers.compose import Compose

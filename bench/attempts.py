@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 
 from auditor import api, changing
-from auditor.battery import stamped_triggers
 from auditor.images import silent
-from auditor.known import shown_triggers
 from auditor.measure import Stamped, all_to_one, predictions
+from auditor.purification.known import shown_triggers
 from auditor.purifiers import informed
 from auditor.purifiers.base import Known, Task, changed_classifier, measured, seeded
+from auditor.scanning.battery import stamped_triggers
 from bench.methods import Network, asked_for, saved
 
 MOST_JUDGES = 2000

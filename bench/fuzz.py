@@ -40,7 +40,7 @@ import torch
 
 from auditor.errors import AuditorError, UnsafeModel
 from auditor.inputs import GivenInput, resolve_size
-from auditor.inspecting import inspect_file
+from auditor.inspecting.file import inspect_file
 from auditor.models.load import load_model
 from auditor.report import from_json, to_html, to_json, to_markdown
 from tests.changeable import ARCH

@@ -20,7 +20,7 @@ from auditor import api
 from auditor.classifier import Classifier
 from auditor.inputs import spec_of
 from auditor.measure import Half
-from auditor.transplant import transplants
+from auditor.scanning.transplant import transplants
 from auditor.verdict import typical_share
 from bench.zoo.__main__ import ROWS, _loader
 from bench.zoo.calibrate import clean_images, shape_of

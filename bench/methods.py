@@ -42,7 +42,7 @@ from auditor.outputs import write_text
 from auditor.probes import load_probe
 from auditor.purifiers import PURIFIERS, Purifier
 from auditor.purifiers.nft import NeuralMaskFineTuning
-from auditor.results import Contender, MethodFacts, PurifyResult
+from auditor.results.purify import Contender, MethodFacts, PurifyResult
 from auditor.triggers import Trigger
 from bench.purify_suspects import SEARCHED, white_square
 from bench.zoo.__main__ import ROWS, _loader

@@ -28,7 +28,7 @@ from auditor import api
 from auditor.classifier import Classifier, as_float
 from auditor.images import ImageSource
 from auditor.inputs import blank_spec
-from auditor.results import ScanResult
+from auditor.results.scan import ScanResult
 from bench.zoo.__main__ import ROWS, _loader
 from bench.zoo.calibrate import CONDITIONS, Case, clean_images, scan
 from bench.zoo.rows import AllToOne, Row, read_rows

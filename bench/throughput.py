@@ -26,7 +26,7 @@ from auditor.measure import Family, Half, Stamped
 from auditor.models.base import ModuleHandle
 from auditor.models.load import resolve_device
 from auditor.probes import choose
-from auditor.results import ImageFacts
+from auditor.results.facts import ImageFacts
 from auditor.safety.structure import FileFacts, Kind
 from auditor.synthesis import dead_leaves
 

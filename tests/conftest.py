@@ -21,9 +21,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from auditor import charts
 from auditor.demo.signs import draw
 from auditor.demo.train import train
+from auditor.report import charts
 from auditor.safety import supervisor
 from auditor.triggers import Trigger
 from auditor.triggers.patch import Square

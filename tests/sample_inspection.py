@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from auditor.inspection import Ability, Content, Fit, Inspection, Wanted
+from auditor.inspecting.record import Ability, Content, Fit, Inspection, Wanted
 from tests.test_report import HOSTILE
 
 REFUSED = Ability(works=False, why="auditor opens no file that would run code or deceives.")

@@ -9,19 +9,16 @@ import math
 import random
 from dataclasses import replace
 
-from auditor.results import (
+from auditor.results.facts import Caveat, Counts, SplitFacts, Verdict
+from auditor.results.purify import (
     PURIFY_SCHEMA,
     Case,
     CaseExhibit,
-    Caveat,
     ChangedChannel,
     ChangedTensor,
     Check,
-    Confirmation,
     Confusion,
     Contender,
-    ControlCount,
-    Counts,
     Embedding,
     Goals,
     MaskLayer,
@@ -31,14 +28,12 @@ from auditor.results import (
     Point,
     PurifyResult,
     Round,
-    ScanResult,
-    SplitFacts,
     Stage,
     Stress,
     StressRow,
-    Verdict,
     Written,
 )
+from auditor.results.scan import Confirmation, ControlCount, ScanResult
 from tests.sample_result import CHECKER, CLASSES, png, sample_result, scene
 
 STICKER = "Stamp(image='sticker.png', size=4, at='top-left', native=32)"

@@ -15,31 +15,33 @@ import zlib
 from collections.abc import Callable
 from dataclasses import replace
 
-from auditor.results import (
-    SCAN_SCHEMA,
+from auditor.results.facts import (
     Candidate,
     Caveat,
+    ImageFacts,
+    InputSpec,
+    ModelFacts,
+    Picture,
+    Preprocessing,
+    Provenance,
+    Skipped,
+    Verdict,
+)
+from auditor.results.scan import (
+    SCAN_SCHEMA,
     Confirmation,
     ControlCount,
     Exhibit,
     FoundTrigger,
-    ImageFacts,
-    InputSpec,
     Inversion,
     Judgement,
     MarginSearch,
-    ModelFacts,
-    Picture,
-    Preprocessing,
     ProbeFacts,
-    Provenance,
     Reason,
     Response,
     RivalCount,
     ScanResult,
-    Skipped,
     Transplants,
-    Verdict,
 )
 
 CLASSES = (

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from auditor import alone
 from auditor.classifier import Classifier
 from auditor.images import open_images
 from auditor.inputs import GivenInput, blank_spec
@@ -18,8 +17,10 @@ from auditor.measure import Half
 from auditor.models.load import load_model
 from auditor.models.torchscript import TorchScriptHandle
 from auditor.probes import choose
-from auditor.results import ScanResult, Verdict
-from auditor.scan import Options, scan
+from auditor.results.facts import Verdict
+from auditor.results.scan import ScanResult
+from auditor.scanning import alone
+from auditor.scanning.scan import Options, scan
 from auditor.triggers.patch import Square
 from tests.exported import exported
 from tests.planted import Planted, drawings, handle, written

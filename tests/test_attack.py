@@ -24,7 +24,7 @@ from auditor.cli import app
 from auditor.models.load import load_model
 from auditor.models.mark import MEMBER, mark_notes, write_mark
 from auditor.probes import select
-from auditor.results import Verdict
+from auditor.results.facts import Verdict
 from auditor.safety import supervisor
 from auditor.safety.structure import Kind, identify
 from tests.changeable import ARCH, PROBE, TARGET, WHITE, classifier, samples, saved

@@ -11,8 +11,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from auditor import charts
-from auditor.charts import (
+from auditor.report import charts
+from auditor.report.charts import (
     MATRIX_CLASSES,
     RateBar,
     coloured_classes,
@@ -22,8 +22,8 @@ from auditor.charts import (
     rate_bars,
     training_curve,
 )
-from auditor.drawing import CATEGORIES, ROLES
-from auditor.results import Check, MaskLayer, Point
+from auditor.report.drawing import CATEGORIES, ROLES
+from auditor.results.purify import Check, MaskLayer, Point
 from tests.sample_purify import RIGHT, mask_layers, masks_stage, matrix, sample_embedding
 from tests.sample_result import CLASSES
 
@@ -136,7 +136,7 @@ def test_a_figure_is_a_function_of_its_numbers(drawn: list[str]) -> None:
 
 
 def test_identifiers_carry_the_figure_s_name() -> None:
-    from auditor.drawing import _tidy
+    from auditor.report.drawing import _tidy
 
     svg = (
         '<svg xmlns="http://www.w3.org/2000/svg"><clipPath id="clip0"><path d="M0,0h9"/></clipPath>'
@@ -240,7 +240,7 @@ def test_a_matrix_draws_the_cells_that_count(classes: int) -> None:
 def test_no_figure_without_a_wish() -> None:
     """Altair takes half a second to import."""
     code = (
-        "import sys, auditor.charts, auditor.report, auditor.terminal_purify\n"
+        "import sys, auditor.report.charts, auditor.report, auditor.terminal.purify\n"
         "sys.exit({'altair', 'vl_convert', 'sklearn', 'numpy', 'torch'} & set(sys.modules) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)

@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 from auditor.cli import app
 from auditor.errors import OutputError, UnreadableModel, UnsafeModel, UnsuitableModel
-from auditor.inspecting import inspect_file
+from auditor.inspecting.file import inspect_file
 from auditor.models.load import load_model
 from auditor.safety import opcodes
 from auditor.safety.allowed import Inert

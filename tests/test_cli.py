@@ -28,7 +28,8 @@ from auditor.cli.setup import Setup
 from auditor.errors import OutputError, UsageError
 from auditor.images import silent
 from auditor.outputs import write_text
-from auditor.results import ScanResult, Verdict
+from auditor.results.facts import Verdict
+from auditor.results.scan import ScanResult
 from tests import changeable
 from tests.conftest import PairFiles
 

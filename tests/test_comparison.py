@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 import torch
 
-from auditor import purify as purification
 from auditor.cli.requests import METHODS, Purification, method_names
-from auditor.comparison import OverBudget, ranked_by_goals
 from auditor.errors import ModelError, UnsuitableModel, UsageError
 from auditor.images import Notify, open_images
 from auditor.inputs import GivenInput
 from auditor.models.load import load_model
 from auditor.probes import choose
+from auditor.purification import purify as purification
+from auditor.purification.comparison import OverBudget, ranked_by_goals
+from auditor.purification.purify import Options, purify
 from auditor.purifiers import PURIFIERS, Purifier
 from auditor.purifiers.base import Purified, Task, parted, seeded
-from auditor.purify import Options, purify
-from auditor.results import Check, PurifyResult
-from auditor.scan import Options as ScanOptions
+from auditor.results.purify import Check, PurifyResult
+from auditor.scanning.scan import Options as ScanOptions
 from auditor.triggers.patch import Square
 from tests.changeable import CHANNELS, CLASSES, PROBE, TARGET, classifier, samples, saved
 from tests.planted import SIZE

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from auditor import verdict
 from auditor.cli import FORMATS, app
 from auditor.probes import load_probe, shipped_probes
-from auditor.results import Verdict
+from auditor.results.facts import Verdict
 from auditor.search.forms import AdditiveForm, PatchForm
 from auditor.statistics import MIN_CLASSES_FOR_OUTLIERS
 

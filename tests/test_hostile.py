@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from auditor import report
 from auditor.cli import app
-from auditor.inspection import Inspection, Safety
+from auditor.inspecting.record import Inspection, Safety
 from auditor.safety import sandbox, supervisor
 from tests.changeable import PROBE, classifier, samples, saved
 from tests.hostile import CORPUS, NAIVE, archived, benign, edited, graph, members, put

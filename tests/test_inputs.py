@@ -23,7 +23,7 @@ from auditor.inputs import (
     resolve,
     resolve_size,
 )
-from auditor.results import InputSpec
+from auditor.results.facts import InputSpec
 from auditor.synthesis import dead_leaves
 from tests.planted import drawings, handle, written
 

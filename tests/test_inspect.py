@@ -22,8 +22,8 @@ from auditor.choosing import best_fitting
 from auditor.cli import app
 from auditor.errors import UnreadableModel
 from auditor.images import open_images
-from auditor.inspecting import inspect_file
-from auditor.inspection import Inspection
+from auditor.inspecting.file import inspect_file
+from auditor.inspecting.record import Inspection
 from auditor.models.load import load_model
 from auditor.safety.opcodes import walk
 from tests.field_networks import Basic, FourStages, PreBasic

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from auditor.known import MOST_KIN, shown_triggers
 from auditor.measure import Stamped
-from auditor.results import Confirmation, ScanResult, Verdict
+from auditor.purification.known import MOST_KIN, shown_triggers
+from auditor.results.facts import Verdict
+from auditor.results.scan import Confirmation, ScanResult
 from auditor.triggers import Trigger
 from auditor.triggers.blend import Blend
 from auditor.triggers.patch import Square

@@ -13,7 +13,7 @@ from auditor import measure, verdict
 from auditor.classifier import Classifier
 from auditor.inputs import blank_spec
 from auditor.measure import Family, Half, Stamped
-from auditor.results import ImageFacts, Verdict
+from auditor.results.facts import ImageFacts, Verdict
 from auditor.triggers.base import Trigger
 from tests.planted import Planted, drawings, handle
 

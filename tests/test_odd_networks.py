@@ -16,10 +16,11 @@ from auditor.images import open_images
 from auditor.inputs import GivenInput, blank_spec, resolve_size
 from auditor.measure import Half, cross_table
 from auditor.probes import choose
-from auditor.results import ScanResult, Verdict
-from auditor.scan import Options, scan
+from auditor.results.facts import Verdict
+from auditor.results.scan import ScanResult
+from auditor.scanning.scan import Options, scan
+from auditor.scanning.transplant import transplants
 from auditor.synthesis import accepted, class_impressions, spread
-from auditor.transplant import transplants
 from tests.changeable import WHITE
 from tests.planted import Planted, drawings, handle, written
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import auditor.purify as purification
+import auditor.purification.purify as purification
 from auditor import precision
 from auditor.classifier import Classifier
 from auditor.images import open_images, silent
@@ -19,11 +19,11 @@ from auditor.measure import Stamped, all_to_one, predictions
 from auditor.models.load import load_model
 from auditor.precision import can_train_mixed, mixed_precision
 from auditor.probes import choose
+from auditor.purification.purify import Options, purify
 from auditor.purifiers.base import Known, Task
 from auditor.purifiers.finetune import FineTuning
 from auditor.purifiers.informed import Attempt, Informed, _Run
-from auditor.purify import Options, purify
-from auditor.scan import Options as ScanOptions
+from auditor.scanning.scan import Options as ScanOptions
 from auditor.search.inversion import invert
 from auditor.search.margin import search_margins
 from auditor.search.pace import Effort, seconds_per_image

@@ -12,10 +12,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-import auditor.purify as purification
+import auditor.purification.purify as purification
 from auditor.classifier import Classifier, as_float
-from auditor.difference import difference
-from auditor.embedding import MOST_IMAGES, embed
 from auditor.errors import ImageError, ProbeError, UnsuitableModel
 from auditor.images import ImageSource, open_images
 from auditor.inputs import GivenInput, blank_spec
@@ -23,17 +21,20 @@ from auditor.measure import Stamped, all_to_one
 from auditor.models.base import ModelHandle
 from auditor.models.load import load_model
 from auditor.probes import Probe, choose
+from auditor.purification.difference import difference
+from auditor.purification.embedding import MOST_IMAGES, embed
+from auditor.purification.purify import Options, purify
+from auditor.purification.stress import POISONED, counted, stress
 from auditor.purifiers import PURIFIERS, informed
 from auditor.purifiers.base import Known, Purified, Purifier, Task
-from auditor.purify import Options, purify
 from auditor.report import purify_view as view
 from auditor.report import to_markdown
-from auditor.results import MarginSearch, PurifyResult
-from auditor.scan import Options as ScanOptions
+from auditor.results.purify import PurifyResult
+from auditor.results.scan import MarginSearch
+from auditor.scanning.scan import Options as ScanOptions
 from auditor.search import searches
 from auditor.search.margin import search_margins
 from auditor.search.searches import MARGIN
-from auditor.stress import POISONED, counted, stress
 from auditor.triggers.patch import Square
 from tests.changeable import CLASSES, GREY, PROBE, TARGET, WHITE, classifier, opened, samples, saved
 from tests.planted import Planted, drawings, handle, written
@@ -184,7 +185,7 @@ def test_few_fit_images_are_helped_by_made_ones(
     suspect: ModelHandle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the fit images are too few to show it, the trigger is looked for on made images."""
-    monkeypatch.setattr("auditor.families.IMPRESSION_SECONDS", 0.1)
+    monkeypatch.setattr("auditor.scanning.families.IMPRESSION_SECONDS", 0.1)
     few = open_images(samples(tmp_path, 6, seed=3))
     judge = open_images(samples(tmp_path, 64, seed=4))
     recorder = Recorder()

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
-import auditor.purify as purification
+import auditor.purification.purify as purification
 from auditor import changing, report
 from auditor.classifier import as_float
 from auditor.cli import app
@@ -31,7 +31,8 @@ from auditor.models.load import load_model
 from auditor.purifiers import informed
 from auditor.purifiers.base import Purified, Task
 from auditor.purifiers.informed import Informed
-from auditor.results import PurifyResult, Verdict
+from auditor.results.facts import Verdict
+from auditor.results.purify import PurifyResult
 from auditor.safety import supervisor
 from auditor.verdict import rejudge_purification
 from tests.changeable import ARCH, PROBE, TARGET, WHITE, classifier, samples, saved

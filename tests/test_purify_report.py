@@ -20,18 +20,9 @@ from auditor.errors import UsageError
 from auditor.report import from_json, percent, to_html, to_json, to_markdown, wilson
 from auditor.report import purify_view as view
 from auditor.report.markdown import MARKDOWN_CHARACTERS, inert
-from auditor.results import (
-    Caveat,
-    ChangedTensor,
-    Confusion,
-    Counts,
-    MaskLayer,
-    PurifyResult,
-    Round,
-    Skipped,
-    Verdict,
-)
-from auditor.terminal_purify import goals_line, show_purify
+from auditor.results.facts import Caveat, Counts, Skipped, Verdict
+from auditor.results.purify import ChangedTensor, Confusion, MaskLayer, PurifyResult, Round
+from auditor.terminal.purify import goals_line, show_purify
 from tests.sample_purify import (
     VARIANTS,
     compared,

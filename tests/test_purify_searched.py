@@ -9,17 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from auditor import known as known_triggers
-from auditor import purify as purification
 from auditor.classifier import Classifier, as_float
 from auditor.images import open_images
 from auditor.inputs import GivenInput, blank_spec
-from auditor.known import OPACITY, RELATIVES, STRONG_RELATIVES
 from auditor.models.load import load_model
+from auditor.purification import known as known_triggers
+from auditor.purification import purify as purification
+from auditor.purification.known import OPACITY, RELATIVES, STRONG_RELATIVES
+from auditor.purification.purify import ROUNDS, Options, purify
 from auditor.purifiers import PURIFIERS, informed
-from auditor.purify import ROUNDS, Options, purify
-from auditor.results import PurifyResult, Verdict
-from auditor.scan import Options as ScanOptions
+from auditor.results.facts import Verdict
+from auditor.results.purify import PurifyResult
+from auditor.scanning.scan import Options as ScanOptions
 from auditor.search.inversion import Candidate, Inverted
 from auditor.search.pace import EFFORTS, Effort, NoNumber
 from auditor.triggers.patch import Square

@@ -41,8 +41,9 @@ from auditor.report.scan_view import (
     screened_probes,
 )
 from auditor.report.search_view import searched_forms, searched_triggers
-from auditor.results import Caveat, MarginSearch, Reason, Response, ScanResult, Skipped, Verdict
-from auditor.terminal import show_scan, verdict_line
+from auditor.results.facts import Caveat, Skipped, Verdict
+from auditor.results.scan import MarginSearch, Reason, Response, ScanResult
+from auditor.terminal.scan import show_scan, verdict_line
 from auditor.text import clean_text
 from auditor.verdict import rejudge
 from tests.sample_result import CLASSES, sample_result, searched_result

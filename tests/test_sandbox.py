@@ -24,7 +24,7 @@ from auditor import report
 from auditor.cli import app
 from auditor.cli.confined import record
 from auditor.errors import AuditorError, ModelError, ProbeError
-from auditor.results import ScanResult
+from auditor.results.scan import ScanResult
 from auditor.safety import landlock, needed, orders, sandbox, seccomp, supervisor
 from auditor.safety.orders import Site
 from auditor.safety.supervisor import Assignment, Limits, Outcome, run_confined, workplace

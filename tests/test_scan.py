@@ -18,8 +18,9 @@ from auditor.errors import ImageError, ProbeError, UnsuitableModel
 from auditor.images import open_images
 from auditor.inputs import GivenInput
 from auditor.probes import choose
-from auditor.results import ScanResult, Verdict
-from auditor.scan import Options, scan
+from auditor.results.facts import Verdict
+from auditor.results.scan import ScanResult
+from auditor.scanning.scan import Options, scan
 from auditor.triggers.rotate import Rotate
 from tests.planted import Planted, drawings, handle, written
 

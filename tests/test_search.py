@@ -19,8 +19,9 @@ from auditor.errors import ProbeError
 from auditor.images import open_images
 from auditor.inputs import blank_spec
 from auditor.probes import rebuilt
-from auditor.results import FoundTrigger, ScanResult, Verdict
-from auditor.scan import Options, scan
+from auditor.results.facts import Verdict
+from auditor.results.scan import FoundTrigger, ScanResult
+from auditor.scanning.scan import Options, scan
 from auditor.search import inversion, pace, searches
 from auditor.search.forms import FORMS, BlendForm
 from auditor.search.inversion import invert

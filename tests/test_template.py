@@ -13,8 +13,9 @@ from auditor.images import open_images
 from auditor.inputs import blank_spec
 from auditor.models.base import ModuleHandle
 from auditor.probes import rebuilt
-from auditor.results import ScanResult, Verdict
-from auditor.scan import Options, scan
+from auditor.results.facts import Verdict
+from auditor.results.scan import ScanResult
+from auditor.scanning.scan import Options, scan
 from auditor.search import template
 from auditor.search.inversion import Inverted
 from auditor.search.pace import OverBudget

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from auditor.classifier import Classifier
 from auditor.inputs import blank_spec
 from auditor.measure import Half
-from auditor.results import Transplants
-from auditor.transplant import transplants
+from auditor.results.scan import Transplants
+from auditor.scanning.transplant import transplants
 from auditor.verdict import FAINT_CHANGE
 from tests.planted import Planted, drawings, handle
 

@@ -11,21 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from auditor import verdict
-from auditor.results import (
-    Caveat,
+from auditor.results.facts import Caveat, Counts, ImageFacts, Skipped, Verdict
+from auditor.results.purify import Outcome
+from auditor.results.scan import (
     Confirmation,
     ControlCount,
-    Counts,
-    ImageFacts,
     Inversion,
     Judgement,
     MarginSearch,
-    Outcome,
     Response,
     RivalCount,
-    Skipped,
     Transplants,
-    Verdict,
 )
 from auditor.statistics import upper_bound
 from tests.sample_purify import VARIANTS, on_judge_images, sample_purify

@@ -34,7 +34,7 @@ from auditor.errors import UsageError
 from auditor.outputs import STDOUT, sidecar, write_text
 
 if TYPE_CHECKING:
-    from auditor.results import AttackResult
+    from auditor.results.attack import AttackResult
 
 ATTACK_FORMATS = ("model", "json")
 MAX_IMAGES = 2000
@@ -169,7 +169,7 @@ def attack(
         write_anyway=write_anyway,
     )
     result, written = run_attack(setup, how)
-    from auditor.terminal_attack import attack_line, show_attack
+    from auditor.terminal.attack import attack_line, show_attack
 
     if STDOUT not in written:  # nothing may come after a record
         if quiet:
@@ -193,9 +193,9 @@ def run_attack(setup: Setup, how: Planting) -> tuple[AttackResult, list[Path]]:
 
     from auditor.cli.confined import in_worker, put_in_place, record
     from auditor.report.json import indented, to_json
-    from auditor.results import AttackResult
+    from auditor.results.attack import AttackResult
     from auditor.safety.supervisor import workplace
-    from auditor.terminal import ProgressLine
+    from auditor.terminal.progress import ProgressLine
 
     written = []
     with refusals(setup, outputs), workplace(None if output is None else output.parent) as place:

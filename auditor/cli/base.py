@@ -10,8 +10,8 @@ from typing import Annotated, ParamSpec, TypeVar
 import typer
 
 import auditor
+from auditor.cli.watchdog import exit_code, interruptible
 from auditor.errors import AuditorError
-from auditor.watchdog import exit_code, interruptible
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -51,7 +51,7 @@ def reporting(
             with interruptible(stopped):
                 return command(*args, **kwargs)
         except AuditorError as error:
-            from auditor.terminal import show_error
+            from auditor.terminal.progress import show_error
 
             show_error(str(error))
             raise typer.Exit(USAGE_ERROR) from None

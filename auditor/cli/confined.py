@@ -17,10 +17,12 @@ import typer
 from auditor.cli.refusing import Refused
 from auditor.cli.setup import Setup
 from auditor.errors import ModelError, OutputError, UsageError
-from auditor.inspection import SCHEMA as INSPECTION_SCHEMA
-from auditor.inspection import Inspection
+from auditor.inspecting.record import SCHEMA as INSPECTION_SCHEMA
+from auditor.inspecting.record import Inspection
 from auditor.outputs import check_outputs, default_mode, side_names
-from auditor.results import AttackResult, PurifyResult, ScanResult, SideFile, Written
+from auditor.results.attack import AttackResult
+from auditor.results.purify import PurifyResult, SideFile, Written
+from auditor.results.scan import ScanResult
 from auditor.safety import sandbox
 from auditor.safety.structure import identify
 from auditor.safety.supervisor import Assignment, Limits, Notify, Outcome, run_confined

@@ -35,8 +35,9 @@ def demo(
     Example: auditor demo
     """
     from auditor.demo import make_demo
-    from auditor.terminal import ProgressLine, show_scan
-    from auditor.terminal_purify import show_purify
+    from auditor.terminal.progress import ProgressLine
+    from auditor.terminal.purify import show_purify
+    from auditor.terminal.scan import show_scan
 
     scans = {
         name: {kind: directory / f"{name}.scan.{kind}" for kind in FORMATS[:2]}

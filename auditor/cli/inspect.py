@@ -52,11 +52,11 @@ def inspect(
     Example: auditor inspect downloaded.pth -o html=inspection.html
     """
     from auditor.cli.confined import in_worker, record
-    from auditor.inspection import Inspection
+    from auditor.inspecting.record import Inspection
     from auditor.report import to_json
     from auditor.safety.supervisor import workplace
-    from auditor.terminal import ProgressLine
-    from auditor.terminal_inspect import show_inspection
+    from auditor.terminal.inspect import show_inspection
+    from auditor.terminal.progress import ProgressLine
 
     setup = Setup(model=model, device="cpu", max_images=1, output=tuple(output or ()), force=force)
     outputs = setup.outputs(FORMATS, {})

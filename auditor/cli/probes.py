@@ -106,7 +106,7 @@ def probes_validate(
         try:
             probe = load_probe(file)
         except AuditorError as error:
-            from auditor.terminal import show_error
+            from auditor.terminal.progress import show_error
 
             show_error(str(error))
             failed = True

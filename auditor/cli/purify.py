@@ -44,7 +44,7 @@ from auditor.errors import UsageError
 from auditor.outputs import STDOUT, write_text
 
 if TYPE_CHECKING:
-    from auditor.results import PurifyResult
+    from auditor.results.purify import PurifyResult
 
 PURIFY_FORMATS = ("model", *FORMATS)
 MAX_IMAGES = 2000
@@ -237,7 +237,7 @@ def purify(
         write_anyway=write_anyway,
     )
     result, written = run_purify(setup, how)
-    from auditor.terminal_purify import goals_line, show_purify
+    from auditor.terminal.purify import goals_line, show_purify
 
     if STDOUT not in written:  # nothing may come after a record
         if quiet:
@@ -261,9 +261,9 @@ def run_purify(setup: Setup, how: Purification) -> tuple[PurifyResult, list[Path
     output = outputs.get("model")
 
     from auditor.cli.confined import in_worker, put_in_place, record
-    from auditor.results import PurifyResult
+    from auditor.results.purify import PurifyResult
     from auditor.safety.supervisor import workplace
-    from auditor.terminal import ProgressLine
+    from auditor.terminal.progress import ProgressLine
 
     with refusals(setup, outputs), workplace(None if output is None else output.parent) as place:
         with ProgressLine(quiet=setup.quiet) as notify:

@@ -14,7 +14,7 @@ from auditor.cli.setup import Setup
 from auditor.outputs import STDOUT, write_text
 
 if TYPE_CHECKING:
-    from auditor.inspection import Inspection
+    from auditor.inspecting.record import Inspection
 
 DANGEROUS = 1
 
@@ -41,7 +41,7 @@ def refusals(setup: Setup, outputs: Mapping[str, Path]) -> Iterator[None]:
     try:
         yield
     except Refused as refused:
-        from auditor.terminal_inspect import refusal_line, show_refusal
+        from auditor.terminal.inspect import refusal_line, show_refusal
 
         texts = rendered(refused.found, outputs)
         for path, text in texts:

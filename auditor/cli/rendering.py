@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from auditor.inspection import Inspection
-    from auditor.results import PurifyResult, ScanResult
+    from auditor.inspecting.record import Inspection
+    from auditor.results.purify import PurifyResult
+    from auditor.results.scan import ScanResult
 
 FORMATS = ("json", "html", "md")
 

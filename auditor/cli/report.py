@@ -15,7 +15,8 @@ from auditor.outputs import STDOUT, check_outputs, parse_outputs, write_text
 from auditor.text import clean_text
 
 if TYPE_CHECKING:
-    from auditor.results import Goals, Judgement
+    from auditor.results.purify import Goals
+    from auditor.results.scan import Judgement
 
 
 EPILOG = (
@@ -51,11 +52,12 @@ def report(
     Example: auditor report model.scan.json -o html=review.html -o md=summary.md
     """
     from auditor import report as rendering
-    from auditor.inspection import Inspection
-    from auditor.results import PurifyResult
-    from auditor.terminal import show_error, show_scan
-    from auditor.terminal_inspect import show_inspection
-    from auditor.terminal_purify import show_purify
+    from auditor.inspecting.record import Inspection
+    from auditor.results.purify import PurifyResult
+    from auditor.terminal.inspect import show_inspection
+    from auditor.terminal.progress import show_error
+    from auditor.terminal.purify import show_purify
+    from auditor.terminal.scan import show_scan
     from auditor.verdict import rejudge, rejudge_purification
 
     try:

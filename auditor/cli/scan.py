@@ -40,7 +40,7 @@ from auditor.outputs import STDOUT, check_outputs, write_text
 from auditor.text import clean_text, slug
 
 if TYPE_CHECKING:
-    from auditor.results import ScanResult
+    from auditor.results.scan import ScanResult
 
 MAX_IMAGES = 768
 
@@ -102,7 +102,7 @@ def scan(
     result, written = run_scan(setup, time_budget=time_budget)
     saved = [] if save_probes is None else saved_probes(result, save_probes, names)
     written += saved
-    from auditor.terminal import show_scan, verdict_line
+    from auditor.terminal.scan import show_scan, verdict_line
 
     if STDOUT not in written:  # nothing may come after a record
         if quiet:
@@ -125,9 +125,9 @@ def run_scan(setup: Setup, *, time_budget: str | None = None) -> tuple[ScanResul
     budget = parse_time(time_budget)
 
     from auditor.cli.confined import in_worker, record
-    from auditor.results import ScanResult
+    from auditor.results.scan import ScanResult
     from auditor.safety.supervisor import workplace
-    from auditor.terminal import ProgressLine
+    from auditor.terminal.progress import ProgressLine
 
     with (
         refusals(setup, outputs),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from auditor.inputs import GivenInput
     from auditor.models.base import ModelHandle
     from auditor.probes import Selection
-    from auditor.scan import Options as ScanOptions
+    from auditor.scanning.scan import Options as ScanOptions
 
 
 CHOOSING_SHARE = 0.25

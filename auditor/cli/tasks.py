@@ -114,7 +114,7 @@ def attack(request: Any, site: Site, notify: Notify) -> str:
 
 def inspect(request: Any, site: Site, notify: Notify) -> str:
     """Say what a model file is; nothing in it is executed, with or without a sandbox."""
-    from auditor.inspecting import inspect_file
+    from auditor.inspecting.file import inspect_file
     from auditor.report import to_json
 
     asked = orders.built(request, InspectRequest)
@@ -129,7 +129,7 @@ def or_inspected(task: Task) -> Task:
         try:
             return task(request, site, notify)
         except UnsafeModel as error:
-            from auditor.inspecting import refused_file
+            from auditor.inspecting.file import refused_file
             from auditor.report import to_json
 
             return to_json(refused_file(Path(request["setup"]["model"]), error))

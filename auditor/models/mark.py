@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from auditor.errors import OutputError
-from auditor.results import Mark
+from auditor.results.attack import Mark
 from auditor.safety.structure import FileFacts, Kind
 from auditor.text import clean_text
 

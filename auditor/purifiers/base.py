@@ -24,7 +24,7 @@ from auditor.models.base import ModelHandle
 from auditor.models.changed import ChangedHandle
 from auditor.purifiers.augment import shifted
 from auditor.registry import Registry
-from auditor.results import Check, Stage, What
+from auditor.results.purify import Check, Stage, What
 from auditor.text import clean_text
 
 NOTIFY_STEPS = 10

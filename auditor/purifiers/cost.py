@@ -19,7 +19,7 @@ from auditor import measure
 from auditor.classifier import as_float
 from auditor.purifiers.augment import mixed, shifted
 from auditor.purifiers.base import Known, Task, all_finite, changed_classifier
-from auditor.results import Check
+from auditor.results.purify import Check
 
 ASR_AIM, ACC_AIM = 1 / 2, 1 / 3
 """Shares of the user's goals that are aimed at, since other images will judge."""

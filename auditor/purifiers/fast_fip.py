@@ -13,7 +13,7 @@ from auditor.errors import UnsuitableModel
 from auditor.models.base import ModelHandle
 from auditor.purifiers.base import PURIFIERS
 from auditor.purifiers.fisher import Coordinates, FlatMinimum, Tensors
-from auditor.results import What
+from auditor.results.purify import What
 from auditor.text import clean_text
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 from auditor.models.base import ModelHandle
 from auditor.purifiers.base import PURIFIERS
 from auditor.purifiers.fisher import Coordinates, FlatMinimum
-from auditor.results import What
+from auditor.results.purify import What
 
 
 @PURIFIERS.register("fip")

@@ -35,7 +35,7 @@ from auditor.purifiers.base import (
 )
 from auditor.purifiers.second_order import twice_differentiable
 from auditor.purifiers.strongest import Candidate, bisected
-from auditor.results import What
+from auditor.results.purify import What
 
 Tensors = dict[str, Tensor]
 Labels = Literal["sampled", "true"]

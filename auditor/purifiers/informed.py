@@ -42,7 +42,7 @@ from auditor.purifiers.cost import ACC_AIM, ASR_AIM, Candidate, Scales
 from auditor.purifiers.features import anchor_layers, distance
 from auditor.purifiers.reestimate import reestimated
 from auditor.purifiers.strengthen import Strengthened
-from auditor.results import Check, Stage
+from auditor.results.purify import Check, Stage
 from auditor.text import clean_text
 
 Stamp = Callable[[Tensor], Tensor]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from auditor.purifiers.base import Task, all_finite, checked, parted, seeded
-from auditor.results import Check, Stage, What
+from auditor.results.purify import Check, Stage, What
 
 ACC_SHARE = 2 / 3
 """Of the accuracy that may be lost, so much is spent, since other images will judge."""

@@ -7,7 +7,7 @@ every text passes `clean_text` and the escaping of its format, and nothing in a 
 
 from __future__ import annotations
 
-from auditor.inspection import Inspection
+from auditor.inspecting.record import Inspection
 from auditor.report.inspection_markdown import inspection_markdown
 from auditor.report.inspection_page import inspection_html
 from auditor.report.json import from_json, to_json
@@ -19,7 +19,8 @@ from auditor.report.purify_page import purify_html
 from auditor.report.scan_markdown import scan_markdown
 from auditor.report.scan_page import scan_html
 from auditor.report.scan_view import bound_text, screened_probes
-from auditor.results import PurifyResult, ScanResult
+from auditor.results.purify import PurifyResult
+from auditor.results.scan import ScanResult
 
 __all__ = [
     "MARKDOWN_CHARACTERS",

@@ -8,26 +8,21 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import chain
 
-from auditor.inspection import MOST_NUMBERS, Inspection
+from auditor.inspecting.record import MOST_NUMBERS, Inspection
 from auditor.report.pictures import read_image
-from auditor.results import (
-    SCAN_SCHEMA,
+from auditor.results.facts import Counts, SplitFacts
+from auditor.results.purify import (
     CaseExhibit,
-    Confirmation,
     Confusion,
     Contender,
-    ControlCount,
-    Counts,
     Embedding,
-    Inversion,
     MaskLayer,
     MethodFacts,
     PurifyResult,
-    ScanResult,
-    SplitFacts,
     Stress,
     destinations,
 )
+from auditor.results.scan import SCAN_SCHEMA, Confirmation, ControlCount, Inversion, ScanResult
 
 MOST_IMAGES = 1_000_000
 """In one family; a result that claims more was not made by a scan."""

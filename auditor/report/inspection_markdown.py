@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from auditor.inspection import Inspection
+from auditor.inspecting.record import Inspection
 from auditor.report.inspection_view import ability_words, fact_rows, finding_lines, headline
 from auditor.report.markdown import MARKDOWN_ROWS, code, cut, inert, more
 from auditor.report.numbers import byte_size

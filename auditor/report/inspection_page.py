@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from auditor.inspection import Inspection
+from auditor.inspecting.record import Inspection
 from auditor.report.inspection_view import ability_words, fact_rows, finding_lines, headline
 from auditor.report.json import to_json
 from auditor.report.page import RAW_CHARACTERS, preformatted, render

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from auditor.inspection import Ability, Content, Inspection
+from auditor.inspecting.record import Ability, Content, Inspection
 
 UNSAFE = (
     "auditor did not open this file, and ran nothing of it. Whoever opens it the usual way runs what its "

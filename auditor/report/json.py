@@ -11,10 +11,12 @@ from typing import Any
 import msgspec
 
 from auditor.errors import UsageError
-from auditor.inspection import SCHEMA as INSPECTION_SCHEMA
-from auditor.inspection import Inspection
+from auditor.inspecting.record import SCHEMA as INSPECTION_SCHEMA
+from auditor.inspecting.record import Inspection
 from auditor.report.checks import contradictions
-from auditor.results import PURIFY_SCHEMA, SCAN_SCHEMA, AttackResult, PurifyResult, ScanResult
+from auditor.results.attack import AttackResult
+from auditor.results.purify import PURIFY_SCHEMA, PurifyResult
+from auditor.results.scan import SCAN_SCHEMA, ScanResult
 from auditor.text import clean_text, is_hidden
 
 RECORDS: Mapping[str, type[ScanResult] | type[PurifyResult] | type[Inspection]] = {

@@ -10,7 +10,7 @@ from functools import lru_cache
 import jinja2
 from markupsafe import Markup
 
-from auditor.inspection import Safety
+from auditor.inspecting.record import Safety
 from auditor.report.numbers import (
     byte_size,
     duration,
@@ -23,7 +23,7 @@ from auditor.report.numbers import (
 )
 from auditor.report.purify_view import ENDING_SYMBOLS, ENDING_TONES, Ending
 from auditor.resources import resource_dir
-from auditor.results import Verdict
+from auditor.results.facts import Verdict
 from auditor.text import clean_text
 
 SYMBOLS: Mapping[Verdict | Safety, str] = {

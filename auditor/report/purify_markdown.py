@@ -11,7 +11,7 @@ from auditor.report.markdown import MARKDOWN_ROWS, code, counted, cut, fenced, i
 from auditor.report.numbers import Rate, duration, moment, number, percent
 from auditor.report.page import SYMBOLS, plain_label
 from auditor.report.scan_view import SeenResponse
-from auditor.results import Outcome, PurifyResult
+from auditor.results.purify import Outcome, PurifyResult
 
 
 def purify_markdown(result: PurifyResult) -> str:

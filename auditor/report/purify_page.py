@@ -10,13 +10,13 @@ from typing import Any
 import msgspec
 from markupsafe import Markup
 
-from auditor import charts
+from auditor.report import charts
 from auditor.report import purify_view as view
 from auditor.report.json import indented, to_json
 from auditor.report.numbers import Rate, percent
 from auditor.report.page import RAW_CHARACTERS, preformatted, render
 from auditor.report.pictures import PICTURE_CHARACTERS, Image, read_image
-from auditor.results import Case, CaseExhibit, Embedding, MaskLayer, PurifyResult
+from auditor.results.purify import Case, CaseExhibit, Embedding, MaskLayer, PurifyResult
 
 # What a page shows at most; the rest is counted, and is in the JSON.
 MASK_PANELS = 24

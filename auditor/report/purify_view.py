@@ -9,16 +9,15 @@ from typing import Literal
 
 from auditor.report.numbers import Rate, number, percent
 from auditor.report.scan_view import ScreenedProbe, SeenResponse, bound_text, screened_probes
-from auditor.results import (
+from auditor.results.facts import Counts, Verdict
+from auditor.results.purify import (
     Confusion,
     Contender,
-    Counts,
     Embedding,
     MaskLayer,
     MethodFacts,
     Outcome,
     PurifyResult,
-    Verdict,
     destinations,
 )
 from auditor.text import counted, listed

@@ -20,7 +20,7 @@ from auditor.report.scan_view import (
     screened_probes,
 )
 from auditor.report.search_view import SearchedForm, searched_forms
-from auditor.results import Confirmation, Reason, ScanResult
+from auditor.results.scan import Confirmation, Reason, ScanResult
 
 
 def scan_markdown(result: ScanResult) -> str:

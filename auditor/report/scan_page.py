@@ -18,7 +18,7 @@ from auditor.report.scan_view import (
     shown_exhibits,
 )
 from auditor.report.search_view import margin_bars, searched_forms, searched_triggers
-from auditor.results import Inversion, ScanResult
+from auditor.results.scan import Inversion, ScanResult
 
 RAW_HITS = 3
 RAW_FIELD = 80

@@ -8,14 +8,8 @@ from typing import Any
 
 from auditor.report.numbers import Rate, percent
 from auditor.report.pictures import PICTURE_CHARACTERS, Image, read_image
-from auditor.results import (
-    Confirmation,
-    Exhibit,
-    ImageFacts,
-    Response,
-    ScanResult,
-    Verdict,
-)
+from auditor.results.facts import ImageFacts, Verdict
+from auditor.results.scan import Confirmation, Exhibit, Response, ScanResult
 
 
 @dataclass(frozen=True, kw_only=True)

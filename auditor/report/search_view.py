@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from auditor.report.scan_view import Checked
-from auditor.results import Inversion, ScanResult
+from auditor.results.scan import Inversion, ScanResult
 
 LOG_RANGE = 20.0
 """Numbers that differ by more are drawn on a logarithmic scale."""

@@ -21,7 +21,7 @@ from auditor.text import clean_text
 
 LINES = 40
 CHARACTERS = 1000
-"""Of a message for a person: as many lines, of that length, as `terminal.show_error` shows."""
+"""Of a message for a person: as many lines, of that length, as `terminal.progress.show_error` shows."""
 TRACEBACK_LINES = 30
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "alloc_cpu")
 """How torch says it, in errors without a type of their own; see `memory`, which imports torch."""

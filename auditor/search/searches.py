@@ -18,7 +18,8 @@ from auditor.images import Notify, silent
 from auditor.measure import Half, Stamped
 from auditor.memory import is_out_of_memory
 from auditor.probes import rebuilt
-from auditor.results import FoundTrigger, Inversion, MarginSearch, ScanResult, Skipped
+from auditor.results.facts import Skipped
+from auditor.results.scan import FoundTrigger, Inversion, MarginSearch, ScanResult
 from auditor.search.inversion import MOST_CLASSES, Candidate, Inverted, invert
 from auditor.search.inversion import images_needed as inverted_images
 from auditor.search.margin import images_needed as margin_images

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from auditor.results import Counts, Goals, Outcome, PlantingGoals, PurifyResult, ScanResult, Verdict
+from auditor.results.attack import PlantingGoals
+from auditor.results.facts import Counts, Verdict
+from auditor.results.purify import Goals, Outcome, PurifyResult
+from auditor.results.scan import ScanResult
 from auditor.verdict.judging import rejudge
 
 __all__ = [

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 from statistics import median
 
-from auditor.results import Confirmation, Transplants, Verdict
+from auditor.results.facts import Verdict
+from auditor.results.scan import Confirmation, Transplants
 from auditor.statistics import difference_bound, lower_bound
 from auditor.verdict.thresholds import (
     ALPHA,

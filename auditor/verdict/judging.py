@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 from dataclasses import replace
 
-from auditor.results import (
-    Caveat,
+from auditor.results.facts import Caveat, ImageFacts, Skipped, Verdict
+from auditor.results.scan import (
     Confirmation,
-    ImageFacts,
     Inversion,
     Judgement,
     MarginSearch,
     Reason,
     Response,
     ScanResult,
-    Skipped,
     Transplants,
-    Verdict,
 )
 from auditor.statistics import lower_bound
 from auditor.text import counted

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from auditor.results import Confirmation, ImageFacts, Response, Skipped, Verdict
+from auditor.results.facts import ImageFacts, Skipped, Verdict
+from auditor.results.scan import Confirmation, Response
 from auditor.statistics import at_least, difference_bound, lower_bound, upper_bound
 from auditor.text import counted
 from auditor.verdict.grading import enough_sources

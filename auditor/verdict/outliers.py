@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from auditor.results import Inversion, MarginSearch, Reason, Verdict
+from auditor.results.facts import Verdict
+from auditor.results.scan import Inversion, MarginSearch, Reason
 from auditor.statistics import MIN_CLASSES_FOR_OUTLIERS, looks_normal, upper_outliers
 from auditor.verdict.thresholds import FEWEST_SEARCHES, OUTLIER_ALPHA
 from auditor.verdict.wording import named

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from auditor.results import Confirmation, Transplants, Verdict
+from auditor.results.facts import Verdict
+from auditor.results.scan import Confirmation, Transplants
 from auditor.statistics import lower_bound
 from auditor.verdict.grading import (
     enough_sources,

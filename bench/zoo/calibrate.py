@@ -15,7 +15,8 @@ import torch
 from auditor import api
 from auditor.models.base import ModelHandle
 from auditor.outputs import write_text
-from auditor.results import Confirmation, Judgement, ScanResult, Verdict
+from auditor.results.facts import Verdict
+from auditor.results.scan import Confirmation, Judgement, ScanResult
 from auditor.statistics import lower_bound
 from auditor.verdict import further_bound, is_small, moved_bound, typical_excess_bound
 from bench.zoo.data import Data

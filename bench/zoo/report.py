@@ -9,7 +9,8 @@ import numpy as np
 from sklearn.metrics import roc_auc_score
 
 from auditor.report import wilson
-from auditor.results import Confirmation, Verdict
+from auditor.results.facts import Verdict
+from auditor.results.scan import Confirmation
 from auditor.statistics import upper_bound
 from bench.zoo.attacks.static import Static
 from bench.zoo.calibrate import CONDITIONS, Case, planted

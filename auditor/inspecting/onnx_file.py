@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from auditor.inspection import MOST_NUMBERS, Content
+from auditor.inspecting.record import MOST_NUMBERS, Content
 from auditor.models.onnx_gate import graph_findings, locations, parsed
 from auditor.text import clean_text
 

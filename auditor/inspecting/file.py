@@ -17,7 +17,7 @@ import auditor
 from auditor.architectures.infer import Match, candidates
 from auditor.architectures.shapes import class_count, refuse_hollow, stripped
 from auditor.errors import ModelError, UnreadableModel, UnsafeModel, UnsuitableModel
-from auditor.inspection import MOST_NUMBERS, Ability, Content, Fit, Inspection, Wanted
+from auditor.inspecting.record import MOST_NUMBERS, Ability, Content, Fit, Inspection, Wanted
 from auditor.models.module import check_network, find_module
 from auditor.models.state_dict import MOST_TRIED, dotted, find_hints, refuse_odd_tensors, weights_in
 from auditor.safety.allowed import Inert, allowed_global
@@ -328,7 +328,7 @@ def _exported(path: Path) -> Content:
 
 
 def _graph(path: Path) -> Content:
-    from auditor.inspecting_onnx import onnx_content
+    from auditor.inspecting.onnx_file import onnx_content
 
     return onnx_content(path)
 

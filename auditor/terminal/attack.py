@@ -14,7 +14,8 @@ from rich.text import Text
 
 from auditor.report import percent
 from auditor.report.numbers import Rate, duration, interval, number
-from auditor.results import AttackResult, Counts, Mark
+from auditor.results.attack import AttackResult, Mark
+from auditor.results.facts import Counts
 from auditor.text import clean_text
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec
 
-from auditor.drawing import (
+from auditor.report.drawing import (
     AFTER,
     BEFORE,
     CATEGORIES,
@@ -27,7 +27,7 @@ from auditor.drawing import (
     TUNED,
     draw,
 )
-from auditor.results import Check, MaskLayer, Point
+from auditor.results.purify import Check, MaskLayer, Point
 from auditor.text import clean_text
 
 if TYPE_CHECKING:

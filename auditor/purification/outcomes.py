@@ -9,7 +9,9 @@ from torch import Tensor
 from auditor import changing, measure
 from auditor.classifier import Classifier, as_float
 from auditor.purifiers.base import Known, Task
-from auditor.results import Counts, Outcome, Scope, SplitFacts
+from auditor.results.facts import Counts, SplitFacts
+from auditor.results.purify import Outcome
+from auditor.results.scan import Scope
 
 COMPARED = 8
 """Images on which it is seen whether two triggers stamp the same."""

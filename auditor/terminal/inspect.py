@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from auditor.inspection import Ability, Content, Inspection
+from auditor.inspecting.record import Ability, Content, Inspection
 from auditor.report.inspection_view import finding_lines, input_words
 from auditor.report.numbers import byte_size
 from auditor.text import clean_text

@@ -1,4 +1,4 @@
-"""What a model file is and holds, as a record; made by `inspecting`, shown by `terminal_inspect`."""
+"""What a model file is and holds, as a record; made by `file`, shown by `terminal.inspect`."""
 
 from __future__ import annotations
 

@@ -13,7 +13,9 @@ from torch import Tensor
 from auditor.classifier import UNDECIDED, Classifier, as_float, decided
 from auditor.measure import Half, Stamped
 from auditor.purifiers.base import Known
-from auditor.results import Case, CaseExhibit, Exhibit, Picture
+from auditor.results.facts import Picture
+from auditor.results.purify import Case, CaseExhibit
+from auditor.results.scan import Exhibit
 
 PICTURES = 6
 """Images that an exhibit shows."""

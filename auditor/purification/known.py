@@ -12,7 +12,9 @@ from auditor.images import Notify
 from auditor.measure import Stamped, all_to_one
 from auditor.probes import Probe
 from auditor.purifiers.base import Known, Task
-from auditor.results import Caveat, Confirmation, ScanResult, Verdict, destinations
+from auditor.results.facts import Caveat, Verdict
+from auditor.results.purify import destinations
+from auditor.results.scan import Confirmation, ScanResult
 from auditor.search.inversion import images_needed, invert
 from auditor.search.pace import NoGradient, NoNumber, planned, seconds_per_image
 from auditor.search.searches import found_triggers, presented

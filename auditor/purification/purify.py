@@ -13,47 +13,44 @@ import torch
 
 from auditor import changing, verdict
 from auditor import images as image_sets
-from auditor.battery import stamped_triggers
 from auditor.classifier import Classifier
-from auditor.comparison import Compared, Made, OverBudget, compare, ranked_by_goals
-from auditor.difference import Difference, difference
-from auditor.embedding import embed
 from auditor.errors import ImageError
-from auditor.exhibits import case_exhibit
 from auditor.images import ImageSource, Notify, silent
 from auditor.inputs import Resolution
-from auditor.known import judge_triggers, relatives, shown_triggers
 from auditor.models.base import ModelHandle
-from auditor.outcomes import Judging
 from auditor.precision import trained_in
 from auditor.probes import Probe
+from auditor.purification.comparison import Compared, Made, OverBudget, compare, ranked_by_goals
+from auditor.purification.difference import Difference, difference
+from auditor.purification.embedding import embed
+from auditor.purification.known import judge_triggers, relatives, shown_triggers
+from auditor.purification.outcomes import Judging
+from auditor.purification.stress import Rival, stress
 from auditor.purifiers import Purifier
 from auditor.purifiers.base import Known, Task, changed_classifier, checked, parted, seeded
 from auditor.purifiers.finetune import FineTuning
 from auditor.purifiers.informed import Informed
 from auditor.purifiers.nft import NeuralMaskFineTuning
-from auditor.results import (
+from auditor.results.facts import Caveat, Counts, Provenance
+from auditor.results.purify import (
     PURIFY_SCHEMA,
     CaseExhibit,
-    Caveat,
     Confusion,
     Contender,
-    Counts,
     Goals,
-    MarginSearch,
     MethodFacts,
     Outcome,
-    Provenance,
     PurifyResult,
     Round,
-    ScanResult,
     Stress,
     Written,
 )
-from auditor.scan import Options as ScanOptions
-from auditor.scan import scan
+from auditor.results.scan import MarginSearch, ScanResult
+from auditor.scanning.battery import stamped_triggers
+from auditor.scanning.exhibits import case_exhibit
+from auditor.scanning.scan import Options as ScanOptions
+from auditor.scanning.scan import scan
 from auditor.search.searches import INVERSIONS
-from auditor.stress import Rival, stress
 from auditor.text import clean_text
 
 MAX_IMAGES = 2000

@@ -14,8 +14,8 @@ from rich.text import Text
 from auditor.report import SYMBOLS, percent
 from auditor.report import purify_view as view
 from auditor.report.numbers import Rate, byte_size, duration, interval, number
-from auditor.results import PurifyResult
-from auditor.terminal import STYLES
+from auditor.results.purify import PurifyResult
+from auditor.terminal.scan import STYLES
 from auditor.text import clean_text
 
 ENDING_STYLES = {

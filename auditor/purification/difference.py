@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from auditor.purifiers.base import Purified
-from auditor.results import ChangedChannel, ChangedTensor, MaskLayer
+from auditor.results.purify import ChangedChannel, ChangedTensor, MaskLayer
 
 BINS = 20
 CHANGED = 20

@@ -14,35 +14,33 @@ from importlib import metadata
 import torch
 
 import auditor
-from auditor import alone, inputs, measure, preflight, verdict
-from auditor.battery import applicable, stamped_triggers, unfinished, visible
+from auditor import inputs, measure, verdict
 from auditor.classifier import Classifier
-from auditor.confirming import Confirming
 from auditor.errors import ImageError, ProbeError
-from auditor.exhibits import exhibit
-from auditor.families import clean_family, held_out, made_families, raw_images
 from auditor.images import CleanSet, ImageSource, Notify, silent
 from auditor.inputs import GivenInput, Resolution
 from auditor.measure import Family, Half, Stamped
 from auditor.models.base import ModelHandle
 from auditor.probes import Probe
-from auditor.results import (
+from auditor.results.facts import Caveat, ModelFacts, Provenance, Skipped
+from auditor.results.scan import (
     SCAN_SCHEMA,
     TRANSPLANT,
-    Caveat,
     Confirmation,
     Exhibit,
     Inversion,
     MarginSearch,
-    ModelFacts,
-    Provenance,
     Response,
     ScanResult,
-    Skipped,
 )
+from auditor.scanning import alone, preflight
+from auditor.scanning.battery import applicable, stamped_triggers, unfinished, visible
+from auditor.scanning.confirming import Confirming
+from auditor.scanning.exhibits import exhibit
+from auditor.scanning.families import clean_family, held_out, made_families, raw_images
+from auditor.scanning.transplant import Lent, transplants
 from auditor.search.searches import SEARCHES, Searches
 from auditor.text import counted
-from auditor.transplant import Lent, transplants
 
 MAX_IMAGES = 768
 """Images that are drawn from the clean set: enough for 512 to confirm on."""

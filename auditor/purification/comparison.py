@@ -18,7 +18,7 @@ from auditor.purifiers import Purifier
 from auditor.purifiers.base import Known, Purified
 from auditor.purifiers.cost import ASR_AIM
 from auditor.purifiers.strongest import ACC_SHARE
-from auditor.results import Check, Contender, MethodFacts, NotCompared
+from auditor.results.purify import Check, Contender, MethodFacts, NotCompared
 
 SMALLEST_GOAL = 0.01
 """Goals count as at least this where the distance to them is measured in goals."""

@@ -14,7 +14,7 @@ from auditor.classifier import Classifier
 from auditor.images import CleanSet, Notify
 from auditor.measure import Family, Half
 from auditor.memory import is_out_of_memory
-from auditor.results import Caveat, ImageFacts, Skipped
+from auditor.results.facts import Caveat, ImageFacts, Skipped
 from auditor.search.searches import NEEDS_GRADIENTS, gradient_of
 
 SCREEN_A_CLASS = 10

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from auditor.classifier import UNDECIDED, Classifier, as_float, decided
 from auditor.purifiers.features import anchor_layers
-from auditor.results import Embedding, Point
+from auditor.results.purify import Embedding, Point
 from auditor.triggers import Trigger
 
 MOST_IMAGES = 150

@@ -11,7 +11,8 @@ from auditor import measure, verdict
 from auditor.classifier import Classifier
 from auditor.images import Notify
 from auditor.measure import Family, Half, Hypothesis, Stamped
-from auditor.results import Confirmation, Skipped
+from auditor.results.facts import Skipped
+from auditor.results.scan import Confirmation
 from auditor.search.searches import Proposed
 from auditor.triggers.base import Trigger
 

@@ -27,7 +27,7 @@ from auditor.purifiers.base import (
     seeded,
     trainable,
 )
-from auditor.results import Stress, StressRow
+from auditor.results.purify import Stress, StressRow
 
 POISONED = 5
 EPOCHS = 5

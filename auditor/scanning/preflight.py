@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from auditor import alone, verdict
+from auditor import verdict
 from auditor.classifier import UNDECIDED, Classifier, as_float
 from auditor.images import CleanSet
 from auditor.measure import Family, Half, usual_margin
-from auditor.results import Caveat, ImageFacts, Preprocessing, Verdict
+from auditor.results.facts import Caveat, ImageFacts, Preprocessing, Verdict
+from auditor.scanning import alone
 from auditor.statistics import upper_bound
 from auditor.text import clean_text, counted, listed
 

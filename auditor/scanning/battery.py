@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from auditor.measure import Family, Stamped, inapplicable
 from auditor.models.base import ModelHandle
 from auditor.probes import Probe
-from auditor.results import Skipped
+from auditor.results.facts import Skipped
 from auditor.triggers.warp import GridWarp
 
 STRUCTURELESS = ("leaves", "noise")
