@@ -605,6 +605,47 @@ def test_a_judge_trigger_that_was_found_too_is_no_unseen_one() -> None:
     assert view.FOUND_TOO not in view.cautions(result)
 
 
+def counted(hits: int, eligible: int, right: int, images: int) -> PurifyResult:
+    """Goals met by so many counts, of 5% and 3 points."""
+    result = few_figures(sample_purify())
+    outcome = replace(
+        result.outcomes[0], eligible=eligible, hits=Counts(before=eligible, after=hits)
+    )
+    return replace(
+        result,
+        outcomes=(outcome,),
+        accuracy=Counts(before=images, after=right),
+        judge=replace(result.judge, images=images),
+        goals=replace(result.goals, max_asr=0.05, max_acc_drop=0.03),
+    )
+
+
+@pytest.mark.parametrize(
+    ("hits", "eligible", "right", "images", "says"),
+    [
+        (0, 72, 1000, 1000, ["0 hits of 72 leave room for an ASR of 5.1%"]),
+        (0, 74, 1000, 1000, []),
+        (30, 1000, 1000, 1000, []),
+        (40, 1000, 1000, 1000, ["40 hits of 1000 leave room for an ASR of 5.4%"]),
+        (0, 1000, 124, 124, ["0 of 124 images lost leave room for a loss of 3.0 points"]),
+        (0, 1000, 125, 125, []),
+        (0, 9, 10, 10, ["an ASR of 29.9%", "a loss of 27.8 points of accuracy"]),
+    ],
+)
+def test_counts_that_prove_no_goal_say_so(
+    hits: int, eligible: int, right: int, images: int, says: list[str]
+) -> None:
+    made = counted(hits, eligible, right, images)
+    (caution,) = view.unproven(made) or [""]
+    assert bool(caution) == bool(says)
+    assert all(part in caution for part in says)
+    assert caution in shown(made)
+    assert caution in to_markdown(made)
+    assert caution in text_of(made)
+    missed_one = replace(made, goals=replace(made.goals, missed=("something.",)))
+    assert view.unproven(missed_one) == []
+
+
 def test_markdown_has_the_cautions_and_the_numbers() -> None:
     text = to_markdown(sample_purify())
     for said in (view.NO_PROOF, view.NEVER_SEEN, "2.2% (4 of 180, 95% interval 0.9–5.6%)", "never means safe"):  # fmt: skip

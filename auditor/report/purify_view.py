@@ -307,16 +307,47 @@ def difference(before: Rate, after: Rate) -> str:
 
 
 def cautions(result: PurifyResult) -> list[str]:
-    """What has to stand beside every ASR of a purified model."""
-    if not result.outcomes or not is_touched(result):
+    """What has to stand beside the numbers of a purified model."""
+    if not is_touched(result):
         return []
+    weak = unproven(result)
+    if not result.outcomes:
+        return weak
     judges = [entry.unseen for entry in outcomes(result) if entry.outcome.origin == "judge"]
     found = [NO_PROOF, *([NEVER_SEEN] if any(judges) else [])]
     found += [] if all(judges) else [FOUND_TOO]
     again = None if result.after is None else result.after.judgement
     if again is not None and again.verdict.is_alarm:
         found.append(f"The scan of the purified model ends in {again.verdict}: {again.headline}")
-    return found
+    return found + weak
+
+
+def unproven(result: PurifyResult) -> list[str]:
+    """Of goals that are met on the judge images, what more of them might show: ends of 95% intervals."""
+    goals, right = result.goals, accuracy(result)
+    if not goals.met:
+        return []
+    said = []
+    after = [entry.rates.after for entry in outcomes(result)]
+    least = max(after, key=lambda rate: rate.high, default=None)
+    if least is not None and least.high > goals.max_asr:
+        said.append(
+            f"{least.hits} hits of {least.total} leave room for an ASR of {percent(least.high)} "
+            f"(goal: at most {percent(goals.max_asr)})"
+        )
+    # of the same images, so that those lost are counted; ones gained beside them would widen it
+    lost = Rate(max(0, right.before.hits - right.after.hits), right.after.total)
+    if lost.high > goals.max_acc_drop:
+        said.append(
+            f"{lost.hits} of {lost.total} images lost leave room for a loss of {points(lost.high)} of "
+            f"{accuracy_word(result)} (goal: at most {points(goals.max_acc_drop)})"
+        )
+    if not said:
+        return []
+    return [
+        f"The goals are met as counted, which is no proof: {'; '.join(said)}, at the ends of 95% intervals. "
+        "More images to judge by (--judge, --holdout) would tell."
+    ]
 
 
 def written_sentence(result: PurifyResult) -> str:
