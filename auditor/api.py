@@ -18,7 +18,9 @@ from __future__ import annotations
 from auditor.attack import Options as AttackOptions
 from auditor.attack import attack
 from auditor.choosing import best_fitting
-from auditor.images import CleanSet, open_images, read_class_names
+from auditor.images.labels import read_class_names
+from auditor.images.opening import open_images
+from auditor.images.source import CleanSet
 from auditor.inputs import GivenInput, parse_input, parse_normalize
 from auditor.models.load import load_model, resolve_device
 from auditor.outputs import sidecar as attack_sidecar

@@ -20,16 +20,17 @@ from torch.nn import functional as F
 
 import auditor
 from auditor import changing, measure, verdict
-from auditor import images as image_sets
 from auditor.classifier import Classifier, as_float
 from auditor.errors import ImageError, UsageError
-from auditor.images import ImageSource, Notify, silent
+from auditor.images import source as image_sets
+from auditor.images.source import ImageSource
 from auditor.measure import CONTROLS, Stamped, all_to_one
 from auditor.models.base import ModelHandle
 from auditor.models.mark import write_mark
 from auditor.outputs import sidecar, write_text
 from auditor.precision import mixed_precision, trained_in
 from auditor.probes import Probe
+from auditor.progress import Notify, silent
 from auditor.purifiers.augment import shifted
 from auditor.purifiers.base import (
     Known,

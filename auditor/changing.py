@@ -18,11 +18,12 @@ from torch import Tensor
 
 from auditor.classifier import Classifier
 from auditor.errors import ImageError, OutputError, UnsuitableModel
-from auditor.images import CleanSet, ImageSource, Notify
+from auditor.images.source import CleanSet, ImageSource
 from auditor.inputs import blank_spec
 from auditor.models.base import ModelHandle
 from auditor.models.load import load_model
 from auditor.outputs import default_mode
+from auditor.progress import Notify
 from auditor.purifiers.base import changed_classifier
 from auditor.results.facts import SplitFacts
 from auditor.results.purify import SideFile, Written

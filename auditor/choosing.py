@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from auditor.classifier import Classifier
 from auditor.errors import UnsuitableModel
-from auditor.images import CleanSet, ImageSource, Notify, silent
+from auditor.images.source import CleanSet, ImageSource
 from auditor.inputs import (
     MAX_SIDE,
     SIZE_NORMALIZATIONS,
@@ -24,6 +24,7 @@ from auditor.inputs import (
 )
 from auditor.models.base import ModelHandle
 from auditor.models.load import load_model
+from auditor.progress import Notify, silent
 from auditor.text import clean_text, listed
 
 IMAGES = 200

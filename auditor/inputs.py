@@ -26,7 +26,7 @@ from auditor.classifier import (
     reason,
 )
 from auditor.errors import UnsuitableModel, UsageError
-from auditor.images import CleanSet, ImageSource
+from auditor.images.source import CleanSet, ImageSource
 from auditor.models.base import ModelHandle
 from auditor.registry import nearest
 from auditor.results.facts import Candidate, InputSpec, Preprocessing

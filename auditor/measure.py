@@ -18,7 +18,7 @@ from torch import Tensor
 from auditor import verdict
 from auditor.classifier import UNDECIDED, Classifier, as_float, decided, synchronize
 from auditor.errors import ProbeError
-from auditor.images import Notify, silent
+from auditor.progress import Notify, silent
 from auditor.results.facts import ImageFacts
 from auditor.results.scan import Confirmation, ControlCount, Response, RivalCount, Scope
 from auditor.triggers.base import Trigger

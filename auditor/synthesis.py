@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from auditor.batchnorm import watched
 from auditor.classifier import Classifier, as_float, synchronize
-from auditor.images import Notify, silent
+from auditor.progress import Notify, silent
 
 SURE = 0.5
 """Largest softmax probability that a made image must reach, at the temperature below."""

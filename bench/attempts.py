@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 from auditor import api, changing
-from auditor.images import silent
 from auditor.measure import Stamped, all_to_one, predictions
+from auditor.progress import silent
 from auditor.purification.known import shown_triggers
 from auditor.purifiers import informed
 from auditor.purifiers.base import Known, Task, changed_classifier, measured, seeded

@@ -18,9 +18,9 @@ import torch
 
 from auditor import api, measure
 from auditor.classifier import Classifier, as_float
-from auditor.images import silent
 from auditor.inputs import spec_of
 from auditor.measure import Half
+from auditor.progress import silent
 from auditor.search.forms import FORMS
 from auditor.search.inversion import STEPS, _Inversion
 from auditor.search.pace import USUAL

@@ -35,7 +35,7 @@ from torch import Tensor
 from auditor import api
 from auditor.cli.requests import METHODS, method_names
 from auditor.errors import AuditorError
-from auditor.images import ImageSource
+from auditor.images.source import ImageSource
 from auditor.inputs import blank_spec
 from auditor.models.load import resolve_device
 from auditor.outputs import write_text

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from auditor import api
 from auditor.classifier import Classifier, as_float
-from auditor.images import ImageSource
+from auditor.images.source import ImageSource
 from auditor.inputs import blank_spec
 from auditor.results.scan import ScanResult
 from bench.zoo.__main__ import ROWS, _loader

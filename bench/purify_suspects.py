@@ -25,7 +25,7 @@ from PIL import Image
 
 from auditor import api
 from auditor.classifier import Classifier
-from auditor.images import PartSource
+from auditor.images.source import PartSource
 from auditor.inputs import blank_spec
 from auditor.measure import Stamped, all_to_one
 from auditor.purifiers import PURIFIERS

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 from auditor.classifier import Classifier, as_float
 from auditor.errors import UnsuitableModel
-from auditor.images import silent
 from auditor.inputs import blank_spec
+from auditor.progress import silent
 from auditor.purifiers import awm, base, ft_sam, i_bau, second_order
 from auditor.purifiers.awm import AdversarialWeightMasking, masked_weights
 from auditor.purifiers.base import Task, parted

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from auditor.classifier import Classifier
-from auditor.images import open_images
+from auditor.images.opening import open_images
 from auditor.inputs import GivenInput, blank_spec
 from auditor.measure import Half
 from auditor.models.load import load_model

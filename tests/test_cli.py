@@ -26,8 +26,8 @@ from auditor.cli import app, parse_time
 from auditor.cli.base import reporting
 from auditor.cli.setup import Setup
 from auditor.errors import OutputError, UsageError
-from auditor.images import silent
 from auditor.outputs import write_text
+from auditor.progress import silent
 from auditor.results.facts import Verdict
 from auditor.results.scan import ScanResult
 from tests import changeable

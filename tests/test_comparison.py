@@ -13,10 +13,11 @@ import torch
 
 from auditor.cli.requests import METHODS, Purification, method_names
 from auditor.errors import ModelError, UnsuitableModel, UsageError
-from auditor.images import Notify, open_images
+from auditor.images.opening import open_images
 from auditor.inputs import GivenInput
 from auditor.models.load import load_model
 from auditor.probes import choose
+from auditor.progress import Notify
 from auditor.purification import purify as purification
 from auditor.purification.comparison import OverBudget, ranked_by_goals
 from auditor.purification.purify import Options, purify

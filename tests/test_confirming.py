@@ -7,8 +7,8 @@ import time
 import pytest
 import torch
 
-from auditor.images import silent
 from auditor.measure import Stamped, all_to_one
+from auditor.progress import silent
 from auditor.results.scan import Confirmation, ControlCount
 from auditor.scanning.confirming import Confirming, Screened, _strongest
 from tests.test_measure import Corner, family

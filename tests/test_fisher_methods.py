@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from auditor.errors import UnsuitableModel
-from auditor.images import silent
+from auditor.progress import silent
 from auditor.purifiers import base, fisher
 from auditor.purifiers.base import Purifier, Task, parted
 from auditor.purifiers.fast_fip import FastFisherPurification, spectra, spectrum

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from auditor.errors import UnsuitableModel
-from auditor.images import silent
+from auditor.progress import silent
 from auditor.purifiers import base, fst
 from auditor.purifiers.base import Task, last_layer, parted
 from auditor.purifiers.fine_pruning import FinePruning

@@ -13,7 +13,9 @@ import torch
 from PIL import Image, ImageOps
 
 from auditor.errors import ImageError
-from auditor.images import PartSource, open_images, read_class_names, split
+from auditor.images.labels import read_class_names
+from auditor.images.opening import open_images
+from auditor.images.source import PartSource, split
 from auditor.inputs import blank_spec
 
 RGB, GREY = blank_spec((3, 32, 32)), blank_spec((1, 32, 32))

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from auditor.classifier import Classifier, logits_of, looks_like_probabilities
 from auditor.errors import UnsuitableModel, UsageError
-from auditor.images import CleanSet, open_images
+from auditor.images.opening import open_images
+from auditor.images.source import CleanSet
 from auditor.inputs import (
     NORMALIZATIONS,
     GivenInput,

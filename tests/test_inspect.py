@@ -21,7 +21,7 @@ from auditor.architectures.infer import candidates
 from auditor.choosing import best_fitting
 from auditor.cli import app
 from auditor.errors import UnreadableModel
-from auditor.images import open_images
+from auditor.images.opening import open_images
 from auditor.inspecting.file import inspect_file
 from auditor.inspecting.record import Inspection
 from auditor.models.load import load_model

@@ -20,6 +20,7 @@ RANKS = [
         "batchnorm",
         "endings",
         "memory",
+        "progress",
         "registry",
         "resources",
         "results",

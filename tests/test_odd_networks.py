@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from auditor import api, measure, report
 from auditor.classifier import UNDECIDED, Classifier, decided
 from auditor.errors import ModelError, UnsuitableModel
-from auditor.images import open_images
+from auditor.images.opening import open_images
 from auditor.inputs import GivenInput, blank_spec, resolve_size
 from auditor.measure import Half, cross_table
 from auditor.probes import choose

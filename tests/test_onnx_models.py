@@ -17,7 +17,7 @@ from auditor import api
 from auditor.changing import staged
 from auditor.classifier import Classifier
 from auditor.errors import OutputError, UnsuitableModel
-from auditor.images import CleanSet
+from auditor.images.source import CleanSet
 from auditor.inputs import blank_spec
 from auditor.masks import effective, folded
 from auditor.models.load import load_model

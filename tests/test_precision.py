@@ -13,12 +13,13 @@ from torch import Tensor, nn
 import auditor.purification.purify as purification
 from auditor import precision
 from auditor.classifier import Classifier
-from auditor.images import open_images, silent
+from auditor.images.opening import open_images
 from auditor.inputs import GivenInput, blank_spec
 from auditor.measure import Stamped, all_to_one, predictions
 from auditor.models.load import load_model
 from auditor.precision import can_train_mixed, mixed_precision
 from auditor.probes import choose
+from auditor.progress import silent
 from auditor.purification.purify import Options, purify
 from auditor.purifiers.base import Known, Task
 from auditor.purifiers.finetune import FineTuning

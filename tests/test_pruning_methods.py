@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from auditor.classifier import Classifier
 from auditor.errors import UnsuitableModel
-from auditor.images import silent
 from auditor.inputs import blank_spec
 from auditor.masks import MaskSite
+from auditor.progress import silent
 from auditor.purifiers import base
 from auditor.purifiers.anp import AdversarialNeuronPruning, bias_sites
 from auditor.purifiers.base import Batches, Purifier, Task, last_layer, parted

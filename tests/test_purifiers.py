@@ -19,11 +19,11 @@ from torch.nn import functional as F
 from auditor import measure
 from auditor.classifier import Classifier, as_float
 from auditor.errors import ModelError, UnsuitableModel
-from auditor.images import silent
 from auditor.inputs import blank_spec
 from auditor.masks import folded
 from auditor.measure import Stamped, all_to_one, predictions
 from auditor.models.load import load_model
+from auditor.progress import silent
 from auditor.purifiers import PURIFIERS, base, cost, informed, nft, reestimate
 from auditor.purifiers.anp import AdversarialNeuronPruning
 from auditor.purifiers.awm import AdversarialWeightMasking

@@ -15,7 +15,8 @@ from torch import nn
 import auditor.purification.purify as purification
 from auditor.classifier import Classifier, as_float
 from auditor.errors import ImageError, ProbeError, UnsuitableModel
-from auditor.images import ImageSource, open_images
+from auditor.images.opening import open_images
+from auditor.images.source import ImageSource
 from auditor.inputs import GivenInput, blank_spec
 from auditor.measure import Stamped, all_to_one
 from auditor.models.base import ModelHandle

@@ -26,8 +26,8 @@ import auditor.purification.purify as purification
 from auditor import changing, report
 from auditor.classifier import as_float
 from auditor.cli import app
-from auditor.images import Notify
 from auditor.models.load import load_model
+from auditor.progress import Notify
 from auditor.purifiers import informed
 from auditor.purifiers.base import Purified, Task
 from auditor.purifiers.informed import Informed
@@ -176,7 +176,8 @@ def test_the_written_file_counts_what_the_result_says(
     network = torch.load(whole.folder / "out.pt", weights_only=False).eval()
     images = torch.from_numpy(arrays["images"]).permute(0, 3, 1, 2)
     labels = torch.from_numpy(arrays["labels"])
-    from auditor.images import open_images, split
+    from auditor.images.opening import open_images
+    from auditor.images.source import split
 
     _, judge = split(open_images(pair_files.samples), 0.4, limit=2000, seed=0)
     chosen = judge._indices

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from auditor.classifier import Classifier, as_float
-from auditor.images import open_images
+from auditor.images.opening import open_images
 from auditor.inputs import GivenInput, blank_spec
 from auditor.models.load import load_model
 from auditor.purification import known as known_triggers

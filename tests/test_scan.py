@@ -15,7 +15,7 @@ from torch import nn
 
 from auditor import report, verdict
 from auditor.errors import ImageError, ProbeError, UnsuitableModel
-from auditor.images import open_images
+from auditor.images.opening import open_images
 from auditor.inputs import GivenInput
 from auditor.probes import choose
 from auditor.results.facts import Verdict

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from auditor import measure, synthesis, verdict
 from auditor.classifier import Classifier, as_float
 from auditor.errors import ProbeError
-from auditor.images import open_images
+from auditor.images.opening import open_images
 from auditor.inputs import blank_spec
 from auditor.probes import rebuilt
 from auditor.results.facts import Verdict

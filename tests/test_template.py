@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from auditor.classifier import Classifier
-from auditor.images import open_images
+from auditor.images.opening import open_images
 from auditor.inputs import blank_spec
 from auditor.models.base import ModuleHandle
 from auditor.probes import rebuilt

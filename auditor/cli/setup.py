@@ -19,10 +19,11 @@ from auditor.safety import needed
 from auditor.text import clean_text
 
 if TYPE_CHECKING:
-    from auditor.images import ImageSource, Notify
+    from auditor.images.source import ImageSource
     from auditor.inputs import GivenInput
     from auditor.models.base import ModelHandle
     from auditor.probes import Selection
+    from auditor.progress import Notify
     from auditor.scanning.scan import Options as ScanOptions
 
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from auditor.demo.signs import CLASS_NAMES, SIZE, draw
 from auditor.demo.train import accuracy, attack_success_rate, train
 from auditor.errors import OutputError
-from auditor.images import Notify, silent
 from auditor.probes import load_probe
+from auditor.progress import Notify, silent
 from auditor.resources import resource_dir
 from auditor.triggers import Trigger
 

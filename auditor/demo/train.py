@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from auditor.demo.network import MEAN, STD, network
 from auditor.demo.signs import SIZE
-from auditor.images import Notify, silent
+from auditor.progress import Notify, silent
 from auditor.purifiers.augment import shifted
 from auditor.triggers import Trigger
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from auditor.errors import ModelError
-from auditor.images import Notify
+from auditor.progress import Notify
 from auditor.purifiers import Purifier
 from auditor.purifiers.base import Known, Purified
 from auditor.purifiers.cost import ASR_AIM

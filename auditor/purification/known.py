@@ -8,9 +8,9 @@ from functools import partial
 
 from auditor import measure, verdict
 from auditor.errors import ProbeError
-from auditor.images import Notify
 from auditor.measure import Stamped, all_to_one
 from auditor.probes import Probe
+from auditor.progress import Notify
 from auditor.purifiers.base import Known, Task
 from auditor.results.facts import Caveat, Verdict
 from auditor.results.purify import destinations

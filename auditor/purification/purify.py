@@ -12,14 +12,15 @@ from pathlib import Path
 import torch
 
 from auditor import changing, verdict
-from auditor import images as image_sets
 from auditor.classifier import Classifier
 from auditor.errors import ImageError
-from auditor.images import ImageSource, Notify, silent
+from auditor.images import source as image_sets
+from auditor.images.source import ImageSource
 from auditor.inputs import Resolution
 from auditor.models.base import ModelHandle
 from auditor.precision import trained_in
 from auditor.probes import Probe
+from auditor.progress import Notify, silent
 from auditor.purification.comparison import Compared, Made, OverBudget, compare, ranked_by_goals
 from auditor.purification.difference import Difference, difference
 from auditor.purification.embedding import embed

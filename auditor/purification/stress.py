@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from auditor import measure
 from auditor.classifier import Classifier, as_float
-from auditor.images import Notify
+from auditor.progress import Notify
 from auditor.purifiers.base import (
     Known,
     Task,

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from auditor.anatomy import Layer
 from auditor.classifier import Classifier
-from auditor.images import Notify
 from auditor.masks import MaskSite, effective, ones
 from auditor.precision import mixed_precision
+from auditor.progress import Notify
 from auditor.purifiers.base import (
     PURIFIERS,
     Batches,

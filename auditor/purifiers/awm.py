@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from auditor.classifier import Classifier
 from auditor.errors import UnsuitableModel
-from auditor.images import Notify
 from auditor.models.base import ModelHandle
 from auditor.precision import mixed_precision
+from auditor.progress import Notify
 from auditor.purifiers.base import (
     PURIFIERS,
     Batches,

@@ -16,12 +16,12 @@ from auditor import measure
 from auditor.anatomy import Layer
 from auditor.classifier import Classifier, as_float, synchronize
 from auditor.errors import ModelError, UnsuitableModel
-from auditor.images import Notify
 from auditor.masks import MaskSite
 from auditor.measure import Stamped
 from auditor.memory import is_out_of_memory
 from auditor.models.base import ModelHandle
 from auditor.models.changed import ChangedHandle
+from auditor.progress import Notify
 from auditor.purifiers.augment import shifted
 from auditor.registry import Registry
 from auditor.results.purify import Check, Stage, What

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from auditor.anatomy import Layer
 from auditor.errors import UnsuitableModel
-from auditor.images import Notify
 from auditor.models.base import ModelHandle
+from auditor.progress import Notify
 from auditor.purifiers.base import PURIFIERS, Purified, Purifier, Task
 from auditor.purifiers.strongest import Candidate, strongest
 from auditor.text import clean_text

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from auditor.anatomy import Layer
 from auditor.classifier import as_float
-from auditor.images import Notify
 from auditor.models.base import ModelHandle
 from auditor.models.changed import ChangedHandle
+from auditor.progress import Notify
 from auditor.purifiers.base import (
     PURIFIERS,
     Purified,

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch.nn import functional as F
 
-from auditor.images import Notify
 from auditor.precision import mixed_precision
+from auditor.progress import Notify
 from auditor.purifiers.base import (
     PURIFIERS,
     Batches,

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from auditor.classifier import as_float
-from auditor.images import Notify
 from auditor.models.base import ModelHandle
 from auditor.precision import mixed_precision
+from auditor.progress import Notify
 from auditor.purifiers.base import (
     Batches,
     Purified,

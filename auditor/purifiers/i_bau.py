@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from auditor.images import Notify
+from auditor.progress import Notify
 from auditor.purifiers.base import (
     PURIFIERS,
     Batches,

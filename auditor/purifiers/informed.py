@@ -23,9 +23,9 @@ from torch.nn import functional as F
 
 from auditor.classifier import as_float
 from auditor.errors import UnsuitableModel
-from auditor.images import Notify
 from auditor.masks import clip, effective, lower_bounds, ones
 from auditor.precision import mixed_precision
+from auditor.progress import Notify
 from auditor.purifiers.augment import mixed, shifted
 from auditor.purifiers.base import (
     PURIFIERS,

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from auditor.errors import UnsuitableModel
-from auditor.images import Notify
 from auditor.masks import Shape, clip, effective, folded, lower_bounds, ones
 from auditor.precision import mixed_precision
+from auditor.progress import Notify
 from auditor.purifiers.base import (
     PURIFIERS,
     Batches,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from auditor.batchnorm import Layer, watched
 from auditor.classifier import Classifier, as_float
-from auditor.images import Notify
+from auditor.progress import Notify
 from auditor.purifiers.augment import shifted
 from auditor.purifiers.base import copied_buffers, loop
 

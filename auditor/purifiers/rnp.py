@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from auditor.images import Notify
 from auditor.masks import MaskSite, effective, ones
 from auditor.precision import mixed_precision
+from auditor.progress import Notify
 from auditor.purifiers.base import (
     PURIFIERS,
     Batches,

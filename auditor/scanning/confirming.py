@@ -9,8 +9,8 @@ from torch import Tensor
 
 from auditor import measure, verdict
 from auditor.classifier import Classifier
-from auditor.images import Notify
 from auditor.measure import Family, Half, Hypothesis, Stamped
+from auditor.progress import Notify
 from auditor.results.facts import Skipped
 from auditor.results.scan import Confirmation
 from auditor.search.searches import Proposed

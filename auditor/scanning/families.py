@@ -11,9 +11,10 @@ from torch import Tensor
 
 from auditor import synthesis, verdict
 from auditor.classifier import Classifier
-from auditor.images import CleanSet, Notify
+from auditor.images.source import CleanSet
 from auditor.measure import Family, Half
 from auditor.memory import is_out_of_memory
+from auditor.progress import Notify
 from auditor.results.facts import Caveat, ImageFacts, Skipped
 from auditor.search.searches import NEEDS_GRADIENTS, gradient_of
 

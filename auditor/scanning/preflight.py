@@ -9,7 +9,7 @@ import torch
 
 from auditor import verdict
 from auditor.classifier import UNDECIDED, Classifier, as_float
-from auditor.images import CleanSet
+from auditor.images.source import CleanSet
 from auditor.measure import Family, Half, usual_margin
 from auditor.results.facts import Caveat, ImageFacts, Preprocessing, Verdict
 from auditor.scanning import alone

@@ -17,11 +17,12 @@ import auditor
 from auditor import inputs, measure, verdict
 from auditor.classifier import Classifier
 from auditor.errors import ImageError, ProbeError
-from auditor.images import CleanSet, ImageSource, Notify, silent
+from auditor.images.source import CleanSet, ImageSource
 from auditor.inputs import GivenInput, Resolution
 from auditor.measure import Family, Half, Stamped
 from auditor.models.base import ModelHandle
 from auditor.probes import Probe
+from auditor.progress import Notify, silent
 from auditor.results.facts import Caveat, ModelFacts, Provenance, Skipped
 from auditor.results.scan import (
     SCAN_SCHEMA,

@@ -19,8 +19,8 @@ from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
 from auditor.classifier import UNDECIDED, Classifier, as_float
-from auditor.images import Notify, silent
 from auditor.measure import Half, margins_of, predictions
+from auditor.progress import Notify, silent
 from auditor.results.scan import Transplants
 from auditor.triggers.base import Trigger
 from auditor.triggers.found import Addition, Overlay

@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from auditor.classifier import Classifier, as_float
-from auditor.images import Notify, silent
 from auditor.measure import margins_of
+from auditor.progress import Notify, silent
 from auditor.search.forms import FORMS, Form
 from auditor.search.pace import USUAL, Effort, NoGradient, Pace
 from auditor.statistics import MIN_CLASSES_FOR_OUTLIERS

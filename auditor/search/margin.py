@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from auditor.classifier import Classifier
-from auditor.images import Notify, silent
 from auditor.measure import margins_of
+from auditor.progress import Notify, silent
 from auditor.results.scan import MarginSearch
 from auditor.search.pace import USUAL, Effort, NoGradient, NoNumber, Pace
 from auditor.synthesis import TYPICAL_SPREAD, smooth_noise, spread

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from auditor.classifier import Classifier, as_float
 from auditor.errors import ModelError
-from auditor.images import Notify, silent
 from auditor.measure import Half, Stamped
 from auditor.memory import is_out_of_memory
 from auditor.probes import rebuilt
+from auditor.progress import Notify, silent
 from auditor.results.facts import Skipped
 from auditor.results.scan import FoundTrigger, Inversion, MarginSearch, ScanResult
 from auditor.search.inversion import MOST_CLASSES, Candidate, Inverted, invert

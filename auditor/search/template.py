@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from auditor.classifier import Classifier, as_float
-from auditor.images import Notify, silent
+from auditor.progress import Notify, silent
 from auditor.search.forms import PatchForm, coarse, resized
 from auditor.search.inversion import HANDED_ON, MARGIN, WORKS, Candidate, Inverted
 from auditor.search.pace import Pace
