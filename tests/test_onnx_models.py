@@ -160,8 +160,9 @@ def test_a_graph_that_we_would_compute_wrongly_is_not_changed(
     assert any("differs from onnxruntime's by 0.01" in note for note in handle.notes)
 
 
-def test_inputs_of_bytes_and_of_channels_last(tmp_path: Path) -> None:
-    path = exported(classifier(norms=False), tmp_path / "m.onnx", fixed=2)
+def of_bytes(network: nn.Module, path: Path) -> Path:
+    """The network as a graph that takes bytes, channels last."""
+    exported(network, path, fixed=2)
     model = onnx.load(str(path))
     entry = model.graph.input[0]
     entry.type.tensor_type.elem_type = onnx.TensorProto.UINT8
@@ -179,13 +180,30 @@ def test_inputs_of_bytes_and_of_channels_last(tmp_path: Path) -> None:
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     onnx.save(model, str(path))
-    handle = load_model(path)
+    return path
+
+
+def test_inputs_of_bytes_and_of_channels_last(tmp_path: Path) -> None:
+    handle = load_model(of_bytes(classifier(norms=False), tmp_path / "m.onnx"))
     assert handle.differentiable
     assert handle.input_size == (3, 32, 32)
     levels = (IMAGES * 255).round()
     expected = classifier(norms=False)(levels / 255)
     assert torch.allclose(handle.call(levels), expected, atol=1e-3)
     assert float(gradient(handle.call, levels).abs().sum()) > 0
+
+
+def test_bytes_are_compared_as_bytes(tmp_path: Path) -> None:
+    """Scores that half a grey level moves by more than what is allowed between graph and session."""
+    torch.manual_seed(1)  # of another seed than the images that are compared
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 8))
+    with torch.no_grad():
+        network[1].weight -= network[1].weight.mean(1, keepdim=True)
+    levels = IMAGES * 255
+    exact, rounded = network(levels / 255), network(levels.round() / 255)
+    assert (exact - rounded).abs().max() / rounded.abs().max() > 1e-3
+    handle = load_model(of_bytes(network, tmp_path / "m.onnx"))
+    assert handle.differentiable, handle.notes
 
 
 # ---- purified: the user's own file with other numbers

@@ -28,6 +28,7 @@ from auditor.purification.purify import Options, purify
 from auditor.purification.stress import POISONED, counted, stress
 from auditor.purifiers import PURIFIERS, informed
 from auditor.purifiers.base import Known, Purified, Purifier, Task
+from auditor.purifiers.features import anchor_layers
 from auditor.report import purify_view as view
 from auditor.report import to_markdown
 from auditor.results.purify import PurifyResult
@@ -306,6 +307,20 @@ def test_the_map_shows_every_image_four_times() -> None:
     few = (before.classifier, after, before.images[:7], before.labels[:7], WHITE)
     assert embed(*few, seed=0) is None
     assert MOST_IMAGES >= 100
+
+
+def test_the_map_is_of_scores_where_a_file_that_was_read_back_shows_less(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An ONNX graph that onnxruntime alone computes has no features."""
+    before = told(classifier(), slice(0, 40))
+    after = told(classifier(strength=0), slice(0, 40)).classifier
+    monkeypatch.setattr(after.model, "layers", lambda inputs: [], raising=False)
+    assert anchor_layers(before.classifier, before.images)
+    assert not anchor_layers(after, before.images)
+    found = embed(before.classifier, after, before.images, before.labels, WHITE, seed=0)
+    assert found is not None
+    assert found.features == "logits"
 
 
 # ---- lasting promises

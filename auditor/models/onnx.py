@@ -144,7 +144,8 @@ class OnnxHandle(GraphHandle):
         for side in SIDES:
             shape = (self._fixed or 2, channels or 3, height or side, width or side)
             images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-            images = (images * 255 if self._dtype is np.uint8 else images).to(self.device)
+            # whole numbers, where the session would round them and the graph would not
+            images = ((images * 255).round() if self._dtype is np.uint8 else images).to(self.device)
             try:
                 return images, self._by_session(images)
             except UnsuitableModel as error:

@@ -42,13 +42,15 @@ def embed(
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    last = {classifier: anchor_layers(classifier, images)[-1:] for classifier in (before, after)}
+    last = [anchor_layers(classifier, images)[-1:] for classifier in (before, after)]
+    # a file that was read back may show less: an ONNX graph that onnxruntime alone computes
+    layers = last[0] if last[0] == last[1] else []
     views = [
-        _view(classifier, last[classifier], images, trigger if stamped else None)
+        _view(classifier, layers, images, trigger if stamped else None)
         for classifier in (before, after)
         for stamped in (False, True)
     ]
-    kind = "penultimate features" if last[before] else "logits"
+    kind = "penultimate features" if layers else "logits"
     answers = [predicted for _, predicted in views]
     parts = [features for features, _ in views]
     table = torch.cat(parts).double()
