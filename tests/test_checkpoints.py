@@ -20,6 +20,7 @@ import pytest
 import torch
 import torchvision
 from numpy._core.multiarray import scalar
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
@@ -663,3 +664,64 @@ def test_newer_pickle_protocols_are_told(tmp_path: Path) -> None:
     torch.save({"w": CLEAN}, tmp_path / "c.pt", pickle_protocol=4)
     with pytest.raises(UnreadableModel, match="without pickle_protocol"):
         load_model(tmp_path / "c.pt")
+
+
+# ---- tensors beside those of a wrapped network
+
+
+def averaged(net: nn.Module) -> dict[str, Tensor]:
+    """`torch.optim.swa_utils.AveragedModel`, with its count."""
+    return torch.optim.swa_utils.AveragedModel(net).state_dict()
+
+
+def weighted_loss(net: nn.Module) -> dict[str, Tensor]:
+    """A module of Lightning whose loss has weights."""
+    return {f"model.{k}": v for k, v in net.state_dict().items()} | {
+        "criterion.weight": torch.ones(10)
+    }
+
+
+def with_a_copy(net: nn.Module) -> dict[str, Tensor]:
+    """A module of Lightning that keeps averaged weights, which are others."""
+    own = net.state_dict()
+    return {f"model.{k}": v for k, v in own.items()} | {
+        f"ema_model.{k}": v * 0.5 for k, v in own.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("make", "prefix", "beside"),
+    [
+        (averaged, "module.", "1 tensor beside them, not examined: n_averaged."),
+        (weighted_loss, "model.", "1 tensor beside them, not examined: criterion.weight."),
+        (with_a_copy, "model.", "tensors beside them, not examined: ema_model."),
+    ],
+)
+@pytest.mark.parametrize("wrapped", [True, False], ids=["nested", "bare"])
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_what_lies_beside_wrapped_weights_is_named_and_kept(
+    make: Any, prefix: str, beside: str, wrapped: bool, ending: str, tmp_path: Path
+) -> None:
+    net, path, out = classifier().eval(), tmp_path / f"w.{ending}", tmp_path / f"out.{ending}"
+    state = {key: value.contiguous() for key, value in make(net).items()}
+    if ending == "safetensors":
+        save_file(state, path)
+    else:
+        torch.save({"state_dict": state, "epoch": 3} if wrapped else state, path)
+    handle = load_model(path)
+    with torch.inference_mode():
+        assert torch.allclose(handle.call(IMAGES), net(IMAGES), atol=1e-5)
+    (note,) = (n for n in handle.notes if "whose names begin with" in n)
+    assert f'"{prefix}"' in note
+    assert beside in note
+    assert ("save them alone" in note) == (make is with_a_copy)
+    said = inspect_file(path).content
+    assert f'those whose names begin with "{prefix}".' in said.what
+    assert said.fits[0].exact
+    bias = dict(handle.tensors())["linear.bias"]
+    handle.write({"linear.bias": bias.detach() + 1}, out)
+    read = load_file(out) if ending == "safetensors" else torch.load(out, weights_only=True)
+    written = read.get("state_dict", read)
+    assert written.keys() == state.keys()
+    changed = [k for k, v in state.items() if not torch.equal(v, written[k])]
+    assert changed == [f"{prefix}linear.bias"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,14 @@ from auditor.architectures.shapes import class_count, refuse_hollow, stripped
 from auditor.errors import ModelError, UnreadableModel, UnsafeModel, UnsuitableModel
 from auditor.inspecting.record import MOST_NUMBERS, Ability, Content, Fit, Inspection, Wanted
 from auditor.models.module import check_network, find_module
-from auditor.models.state_dict import MOST_TRIED, dotted, find_hints, refuse_odd_tensors, weights_in
+from auditor.models.state_dict import (
+    Keys,
+    Weights,
+    dotted,
+    find_hints,
+    refuse_odd_tensors,
+    weights_to_try,
+)
 from auditor.safety.allowed import Inert, allowed_global
 from auditor.safety.opcodes import PickleFacts, is_allowed, walk
 from auditor.safety.static import check_torchscript, other_pickles
@@ -121,28 +129,34 @@ def _pickled(path: Path) -> Content:
     loaded = _shapes(path, facts)
     try:
         keys, network = find_module(loaded)
-        weights = weights_in(loaded)
+        weights = weights_to_try(loaded)
     except UnsuitableModel as error:
         return replace(content, what=str(error))
     content = replace(content, entries=_entries(loaded))
     if network is not None:
         return _of_module(content, keys, network)
-    found = [
-        _of_state(
-            replace(
-                content,
-                what=f"Weights without a network{f' under {dotted(keys)}' if keys else ''}.",
-            ),
-            state,
-            find_hints(loaded, keys),
-        )
-        for keys, state in weights[:MOST_TRIED]
-    ]
-    if not found:
+    if not weights:
         return replace(content, what="A pickle without weights.")
-    # as they are opened: the largest that fits a network
+    return _of_weights(content, weights, partial(find_hints, loaded))
+
+
+def _of_weights(
+    content: Content, weights: Sequence[Weights], hints: Callable[[Keys], Mapping[str, str | int]]
+) -> Content:
+    """As they are opened: the first ones that fit a network; where none does, the first."""
+    found = [
+        _of_state(replace(content, what=_what(entry)), entry.state, hints(entry.keys))
+        for entry in weights
+    ]
     fitting = (one for one in found if one.findings or any(fit.exact for fit in one.fits))
     return next(fitting, found[0])
+
+
+def _what(weights: Weights) -> str:
+    """What a set of weights is, in a sentence."""
+    place = f" under {dotted(weights.keys)}" if weights.keys else ""
+    part = f', those whose names begin with "{weights.prefix}"' if weights.prefix else ""
+    return f"Weights without a network{place}{part}."
 
 
 def _plain_pickle(path: Path) -> Content:
@@ -278,7 +292,9 @@ def _safetensors(path: Path) -> Content:
 
     stored = stored_content(path)
     content = Content(what="Weights without a network.", entries=_entries(stored.metadata))
-    return _of_state(content, stored.state, stored.metadata)
+    if not (weights := weights_to_try(stored.state)):
+        return _of_state(content, stored.state, stored.metadata)
+    return _of_weights(content, weights, lambda _: stored.metadata)
 
 
 # ---- files that carry their network

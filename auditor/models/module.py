@@ -12,7 +12,14 @@ from auditor.architectures import TORCHVISION_SIDE, Architecture
 from auditor.errors import UnreadableModel, UnsafeModel, UnsuitableModel
 from auditor.models.base import ModelHandle, ModuleHandle
 from auditor.models.patching import Home
-from auditor.models.state_dict import Keys, has_weights, open_state_dict, remarks, weights_in
+from auditor.models.state_dict import (
+    Keys,
+    Weights,
+    has_weights,
+    open_state_dict,
+    remarks,
+    weights_in,
+)
 from auditor.safety.allowed import Inert, InertPartial, Reference, entries, has_odd_attributes
 from auditor.safety.opcodes import refuse_calls, walk
 from auditor.safety.static import load_pickle
@@ -54,7 +61,7 @@ def open_pickle(
     )
     if keys:
         handle.notes.append(f'The network was found under "{clean_text(str(keys[0]))}".')
-        handle.notes += remarks(content, keys, network.state_dict())
+        handle.notes += remarks(content, Weights(keys, network.state_dict()))
     return handle
 
 

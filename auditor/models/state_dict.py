@@ -6,7 +6,7 @@ import math
 from collections import OrderedDict, deque
 from collections.abc import Container, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ from auditor.safety.allowed import (
     holds_tensors,
 )
 from auditor.safety.structure import FileFacts
-from auditor.text import clean_text, listed
+from auditor.text import clean_text, counted, listed
 
 MAX_DEPTH = 4
 MAX_LISTED = 5
@@ -50,6 +50,38 @@ SIMILAR = 0.3
 StateDict = dict[str, Tensor]
 Keys = tuple[Any, ...]
 Value = TypeVar("Value")
+
+
+class Weights(NamedTuple):
+    """A set of weights in a file that may be those of one network."""
+
+    keys: Keys
+    """That lead to its dictionary; none for a bare state dict."""
+    state: StateDict
+    """Name -> tensor."""
+    prefix: str = ""
+    """Of a wrapper, where tensors without it lie beside these in the dictionary (the count of averaged
+    weights, those of a loss, a copy)."""
+
+
+def weights_to_try(checkpoint: Any) -> list[Weights]:
+    """The sets of weights of a checkpoint, the likeliest first: whole dictionaries, then parts of them.
+
+    Raises:
+        UnsuitableModel: See `weights_in`.
+    """
+    whole = [Weights(keys, state) for keys, state in weights_in(checkpoint)[:MOST_TRIED]]
+    parts = [
+        Weights(keys, part, prefix)
+        for keys, state, _ in whole
+        for prefix in PREFIXES
+        if FEWEST_TENSORS <= len(part := _under_prefix(state, prefix)) < len(state)
+    ]
+    return whole + sorted(parts, key=lambda entry: -len(entry.state))[:MOST_TRIED]
+
+
+def _under_prefix(state: Mapping[str, Value], prefix: str) -> dict[str, Value]:
+    return {key: value for key, value in state.items() if key.startswith(prefix)}
 
 
 def weights_in(checkpoint: Any) -> list[tuple[Keys, StateDict]]:
@@ -106,14 +138,14 @@ def _is_plain_key(key: object) -> bool:
     return type(key) in (str, int, bool) or (type(key) is float and math.isfinite(key))
 
 
-def remarks(checkpoint: Any, keys: Keys, state: Mapping[str, Tensor]) -> list[str]:
-    """What else a file holds that a reviewer must know of, beside the weights under `keys`.
+def remarks(checkpoint: Any, weights: Weights) -> list[str]:
+    """What else a file holds that a reviewer must know of, beside the weights that are examined.
 
     Args:
         checkpoint: The content of the file.
-        keys: To the weights, or the network, that are examined.
-        state: The weights.
+        weights: Those that are examined, also where they came with their network.
     """
+    keys, state, prefix = weights
     said = []
     count, numbers = len(state), _numbers(state.values())
     sets = weights_in(checkpoint)
@@ -126,6 +158,13 @@ def remarks(checkpoint: Any, keys: Keys, state: Mapping[str, Tensor]) -> list[st
             or (len(other) >= FEWEST_TENSORS and _numbers(other.values()) >= numbers * RIVAL)
         )
     ]
+    if prefix:
+        beside = next(tensors for path, tensors in sets if path == keys).keys() - state.keys()
+        advice = " If they are what is used, save them alone." * (len(beside) >= count * RIVAL)
+        said.append(
+            f'The weights are those whose names begin with "{prefix}". {counted(len(beside), "tensor")} '
+            f"beside them, not examined: {_listed(sorted(beside))}.{advice}"
+        )
     if isinstance(checkpoint, Mapping):
         others += [
             (key,)
@@ -185,10 +224,12 @@ def _numbers(tensors: Iterable[Tensor]) -> int:
     return sum(math.prod(tensor.shape) for tensor in tensors if not tensor.is_nested)
 
 
-def locate_state_dict(checkpoint: Any, wanted: Container[str], keys: Keys) -> Home:
-    """Where the tensors of a network with the names `wanted` are in a checkpoint, under `keys`."""
+def locate_state_dict(
+    checkpoint: Any, wanted: Container[str], keys: Keys, prefix: str = ""
+) -> Home:
+    """Where the tensors of a network with the names `wanted` are in a checkpoint, see `Weights`."""
     state = next((state for path, state in weights_in(checkpoint) if path == keys), {})
-    own = unprefixed({key: key for key in state}, wanted)
+    own = unprefixed({key: key for key in _under_prefix(state, prefix)}, wanted)
     tensors = {name: state[key] for name, key in own.items()}
     return Home(keys=keys, tensors=tensors, entries=own)
 
@@ -237,7 +278,8 @@ def open_state_dict(
 ) -> ModuleHandle:
     """Put a checkpoint's weights into the network that they belong to.
 
-    Of several sets of weights (a classifier and a generator, say) the largest that fits.
+    Of several sets of weights (a classifier and a generator, say) the largest that fits; of one that does
+    not, the part under a wrapper's prefix.
 
     Args:
         file: The suspect.
@@ -249,21 +291,21 @@ def open_state_dict(
     Raises:
         UnsuitableModel: There are no weights, they fit no network that is known, or not this one.
     """
-    found = weights_in(checkpoint)
+    found = weights_to_try(checkpoint)
     if not found:
         raise UnsuitableModel(
             f"{clean_text(file.path.name)} holds no weights (it is a {clean_text(type(checkpoint).__name__)}"
             f"{_keys_of(checkpoint)}). Save the network or its state_dict."
         )
     misfit: UnsuitableModel | None = None
-    for keys, state in found[:MOST_TRIED]:
+    for weights in found:
         try:
-            refuse_odd_tensors(state)
-            handle = _opened(file, checkpoint, keys, state, architecture, device, locate)
+            refuse_odd_tensors(weights.state)
+            handle = _opened(file, checkpoint, weights, architecture, device, locate)
         except UnsuitableModel as error:
             misfit = misfit or error  # the largest is what is meant, if none fits
             continue
-        handle.notes += remarks(checkpoint, keys, state)
+        handle.notes += remarks(checkpoint, weights)
         return handle
     assert misfit is not None  # noqa: S101 - there was one at least
     raise misfit
@@ -285,13 +327,13 @@ def refuse_odd_tensors(state: Mapping[str, Tensor]) -> None:
 def _opened(
     file: FileFacts,
     checkpoint: Any,
-    keys: Keys,
-    state: StateDict,
+    weights: Weights,
     architecture: Architecture | None,
     device: torch.device,
     locate: Locate | None,
 ) -> ModuleHandle:
     """One set of weights, see `open_state_dict`."""
+    keys, state, prefix = weights
     name = clean_text(file.path.name)
     under = _under(keys)
     classes = class_count(state)  # first, because it names the most absurd claim
@@ -325,7 +367,7 @@ def _opened(
         input_size=sizes.fixed,
         default_side=sizes.side,
         extras=extras,
-        locate=locate or partial(locate_state_dict, wanted=wanted, keys=keys),
+        locate=locate or partial(locate_state_dict, wanted=wanted, keys=keys, prefix=prefix),
     )
     handle.notes += lost_digits(state.values())
     if keys:
