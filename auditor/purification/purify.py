@@ -47,7 +47,7 @@ from auditor.results.purify import (
     Written,
 )
 from auditor.results.scan import MarginSearch, ScanResult
-from auditor.scanning.battery import stamped_triggers
+from auditor.scanning.battery import SCALED, stamped_triggers
 from auditor.scanning.exhibits import case_exhibit
 from auditor.scanning.scan import Options as ScanOptions
 from auditor.scanning.scan import scan
@@ -225,6 +225,7 @@ class _Purification:
     def _settle(self) -> None:
         """Prepare the input in every later step as the first scan found it."""
         first = self.evidence
+        self.caveats += [caveat for caveat in first.caveats if caveat.id == SCALED]
         self.classes = first.model.classes
         self.classifier = changing.settled(self.model, first)
         self.resolution = Resolution(

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from auditor.measure import Family, Stamped, inapplicable
 from auditor.models.base import ModelHandle
 from auditor.probes import Probe
-from auditor.results.facts import Skipped
+from auditor.results.facts import Caveat, InputSpec, Skipped
+from auditor.triggers.base import Trigger
+from auditor.triggers.patch import Patch, RandomPatch, Square
 from auditor.triggers.warp import GridWarp
 
 STRUCTURELESS = ("leaves", "noise")
 """Families of made images on which a trigger that needs structure (a warp) does not show."""
+
+SCALED = "scaled-triggers"
+EXAMPLE = 3
+"""Side of the square that the caveat tells of."""
 
 
 def stamped_triggers(model: ModelHandle, probes: Sequence[Probe]) -> list[Stamped]:
@@ -34,6 +40,27 @@ def _checkpoint_grids(model: ModelHandle) -> Iterator[Stamped]:
         if grid is not None:
             title = f"The warping grid of the checkpoint itself, strength {strength:g}"
             yield Stamped(probe="warp.checkpoint", title=title, trigger=grid)
+
+
+def scaled(triggers: Iterable[Trigger], spec: InputSpec) -> list[Caveat]:
+    """A word on triggers that are stamped larger or smaller than their names and numbers say."""
+    drawn_for = Counter(
+        trigger.native
+        for trigger in triggers
+        if isinstance(trigger, Patch | Square | RandomPatch) and trigger.resize == "scale"
+    )
+    side = max(drawn_for, key=lambda side: drawn_for[side], default=0)
+    if not side or (spec.height, spec.width) == (side, side):
+        return []
+    height, width = (max(1, round(EXAMPLE * length / side)) for length in (spec.height, spec.width))
+    return [
+        Caveat(
+            id=SCALED,
+            text=f"Names and numbers of patches are for images of {side}×{side} pixels, as published. "
+            f"They are scaled to this input: a square of {EXAMPLE}×{EXAMPLE} pixels covers "
+            f"{height}×{width} of its {spec.height}×{spec.width}.",
+        )
+    ]
 
 
 def applicable(

@@ -35,7 +35,7 @@ from auditor.results.scan import (
     ScanResult,
 )
 from auditor.scanning import alone, preflight
-from auditor.scanning.battery import applicable, stamped_triggers, unfinished, visible
+from auditor.scanning.battery import applicable, scaled, stamped_triggers, unfinished, visible
 from auditor.scanning.confirming import Confirming
 from auditor.scanning.exhibits import exhibit
 from auditor.scanning.families import clean_family, held_out, made_families, raw_images
@@ -133,6 +133,7 @@ class _Scan:
         )
         stamped, unsuitable = applicable(stamped_triggers(self.model, self.probes), families)
         self.skipped += unsuitable
+        self.caveats += scaled((entry.trigger for entry in stamped), self.classifier.spec)
         responses: list[Response] = []
         confirmations: list[Confirmation] = []
         shown: dict[str, tuple[Stamped, Family]] = {}
