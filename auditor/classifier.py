@@ -275,8 +275,9 @@ def logits_of(raw: Any, name: str) -> Tensor:
         parts = raw.items() if isinstance(raw, dict) else enumerate(raw)
         shown = ", ".join(f"{clean_text(str(k), limit=30)} {_shape(v)}" for k, v in list(parts)[:6])
         raise UnsuitableModel(
-            f"{name} returns {len(raw)} outputs ({shown}): it looks like a detector, or has several heads. "
-            "auditor tests image classifiers, one score a class. Export only the class scores."
+            f"{name} returns {len(raw)} outputs ({shown}): it may be a detector, have several heads, or hand "
+            "out features beside its scores, and the file does not say which of them its users take. auditor "
+            "tests image classifiers that return one score a class and nothing else. Export only the scores."
         )
     if not isinstance(raw, Tensor):
         raise UnsuitableModel(

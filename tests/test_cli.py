@@ -218,7 +218,7 @@ BAD = {
         "they do not fit",
     ),
     "unknown architecture": (lambda f: [f.suspect, "--arch", "resnet81"], "did you mean"),
-    "detector": (lambda f: [weird("detector"), "--clean", f.samples], "looks like a detector"),
+    "detector": (lambda f: [weird("detector"), "--clean", f.samples], "may be a detector"),
     "segmentation": (lambda f: [weird("segmentation"), "--clean", f.samples], "segmentation"),
     "NaN outputs": (
         lambda f: [weird("nan"), "--clean", f.samples, "--input", "3x32x32"],

@@ -19,8 +19,9 @@ from typer.testing import CliRunner
 
 from auditor.architectures.infer import candidates
 from auditor.choosing import best_fitting
+from auditor.classifier import logits_of
 from auditor.cli import app
-from auditor.errors import UnreadableModel
+from auditor.errors import ModelError, UnreadableModel
 from auditor.images.opening import open_images
 from auditor.inspecting.file import inspect_file
 from auditor.inspecting.record import Inspection
@@ -280,6 +281,69 @@ def test_onnx(tmp_path: Path) -> None:
     assert code == 1
     assert "library of evil.ops" in flat
     assert "reads a file outside its folder: ../../etc/passwd" in flat
+
+
+class TwoHeads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network()
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        scores = self.inner(x)
+        return scores, scores.softmax(1)
+
+
+class OfIntegers(TwoHeads):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return self.inner(x.float())
+
+
+class OneScore(TwoHeads):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return self.inner(x)[:, :1]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(
+    ("net", "image", "inspected", "loaded"),
+    [
+        (TwoHeads(), torch.rand(1, 3, 8, 8), "2 outputs", "2 outputs"),
+        (OfIntegers(), torch.ones(1, 3, 8, 8, dtype=torch.int32), "takes int32", "int32"),
+        (OneScore(), torch.rand(1, 3, 8, 8), "one score;", "one number an image"),
+    ],
+    ids=["two outputs", "integers", "one score"],
+)
+def test_a_graph_that_cannot_be_scanned_is_not_promised(
+    net: nn.Module, image: torch.Tensor, inspected: str, loaded: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.onnx"
+    torch.onnx.export(net.eval(), (image,), path, dynamo=False, input_names=["x"])
+    found = inspect_file(path)
+    assert not found.dangerous
+    assert not found.scan.works
+    assert not found.purify.works
+    assert inspected in found.scan.why
+    with pytest.raises(ModelError, match=loaded):
+        logits_of(load_model(path).call(image.float()), "m.onnx")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_numbers_that_do_not_lie_beside_a_graph_are_missed(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    path = tmp_path / "m.onnx"
+    torch.onnx.export(network(), (torch.rand(1, 3, 8, 8),), path, dynamo=False)
+    onnx.save(
+        onnx.load(str(path)),
+        str(path),
+        save_as_external_data=True,
+        location="n.bin",
+        size_threshold=0,
+    )
+    assert inspect_file(path).scan.works
+    (tmp_path / "n.bin").unlink()
+    assert inspect_file(path).scan.why == "It needs n.bin beside it, which is not there."
+    with pytest.raises(ModelError, match=r"n\.bin"):
+        load_model(path)
 
 
 def test_torchscript_that_writes_files(tmp_path: Path) -> None:

@@ -386,7 +386,7 @@ def test_a_detector_is_refused(samples: Path) -> None:
         def forward(self, images):  # type: ignore[no-untyped-def]
             return [{"boxes": images.mean()} for _ in images]
 
-    with pytest.raises(UnsuitableModel, match="looks like a detector"):
+    with pytest.raises(UnsuitableModel, match="may be a detector"):
         scanned(Detector(), samples)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from auditor.inspecting.record import MOST_NUMBERS, Content
 from auditor.models.onnx_gate import graph_findings, locations, parsed
+from auditor.onnx_graph.external import is_external
 from auditor.text import clean_text
 
 # onnx alone sends nothing, but whoever imports it may import onnxruntime next
@@ -19,6 +20,8 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnx
 
 MAX_ENTRIES = 12
+INPUT_TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.UINT8)
+IMAGES_ARE = "float, float16 or uint8"
 
 
 def onnx_content(path: Path) -> Content:
@@ -39,6 +42,7 @@ def onnx_content(path: Path) -> Content:
     inputs = [entry for entry in graph.input if entry.name not in initial]
     shape = _shape(inputs[0]) if inputs else ()
     outputs = [_shape(entry) for entry in graph.output]
+    findings = tuple(dict.fromkeys(graph_findings(path, model)))
     return Content(
         what=f"An ONNX graph of {len(graph.node)} nodes, operators of {opsets}.",
         entries=tuple(_entries(model, inputs, tensors)),
@@ -47,9 +51,30 @@ def onnx_content(path: Path) -> Content:
         dtypes=dict(sorted(names.items())),
         classes=outputs[0][-1] if outputs and len(outputs[0]) == 2 else None,
         carries_network=True,
-        findings=tuple(dict.fromkeys(graph_findings(path, model))),
+        findings=findings,
         input_size=(shape[1], shape[2], shape[3]) if len(shape) == 4 else (None, None, None),
+        obstacle="" if findings else _obstacle(path, inputs, outputs, tensors),
     )
+
+
+def _obstacle(path: Path, inputs: list[Any], outputs: list[Any], tensors: list[Any]) -> str:
+    """Why it cannot be tested, as far as that can be read."""
+    if len(inputs) != 1:
+        return (
+            f"It takes {len(inputs)} inputs; auditor tests image classifiers with one image input."
+        )
+    kind = inputs[0].type.tensor_type
+    if kind.elem_type not in INPUT_TYPES:
+        return f"It takes {_type_name(kind.elem_type)}; auditor gives {IMAGES_ARE}."
+    if kind.HasField("shape") and len(kind.shape.dim) != 4:
+        return f"Its input has {len(kind.shape.dim)} dimensions, and a batch of images four."
+    if len(outputs) != 1:
+        return f"It has {len(outputs)} outputs; auditor needs one score a class and nothing else."
+    places = {place for tensor in tensors if is_external(tensor) for place in locations(tensor)}
+    absent = sorted(place for place in places if not (path.parent / place).is_file())
+    if absent:
+        return f"It needs {clean_text(absent[0], limit=80)} beside it, which is not there."
+    return ""
 
 
 def _type_name(number: int) -> str:

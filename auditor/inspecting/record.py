@@ -105,6 +105,8 @@ class Content:
     """Channels, height and width, as far as the file says."""
     side: int | None = None
     """Of the square images that such a network is made for."""
+    obstacle: str = ""
+    """Why it cannot be tested though it carries its network, in a sentence; empty where nothing is known."""
 
 
 @dataclass(frozen=True, kw_only=True)

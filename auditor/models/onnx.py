@@ -91,10 +91,14 @@ class OnnxHandle(GraphHandle):
                 "with one image input."
             )
         (entry,) = inputs
-        if entry.type not in INPUT_TYPES or len(entry.shape) != 4:
+        if entry.type not in INPUT_TYPES:
             raise UnsuitableModel(
-                f"{name} takes {clean_text(entry.type)} of shape {entry.shape}, not a batch of "
-                "images (N, C, H, W)."
+                f"{name} takes {clean_text(entry.type)}; auditor gives images as float, float16 or uint8. "
+                "Export it with such an input, and let the graph convert it."
+            )
+        if len(entry.shape) != 4:
+            raise UnsuitableModel(
+                f"{name} takes an input of shape {entry.shape}, not a batch of images (N, C, H, W)."
             )
         self._input = entry.name
         self._dtype = INPUT_TYPES[entry.type]
