@@ -55,15 +55,19 @@ def refuse_unchangeable(model: ModelHandle, what: str) -> None:
         )
 
 
-def refuse_unsound(found: ScanResult) -> None:
+def refuse_unsound(found: ScanResult, whose: str = "") -> None:
     """Counts of images that do not fit the model mean nothing.
+
+    Args:
+        found: A scan with these images.
+        whose: What is said before: which images, where others fit.
 
     Raises:
         ImageError: A scan says that they do not.
     """
     blocking = next((caveat for caveat in found.caveats if caveat.blocking), None)
     if blocking is not None:
-        raise ImageError(blocking.text)
+        raise ImageError(f"{whose}{blocking.text}")
 
 
 def settled(model: ModelHandle, found: ScanResult) -> Classifier:

@@ -10,6 +10,15 @@ UNREAD_PICTURES = frozenset((".gif", ".tif", ".tiff", ".avif", ".heic", ".jfif",
 ARRAYS = frozenset((".npy", ".npz"))
 TABLES = frozenset((".csv",))
 PROBES = frozenset((".yaml", ".yml"))
+MODELS = {
+    ".pt": "PyTorch",
+    ".pth": "PyTorch",
+    ".ckpt": "PyTorch",
+    ".pt2": "torch.export",
+    ".onnx": "ONNX",
+    ".safetensors": "safetensors",
+}
+"""Endings that say a model's format; a file's content decides how it is read."""
 READ = PICTURES | ARRAYS | TABLES | PROBES
 """Others are no input, but for models and the code that builds them."""
 

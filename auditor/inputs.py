@@ -356,7 +356,7 @@ def resolve(
     if not size_reason:
         source = "unresolved"
         why = f"the network accepts several input sizes; {why}"
-        advice = "Pass the size it was trained on: --input 3x224x224"
+        advice = f"Pass the size it was trained on: --input {size[0]}x224x224"
     else:
         why = f"{size[1]}×{size[2]}: {size_reason}; {why}"
     best = Classifier(model, ranked[0][0].spec).answered(ranked[0][1])

@@ -127,6 +127,18 @@ def test_default_outputs_are_beside_and_never_overwritten(pair_files: PairFiles)
     assert run(*arguments, "--force").exit_code == 1
 
 
+def test_no_folder_for_probes_is_left_where_no_search_found_any(pair_files: PairFiles) -> None:
+    Path("there").mkdir()
+    for folder in ("new", "there"):
+        done = run(
+            "scan", pair_files.benign, "--clean", pair_files.samples, *FAST, "-o", "none",
+            "--save-probes", folder,
+        )  # fmt: skip
+        assert done.exit_code == 0, done.output
+        assert "--save-probes has nothing to write" in " ".join(done.stdout.split())
+    assert [str(path) for path in Path().iterdir()] == ["there"]
+
+
 def test_quiet_and_standard_output(pair_files: PairFiles) -> None:
     arguments = ("scan", pair_files.suspect, "--clean", pair_files.samples, *ONE)
     quiet = run(*arguments, "-q", "-o", "none")
@@ -148,11 +160,18 @@ def test_report_renders_again_and_notices_edits(scanned: Callable[[str], ScanRes
     assert edited.exit_code == 1
     assert "its own counts say BACKDOOR" in edited.stderr
     Path("broken.json").write_text("{", "utf-8")
-    assert run("report", "broken.json").exit_code == 2
+    broken = run("report", "broken.json")
+    assert broken.exit_code == 2
+    assert "broken.json: The result is not readable as JSON" in " ".join(broken.stderr.split())
     assert run("report", "missing.json").exit_code == 2
 
 
 # ---- bad input: exit code 2, one message that says what to do, no traceback, nothing written
+
+
+def linked(name: str, target: str) -> str:
+    Path(name).symlink_to(target)
+    return name
 
 
 class Weird(nn.Module):
@@ -271,6 +290,11 @@ BAD = {
         "cannot go to one place",
     ),
     "no path": (lambda f: [f.suspect, "-o", "json="], "the path is missing"),
+    "a link to nothing": (lambda f: [linked("m.pt", "gone.pt")], "is a link, and what it leads to"),
+    "probes of a file that is none": (
+        lambda f: [written("m.pt", b"nothing"), "--save-probes", "probes"],
+        "text file",
+    ),
     "endless numbers": (lambda f: [f.suspect, "--normalize", "inf/1"], "--normalize inf/1"),
     "unknown option": (lambda f: [f.suspect, "--claen", "x"], "--claen"),
 }

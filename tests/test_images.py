@@ -61,6 +61,13 @@ def test_label_names_map_folders(tmp_path: Path) -> None:
     assert load(tmp_path / "clean", names=names).labels.tolist() == [1]
     with pytest.raises(ImageError, match='"dog" is not among the 1 names'):
         load(tmp_path / "clean", names=("cat",))
+    for number in (0, 2):  # as in labels.csv, where numbers are taken beside names
+        picture(tmp_path / "numbered" / str(number) / "1.png")
+    numbered = load(tmp_path / "numbered", names=names)
+    assert (numbered.labels.tolist(), numbered.class_names) == ([0, 2], names)
+    picture(tmp_path / "numbered" / "dog" / "1.png")
+    with pytest.raises(ImageError, match=r'"0" is not among the 3 names of --labels\. Name all'):
+        load(tmp_path / "numbered", names=names)
     (tmp_path / "labels.txt").write_text("cat\ncat\n")
     with pytest.raises(ImageError, match="appears twice"):
         read_class_names(tmp_path / "labels.txt")

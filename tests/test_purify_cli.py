@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -520,9 +521,12 @@ def test_a_folder_of_pictures(small: Path) -> None:
 @pytest.mark.usefixtures("plain")
 def test_images_that_are_fitted_on_do_not_judge(small: Path) -> None:
     clean = small / "samples.npz"
-    done = run("purify", small / "suspect.pt", *FAST, "--clean", clean, "--judge", clean)
-    assert done.exit_code == 2, said(done)
-    assert left() == []
+    shutil.copy(clean, "other.npz")
+    for judge, says in ((clean, "is what --clean names"), ("other.npz", "judge images are among")):
+        done = run("purify", small / "suspect.pt", *FAST, "--clean", clean, "--judge", judge)
+        assert done.exit_code == 2, said(done)
+        assert says in said(done)
+    assert left() == ["other.npz"]
 
 
 # ---- triggers to judge by
@@ -693,6 +697,10 @@ BAD: dict[str, tuple[Arguments, tuple[str, ...]]] = {
         lambda f: [f / "suspect.pt", "--clean", f / CLEAN, "-o", "modle=x.pt"],
         ('did you mean "model"',),
     ),
+    "another format": (
+        lambda f: [f / "suspect.pt", "--clean", f / CLEAN, "-o", "model=x.onnx"],
+        ("-o model=x.onnx", "the format of the input, PyTorch", "End the name in .pt."),
+    ),
     "too few images": (
         lambda f: [f / "suspect.pt", "--clean", samples(Path(), 16)],
         ("too few images", "10 to fit on and 6 to judge by", "--judge DIR"),
@@ -720,7 +728,7 @@ BAD: dict[str, tuple[Arguments, tuple[str, ...]]] = {
         lambda f: [
             f / "suspect.pt", "--clean", f / CLEAN, "--judge", samples(Path(), 64, shift=1, seed=5)
         ],
-        ("too low for a trained model",),
+        ("images to judge by (", "numbered alike?", "too low for a trained model"),
     ),
     "ONNX": (
         lambda f: [onnx(f), "--clean", f / CLEAN],

@@ -42,6 +42,7 @@ from auditor.cli.requests import (
 from auditor.cli.setup import Setup
 from auditor.errors import UsageError
 from auditor.outputs import STDOUT, write_text
+from auditor.text import clean_text
 
 if TYPE_CHECKING:
     from auditor.results.purify import PurifyResult
@@ -257,6 +258,15 @@ def run_purify(setup: Setup, how: Purification) -> tuple[PurifyResult, list[Path
     outputs = setup.outputs(PURIFY_FORMATS, defaults, (how.judge, *how.judge_triggers))
     if outputs.get("model") == STDOUT:
         raise UsageError("-o model=-: the model goes to a file, not to standard output.")
+    if (
+        how.judge is not None
+        and setup.clean is not None
+        and how.judge.resolve() == setup.clean.resolve()
+    ):
+        raise UsageError(
+            f"--judge {clean_text(str(how.judge))} is what --clean names: what is fitted on cannot judge. "
+            "Give other images, or leave --judge out, and a share of --clean is held out."
+        )
 
     output = outputs.get("model")
 

@@ -68,7 +68,10 @@ def report(
         raise UsageError(
             f"{clean_text(str(result))}: cannot be read as text, and a result is JSON."
         ) from None
-    record = rendering.from_json(text)
+    try:
+        record = rendering.from_json(text)
+    except UsageError as error:
+        raise UsageError(f"{clean_text(str(result))}: {error}") from None
     outputs = parse_outputs(output or [], FORMATS, {})
     check_outputs(outputs, force=force, inputs=[result])
     for path, text in rendered(record, outputs):

@@ -97,10 +97,15 @@ def scan(
         trust=trust,
     )
     names = f"found.{slug(model.stem, 'model')}"
+    made = save_probes is not None and not save_probes.exists()
     if save_probes is not None:
         check_folder(save_probes, names, force=force, inputs=setup.inputs)
-    result, written = run_scan(setup, time_budget=time_budget)
-    saved = [] if save_probes is None else saved_probes(result, save_probes, names)
+    try:
+        result, written = run_scan(setup, time_budget=time_budget)
+        saved = [] if save_probes is None else saved_probes(result, save_probes, names)
+    finally:
+        if made and save_probes is not None and not any(save_probes.iterdir()):
+            save_probes.rmdir()
     written += saved
     from auditor.terminal.scan import show_scan, verdict_line
 

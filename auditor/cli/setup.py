@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from auditor.cli.options import Order, parse_batch_size
+from auditor.endings import MODELS
 from auditor.errors import UsageError
 from auditor.outputs import check_outputs, parse_outputs, side_names
 from auditor.safety import needed
@@ -33,6 +34,16 @@ CHOOSING_SHARE = 0.25
 
 def _command_line() -> str:
     return shlex.join(["auditor", *sys.argv[1:]])
+
+
+def _refuse_other_format(model: Path, output: Path) -> None:
+    """A model is written in its own format, and its name shall not say another."""
+    own, other = (MODELS.get(path.suffix.lower()) for path in (model, output))
+    if own is not None and other is not None and own != other:
+        raise UsageError(
+            f"-o model={clean_text(str(output))}: what is written has the format of the input, {own}, and "
+            f"{output.suffix} is the ending of {other}. End the name in {clean_text(model.suffix)}."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +103,7 @@ class Setup:
         given = [path for path in more_inputs if path is not None]
         written = dict(outputs)
         if "model" in outputs:
+            _refuse_other_format(self.model, outputs["model"])
             own = {path.name.casefold() for path in self._external_data}
             names = side_names(outputs["model"].name, len(self._external_data), own)
             written |= {name: outputs["model"].with_name(name) for name in names}

@@ -47,23 +47,34 @@ def class_numbers(
     filled = [folder for folder in folders if folder not in empty]
     if names is not None:
         strangers = [folder for folder in filled if folder not in names]
+        if strangers == filled and all(map(_is_number, filled)):
+            return _numbered(filled, where), tuple(names)
         if strangers:
             raise ImageError(
                 f'{where}: the class folder "{clean_text(strangers[0])}" is not among the '
-                f"{len(names)} names of --labels."
+                f"{len(names)} names of --labels. Name all folders by them, or all by class numbers."
             )
         return {folder: names.index(folder) for folder in filled}, tuple(names)
-    if all(folder.isdecimal() and int(folder) <= LARGEST_LABEL for folder in filled):
-        numbers = {folder: int(folder) for folder in filled}
-        first: dict[int, str] = {}
-        for folder, number in numbers.items():
-            if first.setdefault(number, folder) != folder:
-                raise ImageError(
-                    f"{where}: the class folders {clean_text(first[number])} and {clean_text(folder)} have "
-                    "one number. Put their images into one of them."
-                )
-        return numbers, ()
+    if all(map(_is_number, filled)):
+        return _numbered(filled, where), ()
     return {folder: number for number, folder in enumerate(folders)}, tuple(folders)
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal() and int(text) <= LARGEST_LABEL
+
+
+def _numbered(folders: Sequence[str], where: str) -> dict[str, int]:
+    """Folders whose names are class numbers."""
+    numbers = {folder: int(folder) for folder in folders}
+    first: dict[int, str] = {}
+    for folder, number in numbers.items():
+        if first.setdefault(number, folder) != folder:
+            raise ImageError(
+                f"{where}: the class folders {clean_text(first[number])} and {clean_text(folder)} have "
+                "one number. Put their images into one of them."
+            )
+    return numbers
 
 
 def csv_labels(

@@ -156,7 +156,11 @@ class _Purification:
         self.before = self._scanned(
             self.model, judge_source, "scan before", without=INVERSIONS, margin=self.evidence.margin
         )
-        changing.refuse_unsound(self.before)
+        changing.refuse_unsound(
+            self.before,
+            f"The images to judge by ({judge_source.name}) do not fit, though those that are fitted on do. "
+            "Are their classes numbered alike? ",
+        )
         named, unheeded = judge_triggers(self.judge, self.options.judge_probes)
         self.caveats += unheeded
         if not known and not self.options.anyway:

@@ -338,6 +338,8 @@ def _is_text(head: bytes) -> bool:
 
 
 def _similar(path: Path) -> str:
+    if path.is_symlink():
+        return " It is a link, and what it leads to is not there."
     folder = path.parent
     if not folder.is_dir():
         return f' The folder "{clean_text(str(folder))}" does not exist either.'
