@@ -144,10 +144,12 @@ class Classifier:
         """
         missing = int((predicted == UNDECIDED).sum())
         if missing:
+            # which of several sets of weights was taken, say
+            known = clean_text(" ".join(self.model.notes), limit=400)
             raise UnsuitableModel(
                 f"{clean_text(self.model.file.path.name)} gives NaN or infinite scores for {missing} of "
                 f"{len(predicted)} images with normalize={self.spec.normalize}. The file may be damaged, "
-                "or --normalize is wrong."
+                f"or --normalize is wrong.{f' Known of it: {known}' if known else ''}"
             )
         return predicted
 

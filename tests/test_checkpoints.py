@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import decimal
+import math
 import sys
 import time
 import types
@@ -24,8 +25,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
+from auditor.classifier import Classifier
 from auditor.cli import app
 from auditor.errors import OutputError, UnreadableModel, UnsafeModel, UnsuitableModel
+from auditor.inputs import blank_spec
 from auditor.inspecting.file import inspect_file
 from auditor.models.load import load_model
 from auditor.safety import opcodes
@@ -725,3 +728,12 @@ def test_what_lies_beside_wrapped_weights_is_named_and_kept(
     assert written.keys() == state.keys()
     changed = [k for k, v in state.items() if not torch.equal(v, written[k])]
     assert changed == [f"{prefix}linear.bias"]
+
+
+def test_damaged_weights_are_named_with_those_beside_them(tmp_path: Path) -> None:
+    own = classifier().state_dict()
+    damaged = {k: v * math.nan if v.is_floating_point() else v for k, v in own.items()}
+    torch.save({"model": damaged, "model_ema": own}, tmp_path / "w.pth")
+    suspect = Classifier(load_model(tmp_path / "w.pth"), blank_spec((3, 32, 32)))
+    with pytest.raises(UnsuitableModel, match=r'NaN.*found under "model"\..*"model_ema"'):
+        suspect.answers(IMAGES)
