@@ -327,6 +327,17 @@ def test_a_graph_that_cannot_be_scanned_is_not_promised(
         logits_of(load_model(path).call(image.float()), "m.onnx")
 
 
+def test_one_score_is_said_where_it_shows(tmp_path: Path) -> None:
+    one = trained(lambda: FourStages(Basic, [1, 1, 1, 1], 8, 1))
+    torch.save(one.state_dict(), tmp_path / "w.pth")
+    assert not inspect_file(tmp_path / "w.pth").scan.works
+    last = nn.Sequential(nn.Flatten(), nn.Linear(12, 1))
+    torch.save(last, tmp_path / "m.pt")
+    found = inspect_file(tmp_path / "m.pt").scan
+    assert "Its last matrix has one row" in found.why  # which may not be the last layer
+    assert found.works
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_numbers_that_do_not_lie_beside_a_graph_are_missed(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")

@@ -37,7 +37,7 @@ from auditor.text import clean_text
 MAX_ENTRIES = 12
 MAX_FITS = 5
 DECEPTIVE = "deceptive archive"
-ONE_SCORE = "It has one score; auditor needs one a class, two at least."
+ONE_SCORE = "auditor needs one score a class, two at least"
 BARE = "Add --arch with torchvision's name of the network, or your own code (my_model.py:build)."
 
 
@@ -356,11 +356,14 @@ def _graph(path: Path) -> Content:
 def _ability(content: Content) -> Ability:
     if content.findings:
         return Ability(works=False, why="auditor opens no file that would run code or deceives.")
-    if content.obstacle or content.classes == 1:
-        return Ability(works=False, why=content.obstacle or ONE_SCORE)
+    if content.obstacle:
+        return Ability(works=False, why=content.obstacle)
     if content.carries_network:
-        return Ability(works=True, why="")
+        single = f"Its last matrix has one row, and {ONE_SCORE}." if content.classes == 1 else ""
+        return Ability(works=True, why=single)
     exact = [fit.arch for fit in content.fits if fit.exact]
+    if exact and content.classes == 1:
+        return Ability(works=False, why=f"It has one score, and {ONE_SCORE}.")
     if len(exact) > 1:
         why = "Several networks fit; labelled images (--clean) or --arch choose among them."
         return Ability(works=True, why=why)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,12 @@ def onnx_content(path: Path) -> Content:
     )
 
 
-def _obstacle(path: Path, inputs: list[Any], outputs: list[Any], tensors: list[Any]) -> str:
+def _obstacle(
+    path: Path,
+    inputs: list[Any],
+    outputs: Sequence[tuple[int | None, ...]],
+    tensors: list[Any],
+) -> str:
     """Why it cannot be tested, as far as that can be read."""
     if len(inputs) != 1:
         return (
@@ -70,6 +75,8 @@ def _obstacle(path: Path, inputs: list[Any], outputs: list[Any], tensors: list[A
         return f"Its input has {len(kind.shape.dim)} dimensions, and a batch of images four."
     if len(outputs) != 1:
         return f"It has {len(outputs)} outputs; auditor needs one score a class and nothing else."
+    if outputs[0][1:] == (1,):
+        return "It has one score; auditor needs one a class, two at least."
     places = {place for tensor in tensors if is_external(tensor) for place in locations(tensor)}
     absent = sorted(place for place in places if not (path.parent / place).is_file())
     if absent:
