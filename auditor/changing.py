@@ -60,14 +60,14 @@ def refuse_unsound(found: ScanResult, whose: str = "") -> None:
 
     Args:
         found: A scan with these images.
-        whose: What is said before: which images, where others fit.
+        whose: What is said before where they are not recognised: which images, where others are.
 
     Raises:
         ImageError: A scan says that they do not.
     """
     blocking = next((caveat for caveat in found.caveats if caveat.blocking), None)
     if blocking is not None:
-        raise ImageError(f"{whose}{blocking.text}")
+        raise ImageError(f"{whose if blocking.id == 'accuracy' else ''}{blocking.text}")
 
 
 def settled(model: ModelHandle, found: ScanResult) -> Classifier:

@@ -86,7 +86,12 @@ def sample_purify(*, class_names: tuple[str, ...] = CLASSES) -> PurifyResult:
         tensors=(),
         exhibits=(case_exhibit(6),),
         embedding=sample_embedding(600),
-        confusion=Confusion(before=matrix(RIGHT, 1), after=matrix(RIGHT_AFTER, 2)),
+        confusion=Confusion(
+            before=matrix(RIGHT, 1),
+            after=matrix(RIGHT_AFTER, 2),
+            lost=RIGHT - RIGHT_AFTER + 3,
+            gained=3,
+        ),
         stress=Stress(
             probe="patch.checker",
             trigger=CHECKER,

@@ -13,6 +13,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -20,6 +21,7 @@ from auditor.errors import UsageError
 from auditor.report import from_json, percent, to_html, to_json, to_markdown, wilson
 from auditor.report import purify_view as view
 from auditor.report.markdown import MARKDOWN_CHARACTERS, inert
+from auditor.report.numbers import lost_at_most
 from auditor.results.facts import Caveat, Counts, Skipped, Verdict
 from auditor.results.purify import ChangedTensor, Confusion, MaskLayer, PurifyResult, Round
 from auditor.terminal.purify import goals_line, show_purify
@@ -231,6 +233,8 @@ def exchange(rows: list[list[int]]) -> None:
         (lambda r: first(r, "outcomes").update(eligible=20, hits={"before": 1, "after": 0}), "the images of its classes"),
         (lambda r: first(r, "outcomes").update(target=None), "without a target"),
         (lambda r: exchange(r["confusion"]["after"]), "more images of a class"),
+        (lambda r: r["confusion"].update(lost=0), "lost and gained that disagree"),
+        (lambda r: r["confusion"].update(lost=-1), "lost and gained that disagree"),
         (lambda r: r["accuracy"].update(after=100), "disagrees with the accuracy"),
         (lambda r: r["stress"]["rows"][0].update(hits_after=181), "stress test"),
         (lambda r: r["stress"]["rows"][0].update(correct_after=201), "stress test"),
@@ -605,45 +609,77 @@ def test_a_judge_trigger_that_was_found_too_is_no_unseen_one() -> None:
     assert view.FOUND_TOO not in view.cautions(result)
 
 
-def counted(hits: int, eligible: int, right: int, images: int) -> PurifyResult:
+def made_of(hits: int, eligible: int, lost: int, gained: int, images: int) -> PurifyResult:
     """Goals met by so many counts, of 5% and 3 points."""
     result = few_figures(sample_purify())
     outcome = replace(
         result.outcomes[0], eligible=eligible, hits=Counts(before=eligible, after=hits)
     )
+    confusion = result.confusion
+    assert confusion is not None
     return replace(
         result,
         outcomes=(outcome,),
-        accuracy=Counts(before=images, after=right),
+        confusion=replace(confusion, lost=lost, gained=gained),
         judge=replace(result.judge, images=images),
         goals=replace(result.goals, max_asr=0.05, max_acc_drop=0.03),
     )
 
 
 @pytest.mark.parametrize(
-    ("hits", "eligible", "right", "images", "says"),
+    ("hits", "eligible", "lost", "gained", "images", "says"),
     [
-        (0, 72, 1000, 1000, ["0 hits of 72 leave room for an ASR of 5.1%"]),
-        (0, 74, 1000, 1000, []),
-        (30, 1000, 1000, 1000, []),
-        (40, 1000, 1000, 1000, ["40 hits of 1000 leave room for an ASR of 5.4%"]),
-        (0, 1000, 124, 124, ["0 of 124 images lost leave room for a loss of 3.0 points"]),
-        (0, 1000, 125, 125, []),
-        (0, 9, 10, 10, ["an ASR of 29.9%", "a loss of 27.8 points of accuracy"]),
+        (0, 72, 0, 0, 1000, ["0 hits of 72 leave room for an ASR of 5.1% (goal: at most 5.0%)"]),
+        (0, 74, 0, 0, 1000, []),
+        (1, 60, 0, 0, 1000, ["1 hit of 60 leave"]),
+        (30, 1000, 0, 0, 1000, []),
+        (40, 1000, 0, 0, 1000, ["40 hits of 1000 leave room for an ASR of 5.4%"]),
+        (
+            0,
+            1000,
+            0,
+            0,
+            80,
+            ["0 lost and 0 gained of 80 images leave room for a loss of 3.38 points"],
+        ),
+        (0, 1000, 0, 0, 100, []),
+        (
+            0,
+            1000,
+            10,
+            10,
+            200,
+            ["10 lost and 10 gained of 200 images leave room for a loss of 4.55"],
+        ),
+        (0, 9, 0, 0, 10, ["an ASR of 29.9%", "a loss of 23.10 points of accuracy"]),
     ],
 )
 def test_counts_that_prove_no_goal_say_so(
-    hits: int, eligible: int, right: int, images: int, says: list[str]
+    hits: int, eligible: int, lost: int, gained: int, images: int, says: list[str]
 ) -> None:
-    made = counted(hits, eligible, right, images)
+    made = made_of(hits, eligible, lost, gained, images)
     (caution,) = view.unproven(made) or [""]
-    assert bool(caution) == bool(says)
-    assert all(part in caution for part in says)
+    assert bool(caution) == bool(says), caution
+    assert all(part in caution for part in says), caution
     assert caution in shown(made)
     assert caution in to_markdown(made)
     assert caution in text_of(made)
     missed_one = replace(made, goals=replace(made.goals, missed=("something.",)))
     assert view.unproven(missed_one) == []
+
+
+@pytest.mark.parametrize(("lost", "gained"), [(0.10, 0.06), (0.05, 0.01), (0.02, 0.02), (0.04, 0)])
+def test_the_interval_of_a_loss_holds_it(lost: float, gained: float) -> None:
+    draws = np.random.default_rng(0).multinomial(200, (lost, gained, 1 - lost - gained), 4000)
+    held = [lost_at_most(int(a), int(b), 200) >= lost - gained for a, b, _ in draws]
+    assert np.mean(held) >= 0.95  # one side of it should come to 97.5%
+
+
+def test_older_records_count_no_exchange() -> None:
+    made = made_of(0, 1000, 0, 0, 10)
+    assert made.confusion is not None
+    older = replace(made, confusion=replace(made.confusion, lost=None, gained=None))
+    assert view.unproven(older) == []
 
 
 def test_markdown_has_the_cautions_and_the_numbers() -> None:

@@ -82,6 +82,14 @@ class Judging:
         cells = measure.cross_table(self.task.labels, predicted, self.task.classes)
         return tuple(tuple(row) for row in cells.tolist())
 
+    def exchanged(self, rival: Classifier) -> dict[str, int]:
+        """Images that the suspect alone has right (lost), and that the rival alone has right (gained)."""
+        before, after = (
+            classifier.predict(self.task.images) == self.task.labels
+            for classifier in (self.task.classifier, rival)
+        )
+        return {"lost": int((before & ~after).sum()), "gained": int((after & ~before).sum())}
+
     def facts(self) -> SplitFacts:
         """The record of the images."""
         return changing.split_facts(self.task.images, self.task.labels, self.task.classes)

@@ -156,11 +156,11 @@ class _Purification:
         self.before = self._scanned(
             self.model, judge_source, "scan before", without=INVERSIONS, margin=self.evidence.margin
         )
-        changing.refuse_unsound(
-            self.before,
-            f"The images to judge by ({judge_source.name}) do not fit, though those that are fitted on do. "
-            "Are their classes numbered alike? ",
+        other = (
+            f"The images to judge by ({judge_source.name}) are not recognised, though those that are fitted "
+            "on are. Are their classes numbered alike? "
         )
+        changing.refuse_unsound(self.before, "" if judge is None else other)
         named, unheeded = judge_triggers(self.judge, self.options.judge_probes)
         self.caveats += unheeded
         if not known and not self.options.anyway:
@@ -512,7 +512,9 @@ class _Purification:
                     shown[0].stamped.trigger, seed=options.seed,
                 )  # fmt: skip
             confusion = Confusion(
-                before=self.judging.table(self.classifier), after=self.judging.table(after)
+                before=self.judging.table(self.classifier),
+                after=self.judging.table(after),
+                **self.judging.exchanged(after),
             )
             tuned: list[Rival] = [] if baseline is None else [("fine-tuned", baseline)]
             tested = self._stressed(known, [("purified", after), *tuned])

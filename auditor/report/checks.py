@@ -418,6 +418,14 @@ def _of_confusion(confusion: Confusion, result: PurifyResult) -> Iterator[str]:
             yield "a confusion matrix that disagrees with the accuracy"
         elif any(sum(row) > of for row, of in zip(rows, result.judge.members, strict=True)):
             yield "a confusion matrix that counts more images of a class than there are"
+    lost, gained = confusion.lost, confusion.gained
+    if lost is None or gained is None:
+        return
+    stays = result.accuracy.before - lost
+    if min(lost, gained, stays) < 0 or stays + gained != result.accuracy.after:
+        yield "images lost and gained that disagree with the accuracy"
+    elif result.accuracy.before + gained > result.judge.images:
+        yield "more images gained than were wrong"
 
 
 def _of_stress(stress: Stress) -> Iterator[str]:

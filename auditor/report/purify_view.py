@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
-from auditor.report.numbers import Rate, number, percent
+from auditor.report.numbers import Rate, lost_at_most, number, percent
 from auditor.report.scan_view import ScreenedProbe, SeenResponse, bound_text, screened_probes
 from auditor.results.facts import Counts, Verdict
 from auditor.results.purify import (
@@ -324,7 +324,7 @@ def cautions(result: PurifyResult) -> list[str]:
 
 def unproven(result: PurifyResult) -> list[str]:
     """Of goals that are met on the judge images, what more of them might show: ends of 95% intervals."""
-    goals, right = result.goals, accuracy(result)
+    goals, table = result.goals, result.confusion
     if not goals.met:
         return []
     said = []
@@ -332,16 +332,18 @@ def unproven(result: PurifyResult) -> list[str]:
     least = max(after, key=lambda rate: rate.high, default=None)
     if least is not None and least.high > goals.max_asr:
         said.append(
-            f"{least.hits} hits of {least.total} leave room for an ASR of {percent(least.high)} "
+            f"{counted(least.hits, 'hit')} of {least.total} leave room for an ASR of {percent(least.high)} "
             f"(goal: at most {percent(goals.max_asr)})"
         )
-    # of the same images, so that those lost are counted; ones gained beside them would widen it
-    lost = Rate(max(0, right.before.hits - right.after.hits), right.after.total)
-    if lost.high > goals.max_acc_drop:
-        said.append(
-            f"{lost.hits} of {lost.total} images lost leave room for a loss of {points(lost.high)} of "
-            f"{accuracy_word(result)} (goal: at most {points(goals.max_acc_drop)})"
-        )
+    if table is not None and table.lost is not None and table.gained is not None:
+        most = lost_at_most(table.lost, table.gained, result.judge.images)
+        if most > goals.max_acc_drop:
+            of = counted(result.judge.images, "image")
+            said.append(
+                f"{table.lost} lost and {table.gained} gained of {of} leave room for a loss of "
+                f"{100 * most:.2f} points of {accuracy_word(result)} (goal: at most "
+                f"{points(goals.max_acc_drop)})"
+            )
     if not said:
         return []
     return [

@@ -206,6 +206,10 @@ class Confusion:
 
     before: tuple[tuple[int, ...], ...]
     after: tuple[tuple[int, ...], ...]
+    lost: int | None = None
+    """Images that the suspect alone has right; None in records of before this was counted."""
+    gained: int | None = None
+    """Images that the purified model alone has right."""
 
 
 @dataclass(frozen=True, kw_only=True)
