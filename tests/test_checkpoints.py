@@ -692,18 +692,29 @@ def with_a_copy(net: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def averaged_twice(net: nn.Module) -> dict[str, Tensor]:
+    return {f"module.{k}": v for k, v in with_a_copy(net).items()}
+
+
 @pytest.mark.parametrize(
-    ("make", "prefix", "beside"),
+    ("make", "arch", "prefix", "beside"),
     [
-        (averaged, "module.", "1 tensor beside them, not examined: n_averaged."),
-        (weighted_loss, "model.", "1 tensor beside them, not examined: criterion.weight."),
-        (with_a_copy, "model.", "tensors beside them, not examined: ema_model."),
+        (averaged, None, "module.", "1 tensor beside them, not examined: n_averaged."),
+        (with_a_copy, None, "model.", "tensors beside them, not examined: ema_model."),
+        (averaged_twice, None, "module.model.", "not examined: module.ema_model."),
+        (weighted_loss, "named", "model.", "1 tensor beside them, not examined: criterion.weight."),
     ],
 )
 @pytest.mark.parametrize("wrapped", [True, False], ids=["nested", "bare"])
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])
 def test_what_lies_beside_wrapped_weights_is_named_and_kept(
-    make: Any, prefix: str, beside: str, wrapped: bool, ending: str, tmp_path: Path
+    make: Any,
+    arch: str | None,
+    prefix: str,
+    beside: str,
+    wrapped: bool,
+    ending: str,
+    tmp_path: Path,
 ) -> None:
     net, path, out = classifier().eval(), tmp_path / f"w.{ending}", tmp_path / f"out.{ending}"
     state = {key: value.contiguous() for key, value in make(net).items()}
@@ -711,16 +722,24 @@ def test_what_lies_beside_wrapped_weights_is_named_and_kept(
         save_file(state, path)
     else:
         torch.save({"state_dict": state, "epoch": 3} if wrapped else state, path)
-    handle = load_model(path)
+    bare = tmp_path / "bare.pth"
+    torch.save(net.state_dict(), bare)
+    if arch is not None:
+        with pytest.raises(UnsuitableModel, match=r"criterion\.weight.*--arch"):
+            load_model(path)
+        assert not inspect_file(path).scan.works
+        arch = inspect_file(bare).content.fits[0].arch
+    else:
+        said = inspect_file(path).content
+        assert f'those whose names begin with "{prefix}"; ' in said.what
+        assert said.fits[0].exact
+    handle = load_model(path, arch=arch)
     with torch.inference_mode():
         assert torch.allclose(handle.call(IMAGES), net(IMAGES), atol=1e-5)
     (note,) = (n for n in handle.notes if "whose names begin with" in n)
     assert f'"{prefix}"' in note
     assert beside in note
-    assert ("save them alone" in note) == (make is with_a_copy)
-    said = inspect_file(path).content
-    assert f'those whose names begin with "{prefix}".' in said.what
-    assert said.fits[0].exact
+    assert ("save them alone" in note) == (make in (with_a_copy, averaged_twice))
     bias = dict(handle.tensors())["linear.bias"]
     handle.write({"linear.bias": bias.detach() + 1}, out)
     read = load_file(out) if ending == "safetensors" else torch.load(out, weights_only=True)
@@ -728,6 +747,76 @@ def test_what_lies_beside_wrapped_weights_is_named_and_kept(
     assert written.keys() == state.keys()
     changed = [k for k, v in state.items() if not torch.equal(v, written[k])]
     assert changed == [f"{prefix}linear.bias"]
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"head.weight": torch.rand(4, 10), "head.bias": torch.rand(4)},
+        {"before.weight": torch.rand(3, 3, 3, 3)},
+        {"mean": torch.rand(3)},
+        {"ema_model.linear.weight": torch.rand(10, 64)},  # of a copy, but no whole one
+    ],
+    ids=["head", "layer before", "vector", "part of a copy"],
+)
+def test_what_may_be_a_part_of_the_network_is_not_left_out(
+    beside: dict[str, Tensor], tmp_path: Path
+) -> None:
+    """A head, or a layer before it, computes, too; the backdoor may be there."""
+    state = {f"model.{k}": v for k, v in classifier().state_dict().items()}
+    torch.save({**state, **beside}, tmp_path / "w.pth")
+    with pytest.raises(UnsuitableModel, match="beside them may be a part of it, too: "):
+        load_model(tmp_path / "w.pth")
+    assert not inspect_file(tmp_path / "w.pth").scan.works
+
+
+@pytest.mark.parametrize("arch", [None, "named"])
+def test_weights_that_stand_twice_with_other_numbers_are_refused(
+    arch: str | None, tmp_path: Path
+) -> None:
+    """Who takes the prefix off finds the ones or the others."""
+    own = classifier().state_dict()
+    if arch is not None:
+        torch.save(own, tmp_path / "bare.pth")
+        arch = inspect_file(tmp_path / "bare.pth").content.fits[0].arch
+    for state in (
+        {f"module.{k}": v for k, v in own.items()} | {"linear.weight": own["linear.weight"] * 2},
+        {f"module.model.{k}": v for k, v in own.items()}
+        | {"model.linear.weight": own["linear.weight"] * 2},
+    ):
+        torch.save(state, tmp_path / "w.pth")
+        with pytest.raises(UnsuitableModel, match="stands twice with other numbers"):
+            load_model(tmp_path / "w.pth", arch=arch)
+        assert not inspect_file(tmp_path / "w.pth").scan.works
+
+
+def test_a_network_inside_a_pickled_one_is_no_part_to_be_taken(tmp_path: Path) -> None:
+    outer = torchvision.models.resnet18(num_classes=10)
+    outer.model = torchvision.models.resnet18(num_classes=10)
+    torch.save(outer, tmp_path / "m.pt")
+    with pytest.raises(UnsuitableModel, match="do not fit"):
+        load_model(tmp_path / "m.pt", arch="resnet18")
+
+
+def test_other_networks_are_named_where_one_is_put_into_an_architecture(tmp_path: Path) -> None:
+    nets = {name: torchvision.models.resnet18(num_classes=10) for name in ("net", "ema")}
+    torch.save(nets, tmp_path / "m.pt")
+    notes = load_model(tmp_path / "m.pt", arch="resnet18").notes
+    assert 'The network was found under "net".' in notes
+    assert any('not examined: "ema"' in note for note in notes)
+
+
+def test_ties_with_tensors_beside_the_network_are_no_bug(tmp_path: Path) -> None:
+    own = classifier().state_dict()
+    torch.save(own, tmp_path / "bare.pth")
+    arch = inspect_file(tmp_path / "bare.pth").content.fits[0].arch
+    state = {f"module.{k}": v.contiguous() for k, v in own.items()} | {"n": torch.ones(10)}
+    save_file(state, tmp_path / "w.safetensors", metadata={"other": "n"})
+    assert load_model(tmp_path / "w.safetensors", arch=arch).notes
+    del state["module.linear.bias"]
+    save_file(state, tmp_path / "w.safetensors", metadata={"module.linear.bias": "n"})
+    with pytest.raises(UnsuitableModel, match="which are not one tensor"):
+        load_model(tmp_path / "w.safetensors", arch=arch)
 
 
 def test_damaged_weights_are_named_with_those_beside_them(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from auditor.safety.allowed import Inert, allowed_global
 from auditor.safety.opcodes import PickleFacts, is_allowed, walk
 from auditor.safety.static import check_torchscript, other_pickles
 from auditor.safety.structure import Kind, identify, is_zip
-from auditor.text import clean_text
+from auditor.text import clean_text, counted
 
 MAX_ENTRIES = 12
 MAX_FITS = 5
@@ -148,6 +148,7 @@ def _of_weights(
     found = [
         _of_state(replace(content, what=_what(entry)), entry.state, hints(entry.keys))
         for entry in weights
+        if not entry.prefix or (entry.alone and not entry.clash)
     ]
     fitting = (one for one in found if one.findings or any(fit.exact for fit in one.fits))
     return next(fitting, found[0])
@@ -156,7 +157,10 @@ def _of_weights(
 def _what(weights: Weights) -> str:
     """What a set of weights is, in a sentence."""
     place = f" under {dotted(weights.keys)}" if weights.keys else ""
-    part = f', those whose names begin with "{weights.prefix}"' if weights.prefix else ""
+    part = ""
+    if weights.prefix:
+        beside = counted(len(weights.beside), "tensor")
+        part = f', those whose names begin with "{weights.prefix}"; {beside} beside them'
     return f"Weights without a network{place}{part}."
 
 

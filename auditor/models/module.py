@@ -49,7 +49,9 @@ def open_pickle(
     check_network(network, clean_text(file.path.name))
     if architecture is not None:
         state = network.state_dict()
-        return open_state_dict(file, state, architecture, device, locate=locate_in_module)
+        opened = open_state_dict(file, state, architecture, device, locate=locate_in_module)
+        opened.notes += _said_beside(content, keys, network)
+        return opened
     of_torchvision = type(network).__module__.startswith("torchvision.models.")
     handle = ModuleHandle(
         file,
@@ -59,10 +61,16 @@ def open_pickle(
         default_side=TORCHVISION_SIDE if of_torchvision else None,
         locate=locate_in_module,
     )
-    if keys:
-        handle.notes.append(f'The network was found under "{clean_text(str(keys[0]))}".')
-        handle.notes += remarks(content, Weights(keys, network.state_dict()))
+    handle.notes += _said_beside(content, keys, network)
     return handle
+
+
+def _said_beside(content: Any, keys: Keys, network: nn.Module) -> list[str]:
+    """Where the network is in its file, and what lies beside it."""
+    if not keys:
+        return []
+    where = f'The network was found under "{clean_text(str(keys[0]))}".'
+    return [where, *remarks(content, Weights(keys, network.state_dict()))]
 
 
 def locate_in_module(content: Any) -> Home:

@@ -74,10 +74,12 @@ class SafetensorsHandle(ModuleHandle):
         first = self._slots.names
         for key in content.tied:
             kept = content.metadata[key]
-            if first[names[key]] != first[names[kept]]:
+            if key not in names and kept not in names:
+                continue  # beside the network
+            if key not in names or kept not in names or first[names[key]] != first[names[kept]]:
                 raise UnsuitableModel(
                     f"{clean_text(self.file.path.name)}: by its metadata {clean_text(key, limit=80)} is "
-                    f"{clean_text(kept, limit=80)}, which are two tensors in {self.architecture}. Save it "
+                    f"{clean_text(kept, limit=80)}, which are not one tensor in {self.architecture}. Save it "
                     "again with safetensors.torch.save_model."
                 )
 

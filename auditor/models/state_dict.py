@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict, deque
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -21,6 +22,7 @@ from auditor.architectures.shapes import (
     is_counter,
     refuse_hollow,
     stripped,
+    unwrapped,
 )
 from auditor.errors import UnsuitableModel
 from auditor.models.base import ModuleHandle, lost_digits
@@ -60,8 +62,52 @@ class Weights(NamedTuple):
     state: StateDict
     """Name -> tensor."""
     prefix: str = ""
-    """Of a wrapper, where tensors without it lie beside these in the dictionary (the count of averaged
-    weights, those of a loss, a copy)."""
+    """Of a wrapper, where tensors without it lie beside these in the dictionary."""
+    beside: Mapping[str, Tensor] = MappingProxyType({})
+    """Those."""
+
+    @property
+    def alone(self) -> bool:
+        """Nothing beside them can be a part of the network.
+
+        That is single numbers, such as a count of averaged weights, or whole copies of it under other names.
+        """
+        own = {
+            key.removeprefix(self.prefix): tensor.shape
+            for key, tensor in self.state.items()
+            if tensor.numel() > 1
+        }
+        if any(tensor.is_nested for tensor in self.beside.values()):
+            return False
+        rest = {key: tensor.shape for key, tensor in self.beside.items() if tensor.numel() > 1}
+        while rest:
+            first = next(iter(rest))
+            name = max((name for name in own if first.endswith(name)), key=len, default=None)
+            if name is None:
+                return False
+            copy = first.removesuffix(name)
+            if any(rest.pop(copy + name, None) != size for name, size in own.items()):
+                return False
+        return True
+
+    @property
+    def clash(self) -> str:
+        """A name that others give to another tensor: who takes prefixes off may find either. Or empty."""
+        for step in unwrapped(self.state):
+            for name, tensor in step.items():
+                other = self.beside.get(name)
+                if other is not None and not _same(tensor, other):
+                    return name
+        return ""
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Where there are numbers to compare: `inspect` may have sizes alone."""
+    if one.is_nested or other.is_nested:
+        return False
+    if one.is_meta or other.is_meta:
+        return one.shape == other.shape
+    return one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other)
 
 
 def weights_to_try(checkpoint: Any) -> list[Weights]:
@@ -71,13 +117,21 @@ def weights_to_try(checkpoint: Any) -> list[Weights]:
         UnsuitableModel: See `weights_in`.
     """
     whole = [Weights(keys, state) for keys, state in weights_in(checkpoint)[:MOST_TRIED]]
-    parts = [
-        Weights(keys, part, prefix)
-        for keys, state, _ in whole
-        for prefix in PREFIXES
-        if FEWEST_TENSORS <= len(part := _under_prefix(state, prefix)) < len(state)
-    ]
+    parts = [part for weights in whole for part in _parts(weights)]
     return whole + sorted(parts, key=lambda entry: -len(entry.state))[:MOST_TRIED]
+
+
+def _parts(weights: Weights) -> Iterator[Weights]:
+    """What lies under the prefix of a wrapper, where not all does; below those that all have."""
+    shared, state = "", weights.state
+    while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in state)), ""):
+        shared += prefix
+        state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+    for prefix in (shared + p for p in PREFIXES):
+        part = _under_prefix(weights.state, prefix)
+        if FEWEST_TENSORS <= len(part) < len(weights.state):
+            beside = {k: v for k, v in weights.state.items() if k not in part}
+            yield Weights(weights.keys, part, prefix, beside)
 
 
 def _under_prefix(state: Mapping[str, Value], prefix: str) -> dict[str, Value]:
@@ -145,7 +199,7 @@ def remarks(checkpoint: Any, weights: Weights) -> list[str]:
         checkpoint: The content of the file.
         weights: Those that are examined, also where they came with their network.
     """
-    keys, state, prefix = weights
+    keys, state, prefix, beside = weights
     said = []
     count, numbers = len(state), _numbers(state.values())
     sets = weights_in(checkpoint)
@@ -159,8 +213,8 @@ def remarks(checkpoint: Any, weights: Weights) -> list[str]:
         )
     ]
     if prefix:
-        beside = next(tensors for path, tensors in sets if path == keys).keys() - state.keys()
-        advice = " If they are what is used, save them alone." * (len(beside) >= count * RIVAL)
+        much = len(beside) >= count * RIVAL or _numbers(beside.values()) >= numbers * RIVAL
+        advice = " If they are what is used, save them alone." * much
         said.append(
             f'The weights are those whose names begin with "{prefix}". {counted(len(beside), "tensor")} '
             f"beside them, not examined: {_listed(sorted(beside))}.{advice}"
@@ -299,16 +353,39 @@ def open_state_dict(
         )
     misfit: UnsuitableModel | None = None
     for weights in found:
+        if weights.prefix and locate is not None:
+            continue  # a network that came with the weights is what computes, and not a part of it
         try:
             refuse_odd_tensors(weights.state)
             handle = _opened(file, checkpoint, weights, architecture, device, locate)
         except UnsuitableModel as error:
             misfit = misfit or error  # the largest is what is meant, if none fits
             continue
+        if doubt := _doubt(weights, named=architecture is not None):
+            misfit = UnsuitableModel(f"{clean_text(file.path.name)}: {doubt}")
+            continue
         handle.notes += remarks(checkpoint, weights)
         return handle
     assert misfit is not None  # noqa: S101 - there was one at least
     raise misfit
+
+
+def _doubt(weights: Weights, *, named: bool) -> str:
+    """Why a part of the weights may not be what others load as the network; empty where it is."""
+    if weights.clash:
+        return (
+            f'"{clean_text(weights.clash, limit=80)}" stands twice with other numbers, with the prefix '
+            f'"{weights.prefix}" and without it. Which of them are used depends on who loads the file. Save '
+            "one of them alone."
+        )
+    if named or weights.alone:
+        return ""
+    return (
+        f'the weights whose names begin with "{weights.prefix}" fit a network, but '
+        f"{counted(len(weights.beside), 'tensor')} beside them may be a part of it, too: "
+        f"{_listed(sorted(weights.beside))}. If they are none, name the network with --arch, or save its "
+        "weights alone."
+    )
 
 
 def refuse_odd_tensors(state: Mapping[str, Tensor]) -> None:
@@ -333,7 +410,7 @@ def _opened(
     locate: Locate | None,
 ) -> ModuleHandle:
     """One set of weights, see `open_state_dict`."""
-    keys, state, prefix = weights
+    keys, state, prefix, _ = weights
     name = clean_text(file.path.name)
     under = _under(keys)
     classes = class_count(state)  # first, because it names the most absurd claim
