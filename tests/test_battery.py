@@ -14,7 +14,15 @@ TRIGGERS = [trigger for probe in shipped_probes() for trigger in probe.triggers]
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "covers"), [(16, 16, "2×2"), (224, 224, "21×21"), (64, 32, "6×3")]
+    ("height", "width", "covers"),
+    [
+        (16, 16, "2×2"),
+        (28, 28, "3×3"),
+        (48, 112, "5×11"),
+        (240, 299, "23×28"),
+        (224, 224, "21×21"),
+        (64, 32, "6×3"),
+    ],
 )
 def test_triggers_that_are_scaled_say_so(height: int, width: int, covers: str) -> None:
     (caveat,) = scaled(TRIGGERS, blank_spec((3, height, width)))

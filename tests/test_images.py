@@ -68,6 +68,9 @@ def test_label_names_map_folders(tmp_path: Path) -> None:
     picture(tmp_path / "numbered" / "dog" / "1.png")
     with pytest.raises(ImageError, match=r'"0" is not among the 3 names of --labels\. Name all'):
         load(tmp_path / "numbered", names=names)
+    picture(tmp_path / "conflict" / "2" / "1.png")
+    with pytest.raises(ImageError, match=r'"2" is class 1 by its name in --labels, and class 2'):
+        load(tmp_path / "conflict", names=("0", "2", "1"))
     (tmp_path / "labels.txt").write_text("cat\ncat\n")
     with pytest.raises(ImageError, match="appears twice"):
         read_class_names(tmp_path / "labels.txt")

@@ -699,7 +699,7 @@ BAD: dict[str, tuple[Arguments, tuple[str, ...]]] = {
     ),
     "another format": (
         lambda f: [f / "suspect.pt", "--clean", f / CLEAN, "-o", "model=x.onnx"],
-        ("-o model=x.onnx", "the format of the input, PyTorch", "End the name in .pt."),
+        ("-o model=x.onnx", "has the format of suspect.pt, and .onnx says another (ONNX)", "End the name in .pt."),
     ),
     "too few images": (
         lambda f: [f / "suspect.pt", "--clean", samples(Path(), 16)],

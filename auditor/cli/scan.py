@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,14 +99,15 @@ def scan(
     )
     names = f"found.{slug(model.stem, 'model')}"
     made = save_probes is not None and not save_probes.exists()
-    if save_probes is not None:
-        check_folder(save_probes, names, force=force, inputs=setup.inputs)
     try:
+        if save_probes is not None:
+            check_folder(save_probes, names, force=force, inputs=setup.inputs)
         result, written = run_scan(setup, time_budget=time_budget)
         saved = [] if save_probes is None else saved_probes(result, save_probes, names)
     finally:
-        if made and save_probes is not None and not any(save_probes.iterdir()):
-            save_probes.rmdir()
+        if made and save_probes is not None:
+            with suppress(OSError):  # there is something in it
+                save_probes.rmdir()
     written += saved
     from auditor.terminal.scan import show_scan, verdict_line
 

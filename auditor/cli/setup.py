@@ -41,8 +41,9 @@ def _refuse_other_format(model: Path, output: Path) -> None:
     own, other = (MODELS.get(path.suffix.lower()) for path in (model, output))
     if own is not None and other is not None and own != other:
         raise UsageError(
-            f"-o model={clean_text(str(output))}: what is written has the format of the input, {own}, and "
-            f"{output.suffix} is the ending of {other}. End the name in {clean_text(model.suffix)}."
+            f"-o model={clean_text(str(output))}: what is written has the format of "
+            f"{clean_text(model.name)}, and {output.suffix} says another ({other}). "
+            f"End the name in {clean_text(model.suffix)}."
         )
 
 

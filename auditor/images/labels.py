@@ -54,7 +54,15 @@ def class_numbers(
                 f'{where}: the class folder "{clean_text(strangers[0])}" is not among the '
                 f"{len(names)} names of --labels. Name all folders by them, or all by class numbers."
             )
-        return {folder: names.index(folder) for folder in filled}, tuple(names)
+        by_name = {folder: names.index(folder) for folder in filled}
+        other = next((f for f in filled if _is_number(f) and int(f) != by_name[f]), None)
+        if other is not None and all(map(_is_number, filled)):
+            raise ImageError(
+                f'{where}: the class folder "{clean_text(other)}" is class {by_name[other]} by its name in '
+                f"--labels, and class {int(other)} by its number. Leave --labels out, or give classes other "
+                "names."
+            )
+        return by_name, tuple(names)
     if all(map(_is_number, filled)):
         return _numbered(filled, where), ()
     return {folder: number for number, folder in enumerate(folders)}, tuple(folders)

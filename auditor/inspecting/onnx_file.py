@@ -11,8 +11,8 @@ from typing import Any
 
 from auditor.inspecting.record import MOST_NUMBERS, Content
 from auditor.models.onnx_gate import graph_findings, locations, parsed
-from auditor.onnx_graph.external import is_external
-from auditor.text import clean_text
+from auditor.onnx_graph.external import all_tensors, is_external
+from auditor.text import clean_text, counted
 
 # onnx alone sends nothing, but whoever imports it may import onnxruntime next
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -53,7 +53,7 @@ def onnx_content(path: Path) -> Content:
         carries_network=True,
         findings=findings,
         input_size=(shape[1], shape[2], shape[3]) if len(shape) == 4 else (None, None, None),
-        obstacle="" if findings else _obstacle(path, inputs, outputs, tensors),
+        obstacle="" if findings else _obstacle(path, inputs, outputs, list(all_tensors(model))),
     )
 
 
@@ -71,12 +71,15 @@ def _obstacle(
     kind = inputs[0].type.tensor_type
     if kind.elem_type not in INPUT_TYPES:
         return f"It takes {_type_name(kind.elem_type)}; auditor gives {IMAGES_ARE}."
-    if kind.HasField("shape") and len(kind.shape.dim) != 4:
+    if len(kind.shape.dim) != 4:
         return f"Its input has {len(kind.shape.dim)} dimensions, and a batch of images four."
     if len(outputs) != 1:
         return f"It has {len(outputs)} outputs; auditor needs one score a class and nothing else."
-    if outputs[0][1:] == (1,):
+    size = outputs[0]
+    if size[1:] in ((1,), (1, 1, 1)):
         return "It has one score; auditor needs one a class, two at least."
+    if size and not (len(size) == 2 or (len(size) == 4 and size[2:] in ((1, 1), (None, None)))):
+        return f"Its output has {counted(len(size), 'dimension')}; auditor needs one score a class."
     places = {place for tensor in tensors if is_external(tensor) for place in locations(tensor)}
     absent = sorted(place for place in places if not (path.parent / place).is_file())
     if absent:

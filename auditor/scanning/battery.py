@@ -10,6 +10,7 @@ from auditor.models.base import ModelHandle
 from auditor.probes import Probe
 from auditor.results.facts import Caveat, InputSpec, Skipped
 from auditor.triggers.base import Trigger
+from auditor.triggers.geometry import span
 from auditor.triggers.patch import Patch, RandomPatch, Square
 from auditor.triggers.warp import GridWarp
 
@@ -52,11 +53,14 @@ def scaled(triggers: Iterable[Trigger], spec: InputSpec) -> list[Caveat]:
     side = max(drawn_for, key=lambda side: drawn_for[side], default=0)
     if not side or (spec.height, spec.width) == (side, side):
         return []
-    height, width = (max(1, round(EXAMPLE * length / side)) for length in (spec.height, spec.width))
+    height, width = (
+        span(0, EXAMPLE, native=side, size=length, resize="scale")[1]
+        for length in (spec.height, spec.width)
+    )
     return [
         Caveat(
             id=SCALED,
-            text=f"Names and numbers of patches are for images of {side}×{side} pixels, as published. "
+            text=f"Names and numbers of most patches are for images of {side}×{side} pixels, as published. "
             f"They are scaled to this input: a square of {EXAMPLE}×{EXAMPLE} pixels covers "
             f"{height}×{width} of its {spec.height}×{spec.width}.",
         )
