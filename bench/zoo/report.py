@@ -34,6 +34,7 @@ PARTS: Mapping[str, Callable[[Row], bool]] = {
     "report": lambda row: row.half == "report",
     "unseen": lambda row: row.half == "unseen",
     "later": lambda row: row.half == "later",
+    "longer": lambda row: row.half == "longer",
     "all": lambda row: True,
     "all, all-to-one by a fixed trigger": all_to_one,
     "the same without clean-label ones": lambda row: (

@@ -13,7 +13,7 @@ import yaml
 from auditor.errors import AuditorError
 
 Where = Literal["cpu", "gpu"]
-Half = Literal["calibration", "report", "unseen", "later"]
+Half = Literal["calibration", "report", "unseen", "later", "longer"]
 
 
 class ZooError(AuditorError):
@@ -97,7 +97,8 @@ class Row(Record):
     """`calibration`: constants of `auditor.verdict` were moved after looking at this network. `unseen`:
     all of them, and the search, were as they are before this network was trained; but what a searched
     trigger of a class that nothing sets apart must do was asked more of after them, and after the
-    benign ones of `later`, too."""
+    benign ones of `later`, too. `longer`: attacks that had not taken in few epochs, with more of them,
+    and honest networks as long; no rule has changed since."""
 
     @property
     def benign(self) -> bool:
