@@ -21,7 +21,7 @@ from auditor.errors import UsageError
 from auditor.report import from_json, percent, to_html, to_json, to_markdown, wilson
 from auditor.report import purify_view as view
 from auditor.report.markdown import MARKDOWN_CHARACTERS, inert
-from auditor.report.numbers import lost_at_most
+from auditor.report.numbers import Rate, lost_at_most
 from auditor.results.facts import Caveat, Counts, Skipped, Verdict
 from auditor.results.purify import ChangedTensor, Confusion, MaskLayer, PurifyResult, Round
 from auditor.terminal.purify import goals_line, show_purify
@@ -673,6 +673,13 @@ def test_the_interval_of_a_loss_holds_it(lost: float, gained: float) -> None:
     draws = np.random.default_rng(0).multinomial(200, (lost, gained, 1 - lost - gained), 4000)
     held = [lost_at_most(int(a), int(b), 200) >= lost - gained for a, b, _ in draws]
     assert np.mean(held) >= 0.95  # one side of it should come to 97.5%
+
+
+@pytest.mark.parametrize(("before", "after", "total"), [(80, 77, 80), (1, 4, 80), (40, 40, 80)])
+def test_a_difference_is_rounded_as_the_goals_are(before: int, after: int, total: int) -> None:
+    sign = "−" if after < before else "+" if after > before else "±"
+    said = view.difference(Rate(before, total), Rate(after, total))
+    assert said == f"{sign}{abs(after - before) / total * 100:.1f} points"
 
 
 def test_older_records_count_no_exchange() -> None:

@@ -300,8 +300,9 @@ def points(share: float) -> str:
 
 
 def difference(before: Rate, after: Rate) -> str:
-    """How a share changed, as "−1.0 points"."""
-    change = round(100 * (after.share - before.share), 1)
+    """How a share of the same images changed, as "−1.0 points"; rounded as the goals round it."""
+    # of whole numbers, so that 77 - 80 of 80 is the -3.75 that 3 of 80 are
+    change = round((after.hits - before.hits) / max(1, after.total) * 100, 1)
     sign = "−" if change < 0 else "+" if change > 0 else "±"
     return f"{sign}{abs(change):.1f} points"
 
