@@ -810,7 +810,7 @@ def test_interrupting_leaves_nothing_behind(
     owner, name = {
         "fitting": (Informed, "purify"),
         "reading back": (changing, "load_model"),
-        "scan after": (purification, "Confusion"),
+        "scan after": (purification.Judging, "confusion"),
         "baseline": (purification.FineTuning, "purify"),
         "drawing": (purification, "embed"),
         "stress": (purification, "stress"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,9 @@ MAX_NAME = 400
 MAX_KERNEL = 16
 MAX_MISSING = 64 << 20
 """Bytes that tensors may claim beyond what the file holds: some share numbers, and need few."""
+
+
+Value = TypeVar("Value")
 
 
 def is_counter(name: str, size: Sequence[int], names: Container[str]) -> bool:
@@ -58,7 +62,7 @@ def fitting(text: str) -> Iterator[None]:
         ) from None
 
 
-def unwrapped(state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+def unwrapped(state: Mapping[str, Value]) -> Iterator[dict[str, Value]]:
     """The state dict as it is, then with one prefix of wrappers after the other taken off."""
     state = dict(state)
     yield state
@@ -69,7 +73,7 @@ def unwrapped(state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
         yield state
 
 
-def stripped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def stripped(state: Mapping[str, Value]) -> dict[str, Value]:
     """The state dict without any prefix of wrappers; no network known here begins its names so."""
     *_, last = unwrapped(state)
     return last

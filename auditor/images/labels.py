@@ -45,27 +45,36 @@ def class_numbers(
     no difference where folders are named by `names` or by numbers.
     """
     filled = [folder for folder in folders if folder not in empty]
-    if names is not None:
-        strangers = [folder for folder in filled if folder not in names]
-        if strangers == filled and all(map(_is_number, filled)):
-            return _numbered(filled, where), tuple(names)
-        if strangers:
-            raise ImageError(
-                f'{where}: the class folder "{clean_text(strangers[0])}" is not among the '
-                f"{len(names)} names of --labels. Name all folders by them, or all by class numbers."
-            )
-        by_name = {folder: names.index(folder) for folder in filled}
-        other = next((f for f in filled if _is_number(f) and int(f) != by_name[f]), None)
-        if other is not None and all(map(_is_number, filled)):
-            raise ImageError(
-                f'{where}: the class folder "{clean_text(other)}" is class {by_name[other]} by its name in '
-                f"--labels, and class {int(other)} by its number. Leave --labels out, or give classes other "
-                "names."
-            )
-        return by_name, tuple(names)
-    if all(map(_is_number, filled)):
-        return _numbered(filled, where), ()
+    by_number = all(map(_is_number, filled))
+    if names is not None and not (by_number and set(filled).isdisjoint(names)):
+        return _named_folders(filled, names, where, by_number=by_number), tuple(names)
+    if by_number:
+        return _numbered(filled, where), tuple(names or ())
     return {folder: number for number, folder in enumerate(folders)}, tuple(folders)
+
+
+def _named_folders(
+    folders: Sequence[str], names: Sequence[str], where: str, *, by_number: bool
+) -> dict[str, int]:
+    """Folders that `names` holds."""
+    stranger = next((folder for folder in folders if folder not in names), None)
+    if stranger is not None:
+        raise ImageError(
+            f'{where}: the class folder "{clean_text(stranger)}" is not among the '
+            f"{len(names)} names of --labels. Name all folders by them, or all by class numbers."
+        )
+    numbers = {folder: names.index(folder) for folder in folders}
+    for folder, number in numbers.items():
+        if by_number and int(folder) != number:
+            raise _of_two_classes(f"{where}: the class folder", folder, number, int(folder))
+    return numbers
+
+
+def _of_two_classes(what: str, text: str, by_name: int, by_number: int) -> ImageError:
+    return ImageError(
+        f'{what} "{clean_text(text)}" is class {by_name} by its name in --labels, and class '
+        f"{by_number} by its number. Leave --labels out, or give classes other names."
+    )
 
 
 def _is_number(text: str) -> bool:
@@ -108,11 +117,8 @@ def csv_labels(
         value = _class_number(row.label)
         if classes is not None and by_name:
             value, number = classes.index(row.label), value
-            if by_number and value != number:
-                raise ImageError(
-                    f'{where}: "{clean_text(row.label)}" is class {value} by its name in --labels, and class '
-                    f"{number} by its number. Leave --labels out, or give classes other names."
-                )
+            if number is not None and by_number and value != number:
+                raise _of_two_classes(f"{where}:", row.label, value, number)
         if value is None:
             order = " The file comes first, then the label." if row.label in known else ""
             raise ImageError(

@@ -148,7 +148,7 @@ def _of_weights(
     found = [
         _of_state(replace(content, what=_what(entry)), entry.state, hints(entry.keys))
         for entry in weights
-        if not entry.prefix or (entry.alone and not entry.clash)
+        if not entry.doubt(named=False)
     ]
     fitting = (one for one in found if one.findings or any(fit.exact for fit in one.fits))
     return next(fitting, found[0])

@@ -7,7 +7,7 @@ from collections import OrderedDict, deque
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from auditor.architectures.infer import HINTS, Match, candidates
 from auditor.architectures.shapes import (
     COUNTER,
     PREFIXES,
+    Value,
     class_count,
     is_counter,
     refuse_hollow,
@@ -51,7 +52,6 @@ SIMILAR = 0.3
 
 StateDict = dict[str, Tensor]
 Keys = tuple[Any, ...]
-Value = TypeVar("Value")
 
 
 class Weights(NamedTuple):
@@ -100,6 +100,29 @@ class Weights(NamedTuple):
                     return name
         return ""
 
+    def doubt(self, *, named: bool) -> str:
+        """Why these may not be what others load as the network; empty where they are.
+
+        Args:
+            named: The user has said which network it is.
+        """
+        if not self.beside:
+            return ""
+        if clash := self.clash:
+            return (
+                f'"{clean_text(clash, limit=80)}" stands twice with other numbers, with the prefix '
+                f'"{self.prefix}" and without it. Which of them are used depends on who loads the file. Save '
+                "one of them alone."
+            )
+        if named or self.alone:
+            return ""
+        return (
+            f'the weights whose names begin with "{self.prefix}" fit a network, but '
+            f"{counted(len(self.beside), 'tensor')} beside them may be a part of it, too: "
+            f"{_listed(sorted(self.beside))}. If they are none, name the network with --arch, or save its "
+            "weights alone."
+        )
+
 
 def _same(one: Tensor, other: Tensor) -> bool:
     """Where there are numbers to compare: `inspect` may have sizes alone."""
@@ -123,10 +146,8 @@ def weights_to_try(checkpoint: Any) -> list[Weights]:
 
 def _parts(weights: Weights) -> Iterator[Weights]:
     """What lies under the prefix of a wrapper, where not all does; below those that all have."""
-    shared, state = "", weights.state
-    while prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in state)), ""):
-        shared += prefix
-        state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+    first, bare = next(iter(weights.state)), next(iter(stripped(weights.state)))
+    shared = first.removesuffix(bare)
     for prefix in (shared + p for p in PREFIXES):
         part = _under_prefix(weights.state, prefix)
         if FEWEST_TENSORS <= len(part) < len(weights.state):
@@ -306,20 +327,9 @@ def find_hints(checkpoint: Any, keys: Keys) -> dict[str, str | int]:
     return hints
 
 
-def unprefixed(state: dict[str, Value], wanted: Container[str]) -> dict[str, Value]:
+def unprefixed(state: Mapping[str, Value], wanted: Container[str]) -> dict[str, Value]:
     """`state` without the wrapper's prefix, if that makes more keys fit the network's."""
-
-    def fitting(names: Iterable[str]) -> int:
-        return sum(name in wanted for name in names)
-
-    best = state
-    while prefix := next(
-        (p for p in PREFIXES if state and all(k.startswith(p) for k in state)), None
-    ):
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
-        if fitting(state) > fitting(best):
-            best = state
-    return best
+    return max(unwrapped(state), key=lambda step: sum(name in wanted for name in step))
 
 
 def open_state_dict(
@@ -346,6 +356,9 @@ def open_state_dict(
         UnsuitableModel: There are no weights, they fit no network that is known, or not this one.
     """
     found = weights_to_try(checkpoint)
+    if locate is not None:
+        # a network that came with the weights is what computes, and no part of it
+        found = [weights for weights in found if not weights.prefix]
     if not found:
         raise UnsuitableModel(
             f"{clean_text(file.path.name)} holds no weights (it is a {clean_text(type(checkpoint).__name__)}"
@@ -353,39 +366,19 @@ def open_state_dict(
         )
     misfit: UnsuitableModel | None = None
     for weights in found:
-        if weights.prefix and locate is not None:
-            continue  # a network that came with the weights is what computes, and not a part of it
         try:
             refuse_odd_tensors(weights.state)
             handle = _opened(file, checkpoint, weights, architecture, device, locate)
         except UnsuitableModel as error:
             misfit = misfit or error  # the largest is what is meant, if none fits
             continue
-        if doubt := _doubt(weights, named=architecture is not None):
+        if doubt := weights.doubt(named=architecture is not None):
             misfit = UnsuitableModel(f"{clean_text(file.path.name)}: {doubt}")
             continue
         handle.notes += remarks(checkpoint, weights)
         return handle
     assert misfit is not None  # noqa: S101 - there was one at least
     raise misfit
-
-
-def _doubt(weights: Weights, *, named: bool) -> str:
-    """Why a part of the weights may not be what others load as the network; empty where it is."""
-    if weights.clash:
-        return (
-            f'"{clean_text(weights.clash, limit=80)}" stands twice with other numbers, with the prefix '
-            f'"{weights.prefix}" and without it. Which of them are used depends on who loads the file. Save '
-            "one of them alone."
-        )
-    if named or weights.alone:
-        return ""
-    return (
-        f'the weights whose names begin with "{weights.prefix}" fit a network, but '
-        f"{counted(len(weights.beside), 'tensor')} beside them may be a part of it, too: "
-        f"{_listed(sorted(weights.beside))}. If they are none, name the network with --arch, or save its "
-        "weights alone."
-    )
 
 
 def refuse_odd_tensors(state: Mapping[str, Tensor]) -> None:

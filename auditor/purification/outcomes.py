@@ -10,7 +10,7 @@ from auditor import changing, measure
 from auditor.classifier import Classifier, as_float
 from auditor.purifiers.base import Known, Task
 from auditor.results.facts import Counts, SplitFacts
-from auditor.results.purify import Outcome
+from auditor.results.purify import Confusion, Outcome
 from auditor.results.scan import Scope
 
 COMPARED = 8
@@ -76,19 +76,23 @@ class Judging:
             )
         return tuple(o for o in outcomes if o.eligible or o.origin == "found")
 
-    def table(self, rival: Classifier) -> tuple[tuple[int, ...], ...]:
-        """Images of each class that are predicted as each."""
-        predicted = rival.predict(self.task.images)
+    def confusion(self, rival: Classifier) -> Confusion:
+        """Images of each class by what they are predicted as, and those that the rival loses and gains."""
+        labels = self.task.labels
+        before, after = (
+            classifier.predict(self.task.images) for classifier in (self.task.classifier, rival)
+        )
+        was, stays = before == labels, after == labels
+        return Confusion(
+            before=self._table(before),
+            after=self._table(after),
+            lost=int((was & ~stays).sum()),
+            gained=int((stays & ~was).sum()),
+        )
+
+    def _table(self, predicted: Tensor) -> tuple[tuple[int, ...], ...]:
         cells = measure.cross_table(self.task.labels, predicted, self.task.classes)
         return tuple(tuple(row) for row in cells.tolist())
-
-    def exchanged(self, rival: Classifier) -> dict[str, int]:
-        """Images that the suspect alone has right (lost), and that the rival alone has right (gained)."""
-        before, after = (
-            classifier.predict(self.task.images) == self.task.labels
-            for classifier in (self.task.classifier, rival)
-        )
-        return {"lost": int((before & ~after).sum()), "gained": int((after & ~before).sum())}
 
     def facts(self) -> SplitFacts:
         """The record of the images."""

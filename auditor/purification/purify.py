@@ -36,7 +36,6 @@ from auditor.results.facts import Caveat, Counts, Provenance
 from auditor.results.purify import (
     PURIFY_SCHEMA,
     CaseExhibit,
-    Confusion,
     Contender,
     Goals,
     MethodFacts,
@@ -511,11 +510,7 @@ class _Purification:
                     self.classifier, after, self.judge.images, self.judge.labels,
                     shown[0].stamped.trigger, seed=options.seed,
                 )  # fmt: skip
-            confusion = Confusion(
-                before=self.judging.table(self.classifier),
-                after=self.judging.table(after),
-                **self.judging.exchanged(after),
-            )
+            confusion = self.judging.confusion(after)
             tuned: list[Rival] = [] if baseline is None else [("fine-tuned", baseline)]
             tested = self._stressed(known, [("purified", after), *tuned])
         return PurifyResult(
