@@ -185,8 +185,6 @@ def run_attack(setup: Setup, how: Planting) -> tuple[AttackResult, list[Path]]:
     default = model.with_name(f"{model.stem}.backdoored{model.suffix}")
     outputs = setup.outputs(ATTACK_FORMATS, {"model": default}, beside=sidecar)
     output = outputs.get("model")
-    if output == STDOUT:
-        raise UsageError("-o model=-: the model goes to a file, not to standard output.")
     beside = None if output is None else sidecar(output)
 
     import msgspec

@@ -256,8 +256,6 @@ def run_purify(setup: Setup, how: Purification) -> tuple[PurifyResult, list[Path
         **{name: Path(f"{model.stem}.purify.{name}") for name in ("json", "html")},
     }
     outputs = setup.outputs(PURIFY_FORMATS, defaults, (how.judge, *how.judge_triggers))
-    if outputs.get("model") == STDOUT:
-        raise UsageError("-o model=-: the model goes to a file, not to standard output.")
     if (
         how.judge is not None
         and setup.clean is not None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from auditor.cli.options import Order, parse_batch_size
 from auditor.endings import MODELS
 from auditor.errors import UsageError
-from auditor.outputs import check_outputs, parse_outputs, side_names
+from auditor.outputs import STDOUT, check_outputs, parse_outputs, side_names
 from auditor.safety import needed
 from auditor.text import clean_text
 
@@ -104,6 +104,8 @@ class Setup:
         given = [path for path in more_inputs if path is not None]
         written = dict(outputs)
         if "model" in outputs:
+            if outputs["model"] == STDOUT:
+                raise UsageError("-o model=-: the model goes to a file, not to standard output.")
             _refuse_other_format(self.model, outputs["model"])
             own = {path.name.casefold() for path in self._external_data}
             names = side_names(outputs["model"].name, len(self._external_data), own)
