@@ -212,6 +212,24 @@ def test_points_tell_what_they_are() -> None:
     assert len(triangles) == sum(p.stamped for p in embedding.points)
 
 
+def test_names_stand_beside_their_images_and_in_the_frame() -> None:
+    corners = [(0.0, 0.0), (0.0, 100.0), (100.0, 100.0), (100.0, 0.0), (50.0, 50.0)]
+    points = [
+        Point(label=label, stamped=False, before=place, after=place, predicted_before=label, predicted_after=label)
+        for label, place in enumerate(corners) for _ in range(4)
+    ]  # fmt: skip
+    svg = feature(points, names=[f"long name {k}" for k in range(5)])
+    written = re.findall(r'translate\(([\d.-]+),([\d.-]+)\)"[^>]*>(long name \d)<', svg)
+    dots = re.findall(r'translate\(([\d.-]+),([\d.-]+)\)"[^>]*>\s*<title>(long name \d):', svg)
+    assert len(set(dots)) == len({name for *_, name in written}) == 5
+    where = {name: (float(x), float(y)) for x, y, name in dots}
+    for x, y, name in written:
+        assert 36 <= float(x) <= 448 - 36
+        assert 8 <= float(y) <= 360
+        below = where[name][1] - float(y)
+        assert not -9 - 4.2 < below < 4.2, "the name and its border would cover its images"
+
+
 def test_more_classes_than_colours() -> None:
     points = [
         Point(label=k % 43, stamped=k % 2 == 0, before=(k, k), after=(k, -k), predicted_before=7, predicted_after=k % 43)

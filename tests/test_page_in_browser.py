@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from auditor.report import to_html
+from auditor.results.purify import PurifyResult
 from tests.browser import CHROMIUM, Browser, browser
 from tests.sample_inspection import hostile_inspection, sample_inspection
-from tests.sample_purify import sample_purify, untouched, with_names
+from tests.sample_purify import compared, sample_purify, untouched, with_names
 from tests.sample_result import searched_result
 from tests.test_report import HOSTILE, hostile_result
 
@@ -27,7 +29,25 @@ A4 = (794, 1123)
 MARGINS = (106, 121)
 
 
-PAGES = ("met", "untouched", "hostile", "searched", "hostile-scan", "unsafe", "hostile-unsafe")
+PAGES = (
+    "met",
+    "untouched",
+    "hostile",
+    "compared",
+    "searched",
+    "hostile-scan",
+    "unsafe",
+    "hostile-unsafe",
+)
+
+
+def of_many_triggers() -> PurifyResult:
+    """Methods compared on six triggers."""
+    result = compared()
+    found, judged = result.outcomes
+    outcomes = (*(replace(found, probe=f"{found.probe}-{k}") for k in range(5)), judged)
+    contenders = (replace(c, hits=(*c.hits[:1] * 5, c.hits[1])) for c in result.contenders)
+    return replace(result, outcomes=outcomes, contenders=tuple(contenders))
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +57,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "met": sample_purify(),
         "untouched": untouched(),
         "hostile": with_names(sample_purify(), HOSTILE),
+        "compared": of_many_triggers(),
         "searched": searched_result(),
         "hostile-scan": hostile_result(),
         "unsafe": sample_inspection(),
@@ -86,6 +107,18 @@ def test_the_texts_of_figures_stay_inside(
     assert (
         chromium.evaluate('document.querySelectorAll("svg.vega text, svg.chart text").length') > 40
     )
+
+
+@pytest.mark.parametrize(("width", "media"), [(1000, "screen"), (A4[0] - MARGINS[0], "print")])
+def test_the_table_of_methods_is_seen_whole(
+    chromium: Browser, pages: dict[str, Path], width: int, media: str
+) -> None:
+    chromium.open(pages["compared"], width=width)
+    chromium.call("Emulation.setEmulatedMedia", media=media)
+    region = 'document.querySelector("[aria-labelledby=methods] .scroll")'
+    assert chromium.evaluate(f"{region}.querySelectorAll('thead th').length") == 10
+    assert chromium.evaluate(f"{region}.scrollWidth") <= chromium.evaluate(f"{region}.clientWidth")
+    chromium.call("Emulation.setEmulatedMedia", media="")
 
 
 def test_dark_screens_turn_the_figures(chromium: Browser, pages: dict[str, Path]) -> None:

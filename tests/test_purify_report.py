@@ -282,6 +282,12 @@ def test_a_contradiction_of_methods_is_refused(change: Callable[[Any], object], 
     assert says in str(caught.value)
 
 
+def test_a_result_without_pictures_does_not_say_that_nothing_worked() -> None:
+    bare = page_of(replace(sample_purify(), exhibits=()))
+    assert "This result was made without pictures." in bare
+    assert "No known trigger worked" not in bare
+
+
 def test_methods_are_shown_side_by_side() -> None:
     result = compared()
     page, text, screen = page_of(result), to_markdown(result), shown(result)
@@ -301,6 +307,12 @@ def test_methods_are_shown_side_by_side() -> None:
     assert "no method was fitted on" not in few
     blind = replace(result, outcomes=tuple(replace(o, origin="judge") for o in result.outcomes))
     assert "No trigger is known, so those that do stay in the order" in page_of(blind)
+    lost = tuple(replace(c, missed=("ACC is lower by 9 points.",)) for c in result.contenders)
+    none = page_of(
+        replace(result, contenders=lost, goals=replace(result.goals, missed=lost[0].missed))
+    )
+    assert "3 methods were compared, and none of them meets the goals" in none
+    assert "Among them, the order is that of 75 fit images" in none
     section = page[page.index('id="methods"') : page.index('id="purifier"')]
     (judged,) = (o.hits.after for o in result.outcomes if o.origin == "judge")
     for hits in (*result.contenders[1].hits, 40, 90, judged):  # counts, and shares of the 180

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     import altair as alt
 
 NEAR_ZERO = 0.1
+MAP_WIDTH, MAP_HEIGHT = 448, 360
+NAME_AWAY, HALF_LETTER = 12, 3.7
+"""Of a name in a map, in the map's pixels: its distance from the images, and half a letter's width."""
 MATRIX_CLASSES = 20
 """A confusion matrix of more classes is too fine to be read."""
 
@@ -258,9 +261,9 @@ def feature_map(
     values = [
         _dot(point, which, names, colours.get(point.label, OTHER)) for point in _paint_order(points)
     ]
-    across, upwards = _frame(points)
-    x = alt.X("x:Q", scale=_scale(across), axis=None)
-    y = alt.Y("y:Q", scale=_scale(upwards), axis=None)
+    frame = _frame(points)
+    x = alt.X("x:Q", scale=_scale(frame[0]), axis=None)
+    y = alt.Y("y:Q", scale=_scale(frame[1]), axis=None)
     dots = (
         alt.Chart(_data(values))
         .mark_point(filled=True, opacity=0.85, strokeWidth=0.7)
@@ -274,7 +277,7 @@ def feature_map(
             description="said:N",
         )
     )
-    labels = alt.Chart(_data(_middles(points, which, names, coloured))).encode(
+    labels = alt.Chart(_data(_beside(points, which, names, coloured, frame))).encode(
         x=x, y=y, text="name:N"
     )
     chart = alt.layer(
@@ -286,7 +289,7 @@ def feature_map(
     )
     stamped = sum(point.stamped for point in points)
     return draw(
-        chart, width=448, height=360, sides=(1, 1, 1, 1), title=title,
+        chart, width=MAP_WIDTH, height=MAP_HEIGHT, sides=(1, 1, 1, 1), title=title,
         description=f"{len(points) - stamped} images as they are (circles) and {stamped} stamped "
         "ones (triangles), coloured by class.",
         prefix=prefix,
@@ -410,31 +413,44 @@ def _dot(
 
 
 def _frame(points: Sequence[Point]) -> tuple[list[float], list[float]]:
-    """Both maps' extent, with a margin."""
+    """Both maps' extent, with a margin that has room for a name."""
     sides = []
     for axis in (0, 1):
         values = [place[axis] for point in points for place in (point.before, point.after)]
         low, high = min(values, default=0.0), max(values, default=1.0)
-        margin = 0.05 * (high - low) or 1.0
+        margin = 0.08 * (high - low) or 1.0
         sides.append([round(low - margin, 3), round(high + margin, 3)])
     return sides[0], sides[1]
 
 
-def _middles(
+def _beside(
     points: Sequence[Point],
     which: Literal["before", "after"],
     names: Sequence[str],
     coloured: Sequence[int],
+    frame: tuple[list[float], list[float]],
 ) -> list[dict[str, Any]]:
-    """The name of each coloured class amid its unstamped images."""
+    """The name of each coloured class above or below its unstamped images, where it covers less."""
+    (left, right), (bottom, top) = frame
+    pixel = ((right - left) / MAP_WIDTH, (top - bottom) / MAP_HEIGHT)
+    places = [(point, point.before if which == "before" else point.after) for point in points]
     labels = []
     for label in coloured:
-        places = [
-            point.before if which == "before" else point.after
-            for point in points
-            if point.label == label and not point.stamped
-        ]
-        if places:
-            x, y = (round(median(place[axis] for place in places), 3) for axis in (0, 1))
-            labels.append({"x": x, "y": y, "name": _name(label, names, 12)})
+        own = [at for point, at in places if point.label == label and not point.stamped]
+        if not own:
+            continue
+        name = _name(label, names, 12)
+        half = HALF_LETTER * (len(name) + 1) * pixel[0]
+        x = min(max(median(at[0] for at in own), left + half), right - half)
+        heights = sorted(at[1] for at in own)
+        edge = len(heights) // 10  # a name belongs to most of the class, not to a stray image
+        away = NAME_AWAY * pixel[1]
+
+        def covered(y: float, x: float = x, half: float = half, away: float = away) -> int:
+            if not bottom + away < y < top - away:
+                return len(places)
+            return sum(abs(at[0] - x) < half and abs(at[1] - y) < away * 0.8 for _, at in places)
+
+        y = min(heights[-1 - edge] + away, heights[edge] - away, key=covered)
+        labels.append({"x": round(x, 3), "y": round(y, 3), "name": name})
     return labels

@@ -498,23 +498,23 @@ def compared_methods(result: PurifyResult) -> list[ComparedMethod]:
 def comparison_sentence(result: PurifyResult) -> str:
     """How the best of several methods was found; plain text."""
     met = sum(not contender.missed for contender in result.contenders)
+    ordered = "those that do" if met else "them"
     if not any(outcome.origin == "found" for outcome in result.outcomes):
-        order = (
-            "No trigger is known, so those that do stay in the order in which they were asked for."
-        )
+        stay = "those that do stay" if met else "they stay"
+        order = f"No trigger is known, so {stay} in the order in which they were asked for."
     elif result.kept_back:
         order = (
-            f"Among those that do, the order is that of {result.kept_back} fit images which no method "
+            f"Among {ordered}, the order is that of {result.kept_back} fit images which no method "
             "was fitted on."
         )
     else:
         order = (
-            "Among those that do, the order is that of the fit images, too few to keep some back, so "
+            f"Among {ordered}, the order is that of the fit images, too few to keep some back, so "
             "that it favours what fits them closely."
         )
     return (
-        f"{len(result.contenders)} methods were compared, and {met} of them "
-        f"{'meets' if met == 1 else 'meet'} the goals on the judge images. {order} Judge triggers do "
+        f"{len(result.contenders)} methods were compared, and {met or 'none'} of them "
+        f"{'meet' if met > 1 else 'meets'} the goals on the judge images. {order} Judge triggers do "
         "not choose, and only the best one was scanned again. With many methods, one that meets a "
         "goal by a narrow margin may do so by chance."
     )
