@@ -503,6 +503,28 @@ def test_what_is_left_out_is_said() -> None:
     assert "The 20 largest of 1000 classes" in text
 
 
+def test_reasons_that_do_not_count_are_folded_away() -> None:
+    result = sample_result(Verdict.BACKDOOR)
+    (*counting, last) = result.judgement.reasons
+    assert last.verdict is Verdict.NO_EVIDENCE
+    many = replace(result.judgement, reasons=(*counting, *(replace(last, text=f"It is weak {k}.") for k in range(9))))  # fmt: skip
+    page = to_html(replace(result, judgement=many))
+    shown = 5 - len(counting)
+    assert f"{9 - shown} more that do not count" in page
+    fold = page.index("more that do not count")
+    assert page.index(f"It is weak {shown - 1}.") < fold < page.index(f"It is weak {shown}.")
+    assert '<ol class="reasons" start="6">' in page
+    assert "more that do not count" not in to_html(result)
+
+
+def test_a_scan_without_pictures_does_not_say_that_nothing_worked() -> None:
+    for verdict, says in (
+        (Verdict.BACKDOOR, "This result was made without pictures."),
+        (Verdict.NO_EVIDENCE, "No trigger was found to work"),
+    ):
+        assert says in to_html(replace(sample_result(verdict), exhibits=()))
+
+
 def test_an_all_to_all_map_and_a_source_are_told_by_name() -> None:
     result = sample_result()
     fitted = replace(

@@ -324,6 +324,16 @@ def test_damage_does_not_send_each_class_to_another_one(fields, expected) -> Non
     assert judge(found).verdict is expected
 
 
+@pytest.mark.parametrize(
+    ("area", "says"), [(0.0244, "on 2% of the"), (0.0012, "on 0.12% of the"), (2e-5, "on 0.002% of the")]
+)  # fmt: skip
+def test_a_small_area_is_not_rounded_to_none(area: float, says: str) -> None:
+    found = replace(confirmation(350), area=area, controls=(control(340),))
+    judged = judge(found)
+    assert judged.verdict is Verdict.SUSPICIOUS
+    assert says in judged.headline
+
+
 def test_a_backdoor_that_its_controls_do_not_set_apart_says_why() -> None:
     half = replace(confirmation(350), controls=(control(340), control(20), control(20)), surer=3)
     assert "beats at least half of its controls, on a small area" in judge(half).headline

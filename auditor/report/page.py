@@ -48,6 +48,7 @@ LONG_TEXT = 3000
 RAW_CHARACTERS = 200_000
 LIMITS: Mapping[str, int] = {
     "open_confirmations": 12,
+    "open_reasons": 5,
     "confirmations": 100,
     "responses": 400,
     "searches": 5,

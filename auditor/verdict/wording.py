@@ -123,13 +123,19 @@ def _why_beyond_doubt(c: Confirmation, alpha: float) -> str:
     )
 
 
+def _figure(number: float) -> str:
+    """Whole, or with two digits below 1: what a single pixel changes is not 0%."""
+    return f"{number:.0f}" if number >= 1 else f"{number:.2g}"
+
+
 def _why_suspicious(c: Confirmation, alpha: float, classes: int) -> str:
     """What keeps a trigger from being called a backdoor; nothing where it is too weak only."""
     if is_shortcut(c, alpha):
         return (
-            f" Such a small change (RMS {c.change * 255:.0f}/255 on {c.area:.0%} of the pixels) should "
-            "not redirect a model, but here another like it does too: a backdoor that listens to more than "
-            "its pattern, unusual fragility, or classes that stand for such marks (damage, or a number)."
+            f" Such a small change (RMS {_figure(c.change * 255)}/255 on {_figure(100 * c.area)}% of the "
+            "pixels) should not redirect a model, but here another like it does too: a backdoor that listens "
+            "to more than its pattern, unusual fragility, or classes that stand for such marks (damage, or a "
+            "number)."
         )
     if is_obeyed(c, alpha) and excess_bound(c, alpha) < EXCESS:
         return (
