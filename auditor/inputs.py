@@ -186,11 +186,15 @@ def resolve_size(
         return *size, "given"
     native = source.sizes(source.draw(16, seed)) if source else set()
     (natural,) = native if len(native) == 1 else (None,)
-    if natural and (natural[0] != natural[1] or natural[0] > MAX_SIDE):
+    oblong = None
+    if natural and max(natural) > MAX_SIDE:
         natural = None  # photographs as they come, not images at the size of a network
+    elif natural and natural[0] != natural[1]:
+        oblong, natural = natural, None  # these may be either
     heights = [(fixed[1], fixed[2])] if fixed[1] and fixed[2] else []
     if not heights:
-        sizes = [*([natural] if natural else []), *((side, side) for side in SIZES)]
+        own = [size for size in (natural, oblong) if size]
+        sizes = [*own, *((side, side) for side in SIZES)]
         heights = list(dict.fromkeys(sizes))
     channels = [fixed[0]] if fixed[0] in (1, 3) else [3, 1]
     if fixed[0] not in (None, 1, 3):
@@ -393,6 +397,8 @@ def _ranked(
         specs += [replace(spec, order="bgr") for spec in specs if spec.order == "rgb"]
     found = [_evaluate_all(model, spec, images) for spec in specs]
     ranked = _sorted([(candidate, predicted) for candidate, predicted, _, _ in found], labelled)
+    if images.labels is not None:
+        ranked = _usual_order_first(ranked, images.labels)
     return ranked, all(probabilities for _, _, probabilities, _ in found), found[0][3]
 
 
@@ -422,6 +428,23 @@ def _sorted(found: Ranked, labelled: bool) -> Ranked:
     return sorted(found, key=rank)
 
 
+def _usual_order_first(ranked: Ranked, labels: Tensor) -> Ranked:
+    """The best candidate in RGB first, unless one in BGR is right more often beyond chance.
+
+    By the images on which one is right and the other is not: their number differs by `SIZE_ERRORS`
+    standard errors or more (McNemar, Psychometrika 12 (1947) 153).
+    """
+    (best, answers), *_ = ranked
+    place = next((p for p, (c, _) in enumerate(ranked) if c.spec.order == "rgb"), None)
+    if best.spec.order == "rgb" or place is None:
+        return ranked
+    right, usual = (said == labels for said in (answers, ranked[place][1]))
+    gained, lost = int((right & ~usual).sum()), int((usual & ~right).sum())
+    if gained - lost > SIZE_ERRORS * math.sqrt(gained + lost):
+        return ranked
+    return [ranked[place], *ranked[:place], *ranked[place + 1 :]]
+
+
 def _decide(
     ranked: Ranked, labelled: bool, real: bool
 ) -> tuple[Literal["measured", "unresolved"], str, str]:
@@ -433,7 +456,12 @@ def _decide(
         rival = others[0][0]
         rival_name = rival.spec.normalize + (" (BGR)" if rival.spec.order == "bgr" else "")
         top = max(candidate.correct or 0 for candidate, _ in ranked)
-        tied = "" if best.correct == top else f" (ties up to {top} settled by BatchNorm statistics)"
+        how = (
+            "not told apart"
+            if best.batchnorm_distance is None
+            else "settled by BatchNorm statistics"
+        )
+        tied = "" if best.correct == top else f" (ties up to {top} {how})"
         return (
             "measured",
             f"normalize={name}: clean accuracy {best.correct}/{best.images}{tied}; "

@@ -82,6 +82,43 @@ def test_labelled_images_tell_the_channel_order() -> None:
     assert found.candidates[0].correct == found.candidates[0].images
 
 
+def test_a_few_more_hits_do_not_make_it_bgr() -> None:
+    """Grey pictures but for some, of which chance makes one or two more in BGR."""
+
+    class Either(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            first = (inputs[:, :1].mean((1, 2, 3)) > 0.5).float() - 0.5
+            return torch.stack([-first, first], 1)
+
+    labels = torch.arange(96) % 2
+    grey = (labels * 160 + 40).view(96, 1, 1, 1).repeat(1, 3, 32, 32)
+    for odd, order in ((2, "rgb"), (40, "bgr")):
+        images = grey.clone()
+        images[:odd, 0] = (1 - labels[:odd]).view(-1, 1, 1) * 160 + 40  # red misleads
+        clean = CleanSet(images=images.to(torch.uint8), labels=labels)
+        found = resolve(
+            handle(Either()), (3, 32, 32), "given", clean, None, GivenInput(normalize="none")
+        )
+        assert found.preprocessing.spec.order == order
+        assert "BatchNorm" not in found.preprocessing.reason
+
+
+def test_images_that_are_no_squares_are_tried_as_they_are(tmp_path: Path) -> None:
+    class Wide(nn.Module):
+        """Tells classes by the brightness of the left edge, which the middle does not show."""
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            level = inputs[..., :4].mean((1, 2, 3)) * 8
+            return -((level.unsqueeze(1) - torch.arange(8.0) - 0.5) ** 2)
+
+    labels = torch.arange(64) % 8
+    images = torch.randint(256, (64, 3, 28, 72), generator=torch.Generator().manual_seed(0))
+    images[..., :4] = (labels * 32 + 16).view(64, 1, 1, 1)
+    path = written(tmp_path / "wide.npz", images.to(torch.uint8), labels)
+    found = resolve_size(handle(Wide()), open_images(path), GivenInput(), 0)
+    assert found[:3] == (3, 28, 72)
+
+
 def test_what_is_given_is_taken() -> None:
     found = resolved(Normalised("none"), normalize="imagenet").preprocessing
     assert (found.spec.normalize, found.source) == ("imagenet", "given")
