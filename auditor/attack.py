@@ -71,6 +71,9 @@ MOST_LISTED = 12
 OF_A_SCAN = ("few-images", "not-held-out", "source-specific", "few-classes", "unlabelled")
 """Caveats of the scan that prepares the input which say nothing of an attack."""
 
+DIFFERENT = " that differ"
+"""Said of images of which others are copies."""
+
 NOTICE = (
     "This model has a backdoor that was planted on purpose by `auditor attack`. For testing only: never "
     "deploy it."
@@ -176,7 +179,12 @@ class _Attack:
             stamped=Stamped(probe=self.probe.id, title=self.probe.title, trigger=self.trigger),
             mapping=all_to_one(self.target, facts.classes).mapping,
         )
-        self.fit, self.judge = (self._task(part) for part in parts)
+        self.fit = self._task(parts[0])
+        self.judge = self._task(parts[1])
+        if changing.shared(self.fit.images, self.judge.images):
+            rest = changing.without_copies(parts[1], self.fit.images, self.classifier)
+            self._refuse_too_few(source, len(self.fit.images), rest.count, DIFFERENT)
+            self.judge = self._task(rest)
         others = [int((part.labels != self.target).sum()) for part in (self.fit, self.judge)]
         self._refuse_too_few(source, others[0], others[1], " of other classes than the target")
         best, stages = _Planting(self.fit, options, self.notify).run()
@@ -273,6 +281,7 @@ class _Attack:
                 images=len(judge.images),
                 min_asr=options.min_asr,
                 max_acc_drop=options.max_acc_drop,
+                members=torch.bincount(judge.labels, minlength=classes).tolist(),
             ),
             written=staged.facts,
             marked=marked,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from auditor.classifier import Classifier
 from auditor.errors import ImageError, OutputError, UnsuitableModel
-from auditor.images.source import CleanSet, ImageSource
+from auditor.images.source import CleanSet, ImageSource, PartSource, digests
 from auditor.inputs import blank_spec
 from auditor.models.base import ModelHandle
 from auditor.models.load import load_model
@@ -106,6 +106,20 @@ def labelled(
             f"{classes} outputs (0 to {classes - 1})."
         )
     return images, labels
+
+
+def shared(fitted: Tensor, images: Tensor) -> int:
+    """How many of `images` are copies of one that is fitted on; both ``(N, C, H, W)`` uint8."""
+    known = set(digests(fitted))
+    return sum(digest in known for digest in digests(images))
+
+
+def without_copies(source: ImageSource, fitted: Tensor, classifier: Classifier) -> ImageSource:
+    """The images of a source that are no copies of those which are fitted on."""
+    clean = source.load(range(source.count), classifier.spec)
+    known = set(digests(fitted))
+    pairs = zip(clean.indices, digests(clean.images), strict=True)
+    return PartSource(source, [index for index, digest in pairs if digest not in known])
 
 
 def split_facts(images: Tensor, labels: Tensor, classes: int) -> SplitFacts:

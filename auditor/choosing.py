@@ -95,6 +95,7 @@ def best_fitting(
     names = [best.name, *(name for name in model.alternatives if name != best.name)]
     late = f" No time was left to try {listed(left, SHOWN, ' and ')}." if left else ""
     best.model.notes = [*model.notes, _verdict(best, others, untried=bool(left)) + late]
+    best.model.rivals = model.rivals
     best.model.alternatives = tuple(names)
     return best.model
 

@@ -145,7 +145,7 @@ class Classifier:
         missing = int((predicted == UNDECIDED).sum())
         if missing:
             # which of several sets of weights was taken, say
-            known = clean_text(" ".join(self.model.notes), limit=400)
+            known = clean_text(" ".join([*self.model.notes, *self.model.rivals]), limit=400)
             raise UnsuitableModel(
                 f"{clean_text(self.model.file.path.name)} gives NaN or infinite scores for {missing} of "
                 f"{len(predicted)} images with normalize={self.spec.normalize}. The file may be damaged, "

@@ -274,6 +274,15 @@ def test_a_missed_goal_leaves_no_model(benign: Path) -> None:
     assert left() == ["m.pt"]
 
 
+def test_a_network_that_forgot_classes_is_not_taken_for_a_good_one(benign: Path) -> None:
+    own = np.load(benign / "samples.npz")
+    few = own["labels"] < 3
+    np.savez("few.npz", **{key: own[key][few] for key in own.files})
+    done = run("attack", benign / "benign.pt", "--clean", "few.npz", *PLANT, "-o", "none")
+    assert done.exit_code == 1, said(done)
+    assert "are of 3 of 8 classes" in said(done)
+
+
 def test_unlabelled_images_and_one_line(benign: Path, tmp_path: Path) -> None:
     clean = samples(tmp_path, 120, labelled=False)
     done = run(

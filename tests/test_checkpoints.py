@@ -30,6 +30,7 @@ from auditor.cli import app
 from auditor.errors import OutputError, UnreadableModel, UnsafeModel, UnsuitableModel
 from auditor.inputs import blank_spec
 from auditor.inspecting.file import inspect_file
+from auditor.models.base import ModelHandle
 from auditor.models.load import load_model
 from auditor.safety import opcodes
 from auditor.safety.allowed import Inert
@@ -171,21 +172,26 @@ def test_values_are_not_built(tmp_path: Path) -> None:
     assert type(content["d"]) is dict
 
 
+def noted(handle: ModelHandle) -> list[str]:
+    """All that is noted of a file."""
+    return [*handle.notes, *handle.rivals]
+
+
 def test_other_weights_are_named(tmp_path: Path) -> None:
     """A reviewer must know that the file holds a second network, which may be the one in use."""
     torch.save(input_aware(classifier()), tmp_path / "c.pt")
-    notes = load_model(tmp_path / "c.pt").notes
+    notes = noted(load_model(tmp_path / "c.pt"))
     assert any('not examined: "netG", "netM".' in note for note in notes)
     torch.save(
         {"model": classifier().state_dict(), "ema": classifier(1).state_dict()}, tmp_path / "e.pt"
     )
     handle = load_model(tmp_path / "e.pt")
-    assert any('not examined: "ema".' in note for note in handle.notes)
+    assert any('not examined: "ema".' in note for note in handle.rivals)
     assert 'The weights were found under "model".' in handle.notes
     torch.save(
         {"model": classifier().state_dict(), "optimizer": {"lr": torch.ones(1)}}, tmp_path / "o.pt"
     )
-    assert not any("not examined" in note for note in load_model(tmp_path / "o.pt").notes)
+    assert not any("not examined" in note for note in noted(load_model(tmp_path / "o.pt")))
 
 
 def test_the_named_network_is_looked_for_among_all(tmp_path: Path) -> None:
@@ -301,7 +307,7 @@ def test_keys_that_are_made_hide_no_weights(how: str, tmp_path: Path) -> None:
     refused({"net": CLEAN, "deep": {Key("x", how): [{"y": BAD}]}}, tmp_path / "c.pt")
     if how == "numpy":  # beside the weights it is a record
         torch.save({"net": CLEAN, "seen": {Key("x", how): 3, np.int64(3): 4}}, tmp_path / "d.pt")
-        assert load_model(tmp_path / "d.pt").notes
+        assert noted(load_model(tmp_path / "d.pt"))
 
 
 @pytest.mark.parametrize("key", [np.int64(3), float("nan"), torch.ones(3), (1, 2)], ids=str)
@@ -318,7 +324,7 @@ def nested(depth: int) -> Any:
 
 def test_a_key_that_is_nested_is_no_traceback(tmp_path: Path) -> None:
     torch.save({"w": CLEAN, "x": {nested(300): 1}}, tmp_path / "k.pt")
-    assert load_model(tmp_path / "k.pt").notes
+    assert noted(load_model(tmp_path / "k.pt"))
     refused({nested(300): CLEAN}, tmp_path / "n.pt")
 
 
@@ -340,12 +346,12 @@ def test_weights_among_the_arguments_of_a_call(hidden: Any, tmp_path: Path) -> N
 def test_tensors_in_what_is_not_built_are_said(tmp_path: Path) -> None:
     few = argparse.Namespace(weights=torch.ones(3))
     torch.save({"net": CLEAN, "args": few}, tmp_path / "c.pt")
-    assert any("keeps tensors in values" in note for note in load_model(tmp_path / "c.pt").notes)
+    assert any("keeps tensors in values" in note for note in noted(load_model(tmp_path / "c.pt")))
     assert "args: not read; holds tensors" in inspect_file(tmp_path / "c.pt").content.entries
     torch.save({"net": CLEAN, "args": argparse.Namespace(net=BAD)}, tmp_path / "d.pt")
-    assert any("tensors in other places" in note for note in load_model(tmp_path / "d.pt").notes)
+    assert any("tensors in other places" in note for note in noted(load_model(tmp_path / "d.pt")))
     torch.save(whole_objects(classifier()), tmp_path / "o.pt")  # optimizers hold what they moved
-    notes = load_model(tmp_path / "o.pt").notes
+    notes = noted(load_model(tmp_path / "o.pt"))
     assert not any("keeps tensors" in note or "keeps " in note for note in notes), notes
 
 
@@ -591,10 +597,10 @@ def test_layers_that_no_network_names(tmp_path: Path) -> None:
 )
 def test_weights_in_other_places_are_said(hidden: Any, tmp_path: Path) -> None:
     torch.save({"x": hidden, "zz": CLEAN}, tmp_path / "c.pt")
-    notes = load_model(tmp_path / "c.pt").notes
+    notes = noted(load_model(tmp_path / "c.pt"))
     assert any("tensors in other places" in note for note in notes), notes
     torch.save({**CLEAN, "more": {"x": hidden}}, tmp_path / "d.pt")
-    assert any("tensors in other places" in note for note in load_model(tmp_path / "d.pt").notes)
+    assert any("tensors in other places" in note for note in noted(load_model(tmp_path / "d.pt")))
 
 
 def test_many_values_that_share_one_take_no_longer(tmp_path: Path) -> None:
@@ -616,10 +622,10 @@ def test_a_network_beside_tensors_is_found(tmp_path: Path) -> None:
     torch.save({**content, "optimizer": made.state_dict()}, tmp_path / "m.pt")
     handle = load_model(tmp_path / "m.pt")
     assert handle.notes[0] == 'The network was found under "model".'
-    assert not any("not examined" in note for note in handle.notes)
+    assert not any("not examined" in note for note in noted(handle))
     assert inspect_file(tmp_path / "m.pt").content.carries_network
     torch.save({**content, "zz": CLEAN}, tmp_path / "z.pt")
-    assert any('not examined: "zz"' in note for note in load_model(tmp_path / "z.pt").notes)
+    assert any('not examined: "zz"' in note for note in noted(load_model(tmp_path / "z.pt")))
 
 
 def test_other_weights_are_named_by_their_numbers_too(tmp_path: Path) -> None:
@@ -628,7 +634,7 @@ def test_other_weights_are_named_by_their_numbers_too(tmp_path: Path) -> None:
     torch.save({"net": few, "other": many, "list": [dict(few), (1, dict(many))]}, tmp_path / "r.pt")
     handle = load_model(tmp_path / "r.pt")
     assert 'The weights were found under "other".' in handle.notes
-    assert any('not examined: "list.1.1", "net", "list.0".' in note for note in handle.notes)
+    assert any('not examined: "list.1.1", "net", "list.0".' in note for note in noted(handle))
 
 
 def test_inspect_names_what_is_opened(tmp_path: Path) -> None:
@@ -736,7 +742,7 @@ def test_what_lies_beside_wrapped_weights_is_named_and_kept(
     handle = load_model(path, arch=arch)
     with torch.inference_mode():
         assert torch.allclose(handle.call(IMAGES), net(IMAGES), atol=1e-5)
-    (note,) = (n for n in handle.notes if "whose names begin with" in n)
+    (note,) = (n for n in noted(handle) if "whose names begin with" in n)
     assert f'"{prefix}"' in note
     assert beside in note
     assert ("save them alone" in note) == (make in (with_a_copy, averaged_twice))
@@ -801,7 +807,7 @@ def test_a_network_inside_a_pickled_one_is_no_part_to_be_taken(tmp_path: Path) -
 def test_other_networks_are_named_where_one_is_put_into_an_architecture(tmp_path: Path) -> None:
     nets = {name: torchvision.models.resnet18(num_classes=10) for name in ("net", "ema")}
     torch.save(nets, tmp_path / "m.pt")
-    notes = load_model(tmp_path / "m.pt", arch="resnet18").notes
+    notes = noted(load_model(tmp_path / "m.pt", arch="resnet18"))
     assert 'The network was found under "net".' in notes
     assert any('not examined: "ema"' in note for note in notes)
 
@@ -812,7 +818,7 @@ def test_ties_with_tensors_beside_the_network_are_no_bug(tmp_path: Path) -> None
     arch = inspect_file(tmp_path / "bare.pth").content.fits[0].arch
     state = {f"module.{k}": v.contiguous() for k, v in own.items()} | {"n": torch.ones(10)}
     save_file(state, tmp_path / "w.safetensors", metadata={"other": "n"})
-    assert load_model(tmp_path / "w.safetensors", arch=arch).notes
+    assert noted(load_model(tmp_path / "w.safetensors", arch=arch))
     del state["module.linear.bias"]
     save_file(state, tmp_path / "w.safetensors", metadata={"module.linear.bias": "n"})
     with pytest.raises(UnsuitableModel, match="which are not one tensor"):

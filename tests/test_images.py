@@ -62,7 +62,7 @@ def test_label_names_map_folders(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match='"dog" is not among the 1 names'):
         load(tmp_path / "clean", names=("cat",))
     for number in (0, 2):  # as in labels.csv, where numbers are taken beside names
-        picture(tmp_path / "numbered" / str(number) / "1.png")
+        picture(tmp_path / "numbered" / str(number) / "1.png", number)
     numbered = load(tmp_path / "numbered", names=names)
     assert (numbered.labels.tolist(), numbered.class_names) == ([0, 2], names)
     picture(tmp_path / "numbered" / "dog" / "1.png")
@@ -114,6 +114,16 @@ def test_modes_and_sizes(mode: str, spec, size: tuple[int, int], tmp_path: Path)
     assert clean.images.unique().numel() == 1
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_an_opacity_is_left_out_as_by_torchvision(mode: str, tmp_path: Path) -> None:
+    """A drawing on a ground that cannot be seen: networks are trained on what is under it."""
+    seen = Image.new("RGBA", (32, 32), (200, 30, 90, 0))
+    seen.paste((10, 20, 250, 255), (8, 8, 24, 24))
+    seen.convert(mode).save(tmp_path / "a.png")
+    expected = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
+    assert np.array_equal(load(tmp_path).images[0].permute(1, 2, 0).numpy(), expected)
+
+
 def test_sixteen_bit_pictures_keep_their_brightness(tmp_path: Path) -> None:
     Image.fromarray(np.full((32, 32), 32768, np.uint16)).save(tmp_path / "a.png")
     assert load(tmp_path).images.unique().item() == 128
@@ -128,7 +138,7 @@ def test_wide_pictures_are_cut_not_squeezed(tmp_path: Path) -> None:
 
 def test_unreadable_files_are_listed_and_left_out(tmp_path: Path) -> None:
     for index in range(3):
-        picture(tmp_path / "a" / f"{index}.png")
+        picture(tmp_path / "a" / f"{index}.png", index)
     (tmp_path / "a" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"0" * 50)
     whole = picture(tmp_path / "a" / "cut.jpg", size=(200, 200)).read_bytes()
     (tmp_path / "a" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
@@ -215,6 +225,18 @@ def test_the_digest_tells_sets_apart(tmp_path: Path) -> None:
     assert first == load(tmp_path).digest()
     picture(tmp_path / "a.png", 2)
     assert first != load(tmp_path).digest()
+
+
+def test_a_copy_counts_once(tmp_path: Path) -> None:
+    for index, pixels in enumerate((1, 2, 1, 3, 2, 1)):
+        picture(tmp_path / f"{index}.png", pixels)
+    (tmp_path / "2b.png").write_bytes(b"no picture")
+    whole = open_images(tmp_path)
+    clean = whole.load(range(whole.count), RGB)
+    assert (len(clean), clean.copies, len(clean.unreadable)) == (3, 3, 1)
+    assert clean.indices == (0, 1, 4)  # 0.png, 1.png and 3.png, after 2.png and 2b.png
+    part = PartSource(whole, [6, 4, 1, 0]).load(range(4), RGB)
+    assert (part.copies, part.indices) == (1, (0, 1, 2)), "5.png stands for 0.png here"
 
 
 # ---- parting a set
@@ -370,7 +392,7 @@ def test_arrays_may_have_an_opacity_first(tmp_path: Path) -> None:
     pixels[:, 3] = 255
     np.savez(tmp_path / "a.npz", images=pixels)
     clean = open_images(tmp_path / "a.npz").load([0, 1], blank_spec((3, 32, 32)))
-    assert clean.images.shape == (2, 3, 32, 32)
+    assert clean.images.shape == (1, 3, 32, 32)  # the second one is a copy
     assert clean.images.unique().tolist() == [200]
 
 

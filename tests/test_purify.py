@@ -242,16 +242,17 @@ def test_a_judge_trigger_is_unseen_if_it_stamps_something_else(
     suspect: ModelHandle, tmp_path: Path
 ) -> None:
     white = Square(colour=(255, 255, 255), size=3, where="bottom-right")
+    larger = Square(colour="white", size=5, where="bottom-right")
     assert repr(white) != repr(WHITE)
     named = tuple(
         Probe(**{**vars(choose(PROBE).probes[0]), "id": f"user.{name}", "triggers": (trigger,)})
-        for name, trigger in (("white", white), ("grey", GREY))
+        for name, trigger in (("white", white), ("grey", GREY), ("larger", larger))
     )
     result = run(
         suspect, open_images(samples(tmp_path, 120)), methods=(Recorder(),), judge_probes=named
     )
     assert [(o.probe, o.found_too) for o in result.outcomes if o.origin == "judge"] == [
-        ("user.white", True), ("user.grey", False),
+        ("user.white", True), ("user.grey", True), ("user.larger", False),
     ]  # fmt: skip
 
 
@@ -336,7 +337,7 @@ def test_the_same_images_twice_are_no_other_images(tmp_path: Path) -> None:
     )
     source = open_images(tmp_path / "twice.npz")
     model = load_model(saved(tmp_path, classifier()))
-    with pytest.raises(ImageError, match="judge images are among the"):
+    with pytest.raises(ImageError, match="too few images without copies for a split"):
         run(model, source, methods=(Recorder(),))
 
 

@@ -529,6 +529,75 @@ def test_images_that_are_fitted_on_do_not_judge(small: Path) -> None:
     assert left() == ["other.npz"]
 
 
+@pytest.mark.usefixtures("plain")
+def test_a_copy_among_the_judge_images_is_left_out(small: Path, tmp_path: Path) -> None:
+    fitted, others = (
+        np.load(file) for file in (small / "samples.npz", samples(tmp_path, 64, seed=5))
+    )
+    both = {key: np.concatenate([fitted[key][:6], others[key]]) for key in fitted.files}
+    np.savez("judge.npz", **both)
+    result = purified(
+        small / "suspect.pt", "--clean", small / "samples.npz", "--judge", "judge.npz", code=0
+    )
+    assert (result.fit.images, result.judge.images) == (120, 64)
+    (text,) = [c.text for c in result.caveats if c.id == "shared-images"]
+    assert text == "6 of 70 images to judge by are copies of fitted ones, and were left out."
+
+
+@pytest.mark.usefixtures("plain")
+def test_copies_in_a_folder_are_on_one_side_of_a_split(small: Path) -> None:
+    own = np.load(small / "samples.npz")
+    np.savez("twice.npz", **{key: np.concatenate([own[key], own[key][::-1]]) for key in own.files})
+    result = purified(small / "suspect.pt", "--clean", "twice.npz", code=0)
+    assert result.fit.images + result.judge.images <= 120
+    texts = [c.text for c in result.caveats if c.id in ("copies", "shared-images")]
+    assert any(text.startswith("The fit images: ") for text in texts), texts
+    assert any("were left out" in text for text in texts), texts
+
+
+@pytest.mark.usefixtures("plain")
+def test_a_second_set_of_weights_keeps_its_backdoor_and_that_is_a_missed_goal(small: Path) -> None:
+    Path("arch.py").write_text(ARCH)
+    state = classifier().state_dict()
+    torch.save(
+        {"state_dict": state, "state_dict_ema": {k: v.clone() for k, v in state.items()}}, "two.pth"
+    )
+    result = purified(
+        "two.pth", "--arch", "arch.py:build", "--clean", small / "samples.npz", code=1
+    )
+    (missed,) = result.goals.missed
+    assert missed.startswith("Not purified is what else the file holds")
+    assert '"state_dict_ema"' in missed
+    assert rejudge_purification(result) == result.goals
+    assert "out.pt" not in left()
+    torch.save({"state_dict": state, "epoch": 3}, "one.pth")
+    purified(
+        "one.pth", "--arch", "arch.py:build", "--clean", small / "samples.npz", "--force", code=0
+    )
+
+
+@pytest.mark.usefixtures("plain")
+@pytest.mark.parametrize(("shown", "code"), [(3, 1), (4, 0), (8, 0)])
+def test_classes_that_no_image_is_of_are_not_judged(shown: int, code: int, small: Path) -> None:
+    """A network that has forgotten them looks as good as before."""
+    own = np.load(samples(Path(), 400))
+    few = (own["labels"] < shown - 1) | (own["labels"] == TARGET) | (shown == 8)
+    np.savez("few.npz", **{key: own[key][few] for key in own.files})
+    result = purified(
+        small / "suspect.pt",
+        "--clean",
+        "few.npz",
+        code=code,
+    )
+    assert sum(count > 0 for count in result.judge.members) == shown
+    says = f"are of {shown} of 8 classes, too few to tell what became of the others"
+    assert any(says in sentence for sentence in result.goals.missed) is bool(code)
+    assert rejudge_purification(result) == result.goals
+    assert ("out.pt" in left()) is not bool(code)
+    page = report.to_html(result)
+    assert ("what became of" in page) is (shown < 8)
+
+
 # ---- triggers to judge by
 
 

@@ -477,6 +477,8 @@ def test_copies_among_the_images_are_said(tmp_path: Path) -> None:
         caveats = {c.id: c.text for c in scanned(Planted(), source, WHITE).caveats}
         assert ("copies" in caveats) is bool(copies)
         assert caveats.get("copies", "").startswith("50 of 100 images are copies" if copies else "")
+    result = scanned(Planted(), path, WHITE)
+    assert sum(result.images[0].screen_members) + sum(result.images[0].confirm_members) == 50
 
 
 def test_a_class_that_is_never_recognised_is_said(tmp_path: Path) -> None:

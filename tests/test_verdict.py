@@ -903,6 +903,26 @@ def test_goals(outcomes, accuracy, after, missed) -> None:  # type: ignore[no-un
     assert (goals.max_asr, goals.max_acc_drop) == (0.05, 0.03)
 
 
+@pytest.mark.parametrize(
+    ("classes", "shown", "met"),
+    [(2, 1, True), (10, 4, False), (10, 5, True), (17, 8, False), (17, 9, True), (1000, 9, False), (1000, 10, True)],
+)  # fmt: skip
+def test_accuracy_is_judged_on_enough_classes(classes: int, shown: int, met: bool) -> None:
+    goals = verdict.judge_purification(
+        accuracy=Counts(before=9, after=9), images=9, outcomes=[], after=None, max_asr=0.05,
+        max_acc_drop=0.03, members=[1] * shown + [0] * (classes - shown),
+    )  # fmt: skip
+    assert goals.met is met
+
+
+def test_what_exceeds_a_goal_is_not_printed_as_the_goal() -> None:
+    goals = verdict.judge_purification(
+        accuracy=Counts(before=99, after=96), images=99, outcomes=[], after=None, max_asr=0.05,
+        max_acc_drop=0.03,
+    )  # fmt: skip
+    assert "ACC dropped by 3.03 points" in goals.missed[0]
+
+
 @given(st.integers(0, 500), st.integers(1, 500), st.integers(0, 100))
 def test_a_rate_at_the_goal_meets_it(hits: int, eligible: int, percent: int) -> None:
     """No rounding of floats turns a goal that is exactly met into a miss."""

@@ -7,7 +7,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -43,13 +43,13 @@ class CleanSet:
     """Files that were left out, with the reason."""
     remarks: tuple[str, ...] = ()
     """As of the source."""
+    copies: int = 0
+    """Images that were left out, as they are the same as an earlier one, pixel by pixel."""
+    indices: tuple[int, ...] = ()
+    """Which of the source these are."""
 
     def __len__(self) -> int:
         return len(self.images)
-
-    def copies(self) -> int:
-        """Images that are the same as an earlier one, pixel by pixel."""
-        return len(self) - len(set(digests(self.images)))
 
     def digest(self) -> str:
         """SHA-256 over pixels and labels."""
@@ -110,19 +110,22 @@ class ImageSource:
         return f"image {index}"
 
     def load(self, indices: Sequence[int], spec: InputSpec, notify: Notify = silent) -> CleanSet:
-        """Read images and bring them to the model's size.
+        """Read images and bring them to the model's size. Of copies, only the first one counts.
 
         Raises:
             ImageError: None of them can be read.
         """
         images, labels, unreadable = [], [], []
+        first: dict[bytes, int] = {}
         for done, index in enumerate(indices):
             try:
-                images.append(resized(self.read(index), spec))
+                image = resized(self.read(index), spec)
             except DAMAGED as error:
                 unreadable.append(f"{self.title(index)} ({_why(error)})")
                 continue
-            labels.append(self.label_of(index))
+            if first.setdefault(hashlib.sha256(image.tobytes()).digest(), index) == index:
+                images.append(image)
+                labels.append(self.label_of(index))
             if done % 64 == 63:
                 notify("reading images", done + 1, len(indices))
         if not images:
@@ -137,6 +140,8 @@ class ImageSource:
             found=self.count,
             unreadable=tuple(unreadable),
             remarks=self.remarks,
+            copies=len(indices) - len(unreadable) - len(images),
+            indices=tuple(first.values()),
         )
 
 
@@ -152,7 +157,9 @@ class PartSource(ImageSource):
         return self._whole.sizes([self._indices[index] for index in indices])
 
     def load(self, indices: Sequence[int], spec: InputSpec, notify: Notify = silent) -> CleanSet:
-        return self._whole.load([self._indices[index] for index in indices], spec, notify)
+        clean = self._whole.load([self._indices[index] for index in indices], spec, notify)
+        place = {whole: index for index, whole in enumerate(self._indices)}
+        return replace(clean, indices=tuple(place[whole] for whole in clean.indices))
 
 
 def split(
@@ -187,14 +194,16 @@ def split(
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """A picture as a camera meant it: rotated by its EXIF tag, 8 bits, RGB or grey."""
+    """A picture as a camera meant it: rotated by its EXIF tag, 8 bits, RGB or grey.
+
+    An opacity is left out, and not laid on a ground, as the loaders do that networks are trained with
+    (torchvision's ImageFolder, OpenCV, TensorFlow).
+    """
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I;16", "I", "F"):
         pixels = np.asarray(image, dtype=np.float64)
         top = 65535 if pixels.max() > 255 else 255
         image = Image.fromarray((pixels / top * 255).round().clip(0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image if image.mode in ("L", "RGB") else image.convert("RGB")
 
 

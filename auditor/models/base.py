@@ -32,6 +32,9 @@ class ModelHandle(ABC):
         self.device = device
         self.notes: list[str] = []
         """What a reader of the report should know about how the file was opened."""
+        self.rivals: list[str] = []
+        """Of other weights in the file, as many as these: they are neither examined nor changed, and may be
+        what is used."""
         self.alternatives: tuple[str, ...] = ()
         """For weights without a network whose network was found out: every one that they fit, as
         `--arch` takes it, the one that was opened first."""

@@ -17,7 +17,7 @@ from auditor.models.state_dict import (
     Weights,
     has_weights,
     open_state_dict,
-    remarks,
+    remark_on,
     weights_in,
 )
 from auditor.safety.allowed import Inert, InertPartial, Reference, entries, has_odd_attributes
@@ -50,7 +50,7 @@ def open_pickle(
     if architecture is not None:
         state = network.state_dict()
         opened = open_state_dict(file, state, architecture, device, locate=locate_in_module)
-        opened.notes += _said_beside(content, keys, network)
+        _note_beside(opened, content, keys, network)
         return opened
     of_torchvision = type(network).__module__.startswith("torchvision.models.")
     handle = ModuleHandle(
@@ -61,16 +61,15 @@ def open_pickle(
         default_side=TORCHVISION_SIDE if of_torchvision else None,
         locate=locate_in_module,
     )
-    handle.notes += _said_beside(content, keys, network)
+    _note_beside(handle, content, keys, network)
     return handle
 
 
-def _said_beside(content: Any, keys: Keys, network: nn.Module) -> list[str]:
+def _note_beside(handle: ModuleHandle, content: Any, keys: Keys, network: nn.Module) -> None:
     """Where the network is in its file, and what lies beside it."""
-    if not keys:
-        return []
-    where = f'The network was found under "{clean_text(str(keys[0]))}".'
-    return [where, *remarks(content, Weights(keys, network.state_dict()))]
+    if keys:
+        handle.notes.append(f'The network was found under "{clean_text(str(keys[0]))}".')
+        remark_on(handle, content, Weights(keys, network.state_dict()))
 
 
 def locate_in_module(content: Any) -> Home:

@@ -53,6 +53,7 @@ class SafetensorsHandle(ModuleHandle):
             locate=opened._locate,
         )
         self.notes += opened.notes
+        self.rivals += opened.rivals
         self.alternatives = opened.alternatives
 
     def write(self, changed: Mapping[str, Tensor], path: Path) -> None:

@@ -213,15 +213,16 @@ def _is_plain_key(key: object) -> bool:
     return type(key) in (str, int, bool) or (type(key) is float and math.isfinite(key))
 
 
-def remarks(checkpoint: Any, weights: Weights) -> list[str]:
-    """What else a file holds that a reviewer must know of, beside the weights that are examined.
+def remark_on(handle: ModuleHandle, checkpoint: Any, weights: Weights) -> None:
+    """Note what else a file holds that a reviewer must know of, beside the weights that are examined.
 
     Args:
+        handle: The model that was opened.
         checkpoint: The content of the file.
         weights: Those that are examined, also where they came with their network.
     """
     keys, state, prefix, beside = weights
-    said = []
+    rivals = handle.rivals
     count, numbers = len(state), _numbers(state.values())
     sets = weights_in(checkpoint)
     others = [
@@ -236,7 +237,7 @@ def remarks(checkpoint: Any, weights: Weights) -> list[str]:
     if prefix:
         much = len(beside) >= count * RIVAL or _numbers(beside.values()) >= numbers * RIVAL
         advice = " If they are what is used, save them alone." * much
-        said.append(
+        (rivals if much else handle.notes).append(
             f'The weights are those whose names begin with "{prefix}". {counted(len(beside), "tensor")} '
             f"beside them, not examined: {_listed(sorted(beside))}.{advice}"
         )
@@ -248,7 +249,7 @@ def remarks(checkpoint: Any, weights: Weights) -> list[str]:
         ]
     if others:
         shown = listed([f'"{dotted(path)}"' for path in others], MAX_LISTED)
-        said.append(
+        rivals.append(
             f"The file holds other weights, too, which are not examined: {shown}. If one of them is what "
             "is used, save it alone."
         )
@@ -268,16 +269,15 @@ def remarks(checkpoint: Any, weights: Weights) -> list[str]:
         elif isinstance(entry, Tensor) and id(entry) not in told:
             loose.append(entry)
     if (len(loose) >= max(FEWEST_TENSORS, count * RIVAL)) or _numbers(loose) >= numbers * RIVAL > 0:
-        said.append(
+        rivals.append(
             f"The file keeps {len(loose)} tensors in other places (lists, settings, nested values), which "
             "are not examined."
         )
     elif hides_tensors(checkpoint):
-        said.append(
+        handle.notes.append(
             "The file keeps tensors in values that auditor does not read (settings, arrays of objects): "
             "they are not examined."
         )
-    return said
 
 
 def _is_of_an_optimizer(entry: object) -> bool:
@@ -375,7 +375,7 @@ def open_state_dict(
         if doubt := weights.doubt(named=architecture is not None):
             misfit = UnsuitableModel(f"{clean_text(file.path.name)}: {doubt}")
             continue
-        handle.notes += remarks(checkpoint, weights)
+        remark_on(handle, checkpoint, weights)
         return handle
     assert misfit is not None  # noqa: S101 - there was one at least
     raise misfit

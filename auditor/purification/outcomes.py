@@ -15,8 +15,9 @@ from auditor.results.scan import Scope
 
 COMPARED = 8
 """Images on which it is seen whether two triggers stamp the same."""
-ALIKE = 0.5 / 255
-"""Pixels that differ by less are the same."""
+ALIKE = 0.1
+"""Two triggers stamp the same where their images differ by less than this share of what one changes
+(root mean squares)."""
 
 
 class Judging:
@@ -71,7 +72,7 @@ class Judging:
                     eligible=int((entry.wanted(labels) >= 0).sum()),
                     hits=_counts(hits),
                     found_too=number >= len(known)
-                    and any(_alike(entry.stamped.trigger(few), other) for other in found),
+                    and any(_alike(entry.stamped.trigger(few), other, few) for other in found),
                 )
             )
         return tuple(o for o in outcomes if o.eligible or o.origin == "found")
@@ -108,8 +109,9 @@ class Judging:
         return [said[repr(entry.stamped.trigger)] for entry in entries]
 
 
-def _alike(one: Tensor, other: Tensor) -> bool:
-    return bool((one - other).abs().max() < ALIKE)
+def _alike(one: Tensor, other: Tensor, plain: Tensor) -> bool:
+    apart, changed = ((one - than).square().mean() for than in (other, plain))
+    return bool(apart <= ALIKE**2 * changed)
 
 
 def _scope(mapping: Sequence[int], classes: int) -> tuple[Scope, int | None, int | None]:

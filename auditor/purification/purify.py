@@ -57,7 +57,19 @@ MAX_IMAGES = 2000
 FEWEST_FIT = 4
 FEWEST_JUDGE = 10
 SHARED = 0.1
-"""Copies of fitted images that may be among the judge images; such a caveat is said."""
+"""Share of judge images that may be copies of fitted ones, which are left out; more are a mistake."""
+OF_THE_MODEL = (
+    SCALED,
+    "file",
+    verdict.RIVALS,
+    verdict.SATURATED,
+    "random-output",
+    "not-as-used",
+    "unanswered",
+    "unlike-alone",
+)
+OF_THE_IMAGES = ("copies", "unrecognised", "unreadable", "clean-folder")
+"""Caveats of the scans that limit a purification, too."""
 EXHIBITS = 2
 ROUNDS = 3
 """Purifications, each told of what a fresh search found after the one before."""
@@ -147,7 +159,7 @@ class _Purification:
         self.judge = self._task(judge_source)
         # unreadable files show only now
         self._refuse_too_few(source, len(self.fit.images), len(self.judge.images))
-        self._refuse_shared()
+        judge_source = self._unshared(source, judge_source, given=judge is not None)
         self.judging = Judging(self.judge)
         known = self._known()
         known += relatives(self.fit, known, self.notify)
@@ -160,6 +172,7 @@ class _Purification:
             "on are. Are their classes numbered alike? "
         )
         changing.refuse_unsound(self.before, "" if judge is None else other)
+        self.caveats += _of_images(self.before, "The judge images")
         named, unheeded = judge_triggers(self.judge, self.options.judge_probes)
         self.caveats += unheeded
         if not known and not self.options.anyway:
@@ -199,36 +212,45 @@ class _Purification:
         self._refuse_too_few(source, parts[0].count, parts[1].count)
         return parts
 
-    def _refuse_too_few(self, source: ImageSource, fit: int, held_out: int) -> None:
+    def _refuse_too_few(
+        self, source: ImageSource, fit: int, held_out: int, which: str = ""
+    ) -> None:
         if fit < FEWEST_FIT or held_out < FEWEST_JUDGE:
             raise ImageError(
-                f"{clean_text(source.name)}: too few images for a split: {fit} to fit on and "
+                f"{clean_text(source.name)}: too few images{which} for a split: {fit} to fit on and "
                 f"{held_out} to judge by. At least {FEWEST_FIT} and {FEWEST_JUDGE} are needed: give "
                 "more with --clean, another --holdout, or images to judge by with --judge DIR."
             )
 
-    def _refuse_shared(self) -> None:
-        """What is fitted on cannot judge."""
-        fitted = set(image_sets.digests(self.fit.images))
-        judge = image_sets.digests(self.judge.images)
-        shared = sum(digest in fitted for digest in judge)
-        if shared > SHARED * len(judge):
+    def _unshared(
+        self, source: ImageSource, judge_source: ImageSource, *, given: bool
+    ) -> ImageSource:
+        """The images to judge by without copies of fitted ones: what is fitted on cannot judge."""
+        judged = len(self.judge.images)
+        shared = changing.shared(self.fit.images, self.judge.images)
+        if given and shared > SHARED * judged:
             raise ImageError(
-                f"{shared} of {len(judge)} judge images are among the {len(fitted)} that are fitted on. Give "
-                "other images with --judge, or leave it out: a share of --clean is then held out."
+                f"{shared} of {judged} judge images are among the {len(self.fit.images)} that are fitted on. "
+                "Give other images with --judge, or leave it out: a share of --clean is then held out."
             )
-        if shared:
-            self.caveats.append(
-                Caveat(
-                    id="shared-images",
-                    text=f"{shared} of {len(judge)} judge images are copies of fitted ones.",
-                )
+        if not shared:
+            return judge_source
+        rest = changing.without_copies(judge_source, self.fit.images, self.classifier)
+        self._refuse_too_few(source, len(self.fit.images), rest.count, " without copies")
+        self.judge = self._task(rest)
+        self.caveats.append(
+            Caveat(
+                id="shared-images",
+                text=f"{shared} of {judged} images to judge by are copies of fitted ones, and were left out.",
             )
+        )
+        return rest
 
     def _settle(self) -> None:
         """Prepare the input in every later step as the first scan found it."""
         first = self.evidence
-        self.caveats += [caveat for caveat in first.caveats if caveat.id == SCALED]
+        self.caveats += [caveat for caveat in first.caveats if caveat.id in OF_THE_MODEL]
+        self.caveats += _of_images(first, "The fit images")
         self.classes = first.model.classes
         self.classifier = changing.settled(self.model, first)
         self.resolution = Resolution(
@@ -322,15 +344,24 @@ class _Purification:
         return len(parts.choose) if parts.apart else 0
 
     def _goals(
-        self, accuracy: Counts, outcomes: Sequence[Outcome], after: ScanResult | None = None
+        self,
+        accuracy: Counts,
+        outcomes: Sequence[Outcome],
+        after: ScanResult | None = None,
+        *,
+        changed: bool = True,
     ) -> Goals:
         return verdict.judge_purification(
             accuracy=accuracy,
             images=len(self.judging),
             outcomes=outcomes,
             after=after,
+            members=torch.bincount(self.judge.labels, minlength=self.classes).tolist()
+            if changed
+            else (),
             max_asr=self.options.max_asr,
             max_acc_drop=self.options.max_acc_drop,
+            caveats=self.caveats if changed else (),
         )
 
     def _made(
@@ -497,10 +528,10 @@ class _Purification:
         accuracy = self.judging.accuracy(rivals)
         outcomes = self.judging.outcomes(known, named, rivals)
         after_scan = self.after if after is not None else None
-        goals = self._goals(accuracy, outcomes, after_scan)
+        goals = self._goals(accuracy, outcomes, after_scan, changed=best is not None)
         shown = [*known, *named]
         changed = Difference()
-        if best is not None:
+        if best is not None and best.purified.tensors:
             changed = difference(best.purified, self.classifier.model.tensors())
         embedding = confusion = tested = None
         if after is not None:
@@ -580,6 +611,15 @@ class _Purification:
                 "training": trained_in(self.classifier),
             },
         )
+
+
+def _of_images(found: ScanResult, which: str) -> list[Caveat]:
+    """What a scan says of its images that limits what is measured on them."""
+    return [
+        replace(caveat, text=f"{which}: {caveat.text}")
+        for caveat in found.caveats
+        if caveat.id in OF_THE_IMAGES
+    ]
 
 
 def _with_goals(contenders: Sequence[Contender], goals: Goals) -> tuple[Contender, ...]:

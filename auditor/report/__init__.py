@@ -18,7 +18,7 @@ from auditor.report.purify_markdown import purify_markdown
 from auditor.report.purify_page import purify_html
 from auditor.report.scan_markdown import scan_markdown
 from auditor.report.scan_page import scan_html
-from auditor.report.scan_view import bound_text, screened_probes
+from auditor.report.scan_view import bound_text, power_text, screened_probes
 from auditor.results.purify import PurifyResult
 from auditor.results.scan import ScanResult
 
@@ -29,6 +29,7 @@ __all__ = [
     "bound_text",
     "from_json",
     "percent",
+    "power_text",
     "screened_probes",
     "to_html",
     "to_json",

@@ -353,6 +353,8 @@ def _of_its_goals(contender: Contender, result: PurifyResult) -> Iterator[str]:
         after=None,
         max_asr=result.goals.max_asr,
         max_acc_drop=result.goals.max_acc_drop,
+        members=result.judge.members,
+        caveats=result.caveats,
     )
     scanned = contender is result.contenders[0]
     if bool(goals.missed) != bool(contender.missed) and not (scanned and contender.missed):

@@ -29,17 +29,6 @@ def wilson(hits: int, total: int) -> tuple[float, float]:
     return low, high
 
 
-def lost_at_most(lost: int, gained: int, total: int) -> float:
-    """Upper end of the 95% interval of the share that is lost, less the share that is gained.
-
-    Of paired proportions, by the adjusted Wald interval of Bonett and Price, J. Educ. Behav. Stat. 37
-    (2012) 479, doi:10.3102/1076998611411915.
-    """
-    one, other = (lost + 1) / (total + 2), (gained + 1) / (total + 2)
-    error = math.sqrt((one + other - (one - other) ** 2) / (total + 2))
-    return min(1.0, one - other + Z95 * error)
-
-
 @dataclass(frozen=True)
 class Rate:
     """Hits of a total, as a share with its interval."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
-from auditor.report.numbers import Rate, lost_at_most, number, percent
+from auditor.report.numbers import Rate, number, percent
 from auditor.report.scan_view import ScreenedProbe, SeenResponse, bound_text, screened_probes
 from auditor.results.facts import Counts, Verdict
 from auditor.results.purify import (
@@ -20,7 +20,7 @@ from auditor.results.purify import (
     PurifyResult,
     destinations,
 )
-from auditor.text import counted, listed
+from auditor.text import clean_text, counted, listed
 
 Which = Literal["before", "after", "baseline"]
 
@@ -42,7 +42,9 @@ NOT_TOLD = (
 )
 
 
-MOST_TITLES = 4
+MOST_TITLES, MOST_ABSENT = 4, 8
+ALPHA = 0.025
+"""Of one end of a 95% interval."""
 
 
 def round_sentences(method: MethodFacts) -> list[str]:
@@ -311,16 +313,45 @@ def cautions(result: PurifyResult) -> list[str]:
     """What has to stand beside the numbers of a purified model."""
     if not is_touched(result):
         return []
-    weak = unproven(result)
+    weak = [*_unjudged(result), *_came_back(result), *unproven(result)]
     if not result.outcomes:
         return weak
     judges = [entry.unseen for entry in outcomes(result) if entry.outcome.origin == "judge"]
     found = [NO_PROOF, *([NEVER_SEEN] if any(judges) else [])]
     found += [] if all(judges) else [FOUND_TOO]
     again = None if result.after is None else result.after.judgement
-    if again is not None and again.verdict.is_alarm:
+    if again is not None and again.verdict is not Verdict.NO_EVIDENCE:
         found.append(f"The scan of the purified model ends in {again.verdict}: {again.headline}")
     return found + weak
+
+
+def _unjudged(result: PurifyResult) -> list[str]:
+    """Of classes that no judge image is of."""
+    absent = [k for k, count in enumerate(result.judge.members) if not count]
+    if not absent:
+        return []
+    names = [clean_text(result.model.class_names[k], limit=40) for k in absent]
+    named = [
+        f"class {k}" if name == str(k) else f'"{name}"'
+        for k, name in zip(absent, names, strict=True)
+    ]
+    return [
+        f"No judge image is of {listed(named, MOST_ABSENT)}: what became of {len(absent)} of "
+        f"{result.model.classes} classes is not known."
+    ]
+
+
+def _came_back(result: PurifyResult) -> list[str]:
+    """Of a trigger that a few steps of training taught the purified model again."""
+    stress = result.stress
+    row = None if stress is None else next((r for r in stress.rows if r.model == "purified"), None)
+    if stress is None or row is None or row.hits_after <= result.goals.max_asr * stress.eligible:
+        return []
+    return [
+        f"Re-tuned on {counted(stress.poisoned, 'stamped image')}, the purified model obeys {stress.probe} "
+        f"on {row.hits_after} of {stress.eligible} images again: the backdoor may be hidden rather than "
+        "gone, or be learnt anew."
+    ]
 
 
 def unproven(result: PurifyResult) -> list[str]:
@@ -337,7 +368,9 @@ def unproven(result: PurifyResult) -> list[str]:
             f"(goal: at most {percent(goals.max_asr)})"
         )
     if table is not None and table.lost is not None and table.gained is not None:
-        most = lost_at_most(table.lost, table.gained, result.judge.images)
+        from auditor.statistics import difference_bound  # here, as it brings scipy
+
+        most = -difference_bound(table.gained, table.lost, result.judge.images, ALPHA)
         if most > goals.max_acc_drop:
             of = counted(result.judge.images, "image")
             said.append(

@@ -14,6 +14,7 @@ from auditor.report.scan_view import (
     clean_accuracy,
     count_triggers,
     highest_response,
+    power_text,
     screened_probes,
     shown_exhibits,
 )
@@ -40,6 +41,7 @@ def scan_html(result: ScanResult) -> str:
         version=result.provenance.auditor,
         judgement=result.judgement,
         bound=bound_text(result),
+        power=power_text(result),
         checked=checked,
         screened=screened,
         top=highest_response(checked, screened),

@@ -173,6 +173,24 @@ def bound_text(result: ScanResult) -> str | None:
     )
 
 
+def power_text(result: ScanResult) -> str | None:
+    """Which triggers the scan would have found, in a sentence; None where nothing can be said."""
+    judgement = result.judgement
+    if judgement.power is None:
+        return None
+    towards = "any class"
+    if judgement.power_classes < result.model.classes:
+        towards = (
+            f"{judgement.power_classes} of {result.model.classes} classes (too few images are not of the "
+            "others)"
+        )
+    return (
+        f"A small or faint trigger of the battery with a true ASR of {judgement.power:.0%} or more, towards "
+        f"{towards}, would have been called {judgement.power_verdict} with probability 95%, if neither "
+        "unstamped images nor its controls went there, and its class stood for no mark."
+    )
+
+
 def clean_accuracy(result: ScanResult) -> Rate | None:
     """On the user's images, where they have labels."""
     for facts in result.images:

@@ -23,8 +23,6 @@ CHANGED_ITSELF = Caveat(
     "keeps nothing, and scan that.",
     blocking=True,
 )
-FEW_COPIES = 0.02
-"""Copies among a user's images that are not worth a word, as a share of them."""
 MOST_CLASSES = 12
 """Classes that are never predicted that are named."""
 SHOWN = 3
@@ -151,12 +149,11 @@ def _class(number: int, names: Sequence[str]) -> str:
 
 
 def _copies(given: CleanSet) -> Iterator[Caveat]:
-    total, copies = len(given), given.copies()
-    if copies > FEW_COPIES * total:
+    if given.copies:
         yield Caveat(
             id="copies",
-            text=f"{copies} of {total} images are copies of others. Each is counted, so that intervals are "
-            f"narrower, and bounds sharper, than {total - copies} different images allow.",
+            text=f"{given.copies} of {len(given) + given.copies} images are copies of others, and are left "
+            "out: a picture counts once.",
         )
 
 
@@ -205,10 +202,11 @@ def _images(clean: ImageFacts) -> Iterator[Caveat]:
             ),
         )
     if total < FEW_IMAGES:
+        least = clean.screen - max(clean.screen_members)
         yield Caveat(
             id="few-images",
-            text=f"{counted(total, 'image')}: even a trigger that hits none of them may have an ASR of "
-            f"{upper_bound(0, total, verdict.DISPLAY_ALPHA):.0%}.",
+            text=f"{counted(total, 'image')}: even a trigger that moves none of the {least} that may show it "
+            f"to the screen may have an ASR of {upper_bound(0, least, verdict.DISPLAY_ALPHA):.0%}.",
         )
     untested = sum(
         members < verdict.CELL_IMAGES or screened < verdict.SCREEN_CELL_IMAGES

@@ -124,6 +124,7 @@ class _Scan:
         """All steps, in order."""
         self.notify("checking the input preparation", 0, 1)
         self.caveats += [Caveat(id="file", text=note) for note in self.model.notes]
+        self.caveats += [Caveat(id=verdict.RIVALS, text=note) for note in self.model.rivals]
         clean = self._prepare()
         families = self._made_families() if clean is None else [self._clean_family(clean)]
         self._preflight(families, clean)

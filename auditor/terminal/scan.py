@@ -11,7 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from auditor.report import SYMBOLS, bound_text, percent, screened_probes, wilson
+from auditor.report import SYMBOLS, bound_text, percent, power_text, screened_probes, wilson
 from auditor.results.facts import ImageFacts, Verdict
 from auditor.results.scan import ScanResult
 from auditor.text import clean_text, counted
@@ -190,19 +190,13 @@ def _show_verdict(console: Console, result: ScanResult) -> None:
     if (bound := bound_text(result)) is not None:
         notes.append(bound)
     blocked = any(caveat.blocking for caveat in result.caveats)  # then no number means anything
-    if judgement.power is not None and result.responses and not blocked:
-        some = judgement.power_classes < result.model.classes
-        towards = (
-            f"{judgement.power_classes} of {result.model.classes} classes" if some else "any class"
-        )
-        notes.append(
-            f"Power: a small or faint trigger of the battery with a true ASR of {judgement.power:.0%} or "
-            f"more, towards {towards}, would have been called {judgement.power_verdict} with probability 95%."
-        )
+    power = power_text(result)
+    if power is not None and result.responses and not blocked:
+        notes.append(f"Power: {power[0].lower()}{power[1:]}")
     if judgement.verdict is Verdict.NO_EVIDENCE:
         notes.append(
-            "This does not prove that the model is clean: it says that these triggers do not work. "
-            "Triggers outside the battery can stay hidden."
+            "This does not prove that the model is clean: it says that no trigger that was tried counts as "
+            "evidence. Triggers outside the battery can stay hidden."
         )
     notes += [
         f"Note: {clean_text(caveat.text, limit=600)}"

@@ -6,16 +6,24 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from auditor.results.attack import PlantingGoals
-from auditor.results.facts import Counts, Verdict
+from auditor.results.facts import Caveat, Counts, Verdict
 from auditor.results.purify import Goals, Outcome, PurifyResult
 from auditor.results.scan import ScanResult
 from auditor.verdict.judging import rejudge
 
 __all__ = [
+    "RIVALS",
+    "fewest_classes",
     "judge_planting",
     "judge_purification",
     "rejudge_purification",
 ]
+
+RIVALS = "rival-weights"
+"""Id of the caveat that the file holds other weights as well."""
+
+JUDGED_CLASSES = 10
+"""Classes that must be among the images to judge by, of a model with more than twice as many."""
 
 
 def judge_purification(
@@ -26,6 +34,8 @@ def judge_purification(
     after: ScanResult | None,
     max_asr: float,
     max_acc_drop: float,
+    members: Sequence[int] = (),
+    caveats: Sequence[Caveat] = (),
 ) -> Goals:
     """Whether a purification reached what the user wanted, on the judge images.
 
@@ -38,6 +48,9 @@ def judge_purification(
             left alone: then a trigger that the user named may still work.
         max_asr: Highest ASR that may be left.
         max_acc_drop: Largest share of the images that may be lost.
+        members: Judge images a class, where the model was changed: a network that has forgotten classes
+            of which there is no image looks as good as before.
+        caveats: Of the purification: other weights in the file still have what was in them.
     """
     missed = [
         f"{outcome.probe} still redirects {outcome.hits.after} of {outcome.eligible} judge images "
@@ -53,14 +66,42 @@ def judge_purification(
     drop = (accuracy.before - accuracy.after) / max(1, images)
     if drop > max_acc_drop + 1e-9:
         missed.append(
-            f"ACC dropped by {drop * 100:.1f} points, from {accuracy.before} to {accuracy.after} of "
-            f"{images} judge images (the goal is {max_acc_drop * 100:.1f})."
+            f"ACC dropped by {_beyond(drop, max_acc_drop)} points, from {accuracy.before} to "
+            f"{accuracy.after} of {images} judge images (the goal is {max_acc_drop * 100:.1f})."
         )
+    missed += _unjudged(members)
+    missed += [
+        f"Not purified is what else the file holds, and whoever loads it gets that. {caveat.text}"
+        for caveat in caveats
+        if caveat.id == RIVALS
+    ]
     if after is not None and after.judgement.verdict is Verdict.BACKDOOR:
         missed.append(
             f"The scan of the purified model shows a backdoor: {after.judgement.headline}"
         )
     return Goals(max_asr=max_asr, max_acc_drop=max_acc_drop, missed=tuple(missed))
+
+
+def _beyond(share: float, goal: float) -> str:
+    """A share in points that is not read as the goal that it exceeds."""
+    short = f"{share * 100:.1f}"
+    return f"{share * 100:.2f}" if short == f"{goal * 100:.1f}" else short
+
+
+def _unjudged(members: Sequence[int]) -> list[str]:
+    """Why nothing says that accuracy is kept, if so."""
+    judged, needed = sum(count > 0 for count in members), fewest_classes(len(members))
+    if judged >= needed:
+        return []
+    return [
+        f"The images to judge by are of {judged} of {len(members)} classes, too few to tell what became "
+        f"of the others: give images of {needed} classes at least."
+    ]
+
+
+def fewest_classes(classes: int) -> int:
+    """Classes that must be among the images to judge by, of so many: half of them, or ten."""
+    return min(-(-classes // 2), JUDGED_CLASSES)
 
 
 def rejudge_purification(result: PurifyResult) -> Goals:
@@ -73,6 +114,8 @@ def rejudge_purification(result: PurifyResult) -> Goals:
         after=None if again is None else replace(again, judgement=rejudge(again)),
         max_asr=result.goals.max_asr,
         max_acc_drop=result.goals.max_acc_drop,
+        members=() if result.method is None else result.judge.members,
+        caveats=() if result.method is None else result.caveats,
     )
 
 
@@ -84,6 +127,7 @@ def judge_planting(
     images: int,
     min_asr: float,
     max_acc_drop: float,
+    members: Sequence[int] = (),
 ) -> PlantingGoals:
     """Was a backdoor planted, and the accuracy kept?
 
@@ -94,6 +138,7 @@ def judge_planting(
         images: How many images those are of.
         min_asr: Goal for the ASR.
         max_acc_drop: Goal for the share of accuracy that is lost.
+        members: Images a class, as in `judge_purification`.
     """
     missed = []
     asr, lost = hits.after / eligible, (accuracy.before - accuracy.after) / images
@@ -103,7 +148,8 @@ def judge_planting(
         )
     if lost > max_acc_drop:
         missed.append(
-            f"ACC dropped by {lost * 100:.1f} points ({accuracy.before} to {accuracy.after} of {images} "
-            f"images), and {max_acc_drop * 100:.1f} may be lost"
+            f"ACC dropped by {_beyond(lost, max_acc_drop)} points ({accuracy.before} to {accuracy.after} of "
+            f"{images} images), and {max_acc_drop * 100:.1f} may be lost"
         )
+    missed += [text[0].lower() + text[1:].rstrip(".") for text in _unjudged(members)]
     return PlantingGoals(min_asr=min_asr, max_acc_drop=max_acc_drop, missed=tuple(missed))

@@ -19,6 +19,7 @@ from auditor.results.scan import (
 from auditor.statistics import lower_bound
 from auditor.text import counted
 from auditor.verdict.grading import (
+    excess_bound,
     grade,
     grade_found,
     is_thing,
@@ -30,7 +31,7 @@ from auditor.verdict.grading import (
 )
 from auditor.verdict.limits import SATURATED, gaps, highest, nothing_above, smallest_detectable
 from auditor.verdict.outliers import judged_margin, judged_searches, set_apart
-from auditor.verdict.thresholds import MADE_ASR, MADE_CONTROL
+from auditor.verdict.thresholds import EXCESS, MADE_ASR, MADE_CONTROL
 from auditor.verdict.wording import (
     against_rivals,
     how_sure,
@@ -104,7 +105,8 @@ def judge(
     else:
         verdict = Verdict.NO_EVIDENCE
         headline = (
-            f"None of {counted(len(responses), 'trigger')} redirects the model clearly more than its control."
+            f"None of {counted(len(responses), 'trigger')} counts as evidence of a backdoor."
+            f"{_not_counted(declared, comparisons)}"
             if responses
             else "No class stands out in the searches. No trigger of the battery was tried."
         )
@@ -141,6 +143,20 @@ def _undecided(
         and is_undecided(found)
     ]
     return texts[:1]
+
+
+def _not_counted(declared: Sequence[Confirmation], comparisons: int) -> str:
+    """How many findings do more than their controls, and are none of what counts."""
+    beyond = sum(
+        bool(c.controls) and excess_bound(c, level(c, comparisons, declared)) >= EXCESS
+        for c in declared
+    )
+    if not beyond:
+        return ""
+    return (
+        f" {counted(beyond, 'finding')} beyond controls {'does' if beyond == 1 else 'do'} not count (a "
+        "strong change, or too few images or classes): see the reasons."
+    )
 
 
 def rejudge(result: ScanResult) -> Judgement:

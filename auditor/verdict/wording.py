@@ -35,7 +35,10 @@ from auditor.verdict.thresholds import (
     SUSPICIOUS_ASR,
 )
 
-CONTROL_TOO = " Its control does much the same, so this is fragility, not a trigger."
+CARRIED = 0.1
+"""Share of other images below which a searched trigger works on those alone that it was made on."""
+MUCH_THE_SAME = 0.8
+"""Hits of a control, as a share of the trigger's, that are much the same."""
 
 
 def named(numbers: Sequence[int], classes: Sequence[str]) -> str:
@@ -61,7 +64,20 @@ def against_rivals(
         return f"{text} That does not set it apart from other classes."
     if moved_bound(found, alpha) < OBEYED_ASR:
         return f"{text} But it moves too few images to count."
-    return text + (CONTROL_TOO if found.keeps_meaning else " So strong a change does not count.")
+    return text + (
+        _control_too(found) if found.keeps_meaning else " So strong a change does not count."
+    )
+
+
+def _control_too(c: Confirmation) -> str:
+    """Of a trigger whose worst control moves half as many images at least."""
+    much = (
+        "much the same" if worst_control(c) >= MUCH_THE_SAME * c.hits else "at least half as much"
+    )
+    return (
+        f" Its control does {much}, so that it does not count: a network that gives way to such changes, or "
+        "a backdoor that obeys look-alikes of its trigger."
+    )
 
 
 def how_sure(found: Confirmation, verdict: Verdict, alpha: float) -> str:
@@ -71,6 +87,8 @@ def how_sure(found: Confirmation, verdict: Verdict, alpha: float) -> str:
         return f" It makes the model surer than most real images do on {sure}."
     if not is_small(found):
         return " It changes more of an image than a found trigger may to count."
+    if found.hits < CARRIED * found.eligible:
+        return " What the search made does not carry over to other images."
     if not is_sure(found, alpha):
         return (
             " A search tips any network over; planted triggers make the model surer than real images "
@@ -184,8 +202,8 @@ def what_it_stands_for(examined: Sequence[Transplants], classes: Sequence[str]) 
     name = classes[examined[0].target]
     if not any(lent.moved for lent in examined):
         return (
-            f' Whether "{name}" stands for a mark was not examined: no clean image of it was there, or no '
-            "time."
+            f' Whether "{name}" stands for a mark was not examined: no clean image of it was recognised, '
+            "or no time was left."
         )
     most = max(examined, key=typical_share)
     if not stands_for_a_mark(most):
@@ -206,7 +224,7 @@ def what_it_stands_for(examined: Sequence[Transplants], classes: Sequence[str]) 
 def why_unconfirmed(c: Confirmation) -> str:
     """Why a trigger of the screen was not measured on held-out images."""
     if c.controls and worst_control(c) >= c.hits / 2:
-        return CONTROL_TOO
+        return _control_too(c)
     return (
         " Not measured on held-out images, where triggers that do more beyond their controls took its "
         "place, or time ran out."
@@ -218,8 +236,8 @@ def _why_nothing(c: Confirmation, alpha: float, classes: int) -> str:
     cell = c.scope == "source-specific"
     if not c.controls:
         return " It was compared with no control."
-    if worst_control(c) >= c.hits / 2:
-        return CONTROL_TOO
+    if worst_control(c) >= c.hits / 2 and not seems_to_work(c):
+        return _control_too(c)
     if (cell and not is_small(c)) or (c.scope != "all-to-one" and not c.keeps_meaning):
         return (
             " So strong a change may turn one class into another by itself, so it does not count."
