@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from auditor import inputs
 from auditor.classifier import Classifier, logits_of, looks_like_probabilities
 from auditor.errors import UnsuitableModel, UsageError
 from auditor.images.opening import open_images
@@ -311,6 +312,20 @@ def test_another_size_must_be_clearly_better(more: int, chosen: int, tmp_path: P
     assert source.sizes(range(8)) == {(32, 32)}
     size = resolve_size(handle(Scaled({28: 1, 32: 1 + more})), source, GivenInput(), 0)
     assert size[:3] == (3, chosen, chosen)
+
+
+@pytest.mark.parametrize(("missed", "tried"), [(3, False), (6, True)])
+def test_larger_sizes_are_not_tried_for_ever(
+    missed: int, tried: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the network is fair at the size of the images; where it is bad, another must be right."""
+    monkeypatch.setattr(inputs, "SIZE_SECONDS", 0.0)
+    images, labels = coloured()
+    written(tmp_path / "a.npz", images, labels)
+    source = open_images(tmp_path / "a.npz")
+    size = resolve_size(handle(Scaled({32: missed, 64: 0})), source, GivenInput(), 0)
+    assert size[:3] == ((3, 64, 64) if tried else (3, 32, 32))
+    assert ("no time to try 28x28, 64x64" in size[3]) is not tried
 
 
 def test_the_channel_order_is_found_where_the_normalisation_is_given() -> None:

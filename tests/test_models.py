@@ -15,6 +15,7 @@ import torchvision
 from torch import Tensor, nn
 
 from auditor.errors import UnreadableModel, UnsafeModel, UnsuitableModel, UsageError
+from auditor.inspecting.file import inspect_file
 from auditor.models.load import load_model, resolve_device
 from auditor.safety.allowed import allowed_global
 from tests.hostile import Payload
@@ -228,6 +229,12 @@ def test_files_that_are_no_models(make: object, words: str, tmp_path: Path) -> N
     make(path)  # type: ignore[operator]
     with pytest.raises(UnreadableModel, match=words):
         load_model(path)
+
+
+def test_an_old_whole_network_is_told_alike_by_inspect(tmp_path: Path) -> None:
+    _legacy_module(tmp_path / "model.pt")
+    with pytest.raises(UnreadableModel, match="old file format"):
+        inspect_file(tmp_path / "model.pt")
 
 
 @pytest.mark.parametrize(("make", "words"), [(_twice, "twice"), (_bomb, "bomb")])

@@ -30,7 +30,7 @@ from auditor.models.state_dict import (
 )
 from auditor.safety.allowed import Inert, allowed_global
 from auditor.safety.opcodes import PickleFacts, is_allowed, walk
-from auditor.safety.static import check_torchscript, other_pickles
+from auditor.safety.static import check_torchscript, other_pickles, unreadable
 from auditor.safety.structure import Kind, identify, is_zip
 from auditor.text import clean_text, counted
 
@@ -199,11 +199,7 @@ def _shapes(path: Path, facts: PickleFacts) -> Any:
                 path, map_location="cpu" if mapped else "meta", weights_only=True, mmap=mapped
             )
     except Exception as error:  # whatever a damaged file provokes
-        lines = str(error).strip().splitlines()
-        raise UnreadableModel(
-            f"{clean_text(path.name)} cannot be read as a PyTorch file "
-            f"({clean_text(lines[0] if lines else 'damaged', limit=160)})."
-        ) from None
+        raise unreadable(path, str(error)) from None
 
 
 def _of_module(content: Content, keys: Any, network: nn.Module) -> Content:

@@ -57,22 +57,8 @@ def load_pickle(path: Path, *, writable: bool = False) -> Any:
         except Exception as error:  # whatever a hostile file provokes has one of two answers
             message = str(error)
         wanted = [name for name in _wanted_globals(path, message, facts) if name not in allowed]
-        if not wanted and "but got <class 'str'>" in message:
-            raise UnreadableModel(
-                f"{clean_text(path.name)} is a whole network in PyTorch's old file format (before "
-                "1.6), which keeps its source code in the pickle. Save it again with a current "
-                "PyTorch, or save its state_dict and pass --arch."
-            )
-        if not wanted and "Unsupported operand" in message:
-            raise UnreadableModel(
-                f"{clean_text(path.name)} is written in a pickle protocol that torch's weights-only reader "
-                "does not know. Save it again with torch.save as it is, without pickle_protocol."
-            )
         if not wanted:
-            raise UnreadableModel(
-                f"{clean_text(path.name)} cannot be read as a PyTorch file "
-                f"({clean_text(message.splitlines()[0] if message else 'damaged', limit=160)})."
-            )
+            raise unreadable(path, message)
         refused = [name for name in wanted if allowed_global(name) is None]
         if refused:
             raise UnsafeModel(
@@ -80,6 +66,27 @@ def load_pickle(path: Path, *, writable: bool = False) -> Any:
                 [f"it asks for {clean_text(entry, limit=80)}" for entry in refused],
             )
         allowed |= {name: entry for name in wanted if (entry := allowed_global(name)) is not None}
+
+
+def unreadable(path: Path, message: str) -> UnreadableModel:
+    """What a message of torch says of a file that it does not read."""
+    name = clean_text(path.name)
+    if "but got <class 'str'>" in message:
+        return UnreadableModel(
+            f"{name} is a whole network in PyTorch's old file format (before 1.6), which keeps its source "
+            "code in the pickle. Save it again with a current PyTorch, or save its state_dict and pass "
+            "--arch."
+        )
+    if "Unsupported operand" in message:
+        return UnreadableModel(
+            f"{name} is written in a pickle protocol that torch's weights-only reader does not know. Save it "
+            "again with torch.save as it is, without pickle_protocol."
+        )
+    lines = message.strip().splitlines()
+    return UnreadableModel(
+        f"{name} cannot be read as a PyTorch file "
+        f"({clean_text(lines[0] if lines else 'damaged', limit=160)})."
+    )
 
 
 def other_pickles(path: Path) -> list[str]:
@@ -171,7 +178,8 @@ def check_torchscript(path: Path) -> None:
         raise UnsafeModel(
             f"{clean_text(path.name)} is a TorchScript file whose code does more than compute on "
             f"tensors: {shown}. auditor does not open it. Ways out: export the network to ONNX, "
-            "or save its state_dict and pass --arch.",
+            "or save its state_dict and pass --arch; of a quantised network, whose layers unpack themselves "
+            "so, take it as it was before.",
             findings,
         )
 
