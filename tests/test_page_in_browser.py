@@ -58,6 +58,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "untouched": untouched(),
         "hostile": with_names(sample_purify(), HOSTILE),
         "compared": of_many_triggers(),
+        "numbered": with_names(sample_purify(), tuple(map(str, range(10)))),
         "searched": searched_result(),
         "hostile-scan": hostile_result(),
         "unsafe": sample_inspection(),
@@ -119,6 +120,16 @@ def test_the_table_of_methods_is_seen_whole(
     assert chromium.evaluate(f"{region}.querySelectorAll('thead th').length") == 10
     assert chromium.evaluate(f"{region}.scrollWidth") <= chromium.evaluate(f"{region}.clientWidth")
     chromium.call("Emulation.setEmulatedMedia", media="")
+
+
+def test_a_hit_is_red_whether_or_not_the_class_has_a_name(
+    chromium: Browser, pages: dict[str, Path]
+) -> None:
+    for name in ("met", "numbered"):
+        chromium.open(pages[name], width=1280)
+        colour = "getComputedStyle(document.querySelector('.cases .hit .class')).color"
+        red = "getComputedStyle(document.querySelector('.f-before')).fill"
+        assert chromium.evaluate(colour) == chromium.evaluate(red)
 
 
 def test_dark_screens_turn_the_figures(chromium: Browser, pages: dict[str, Path]) -> None:

@@ -122,7 +122,7 @@ def label(index: int, names: Sequence[str]) -> Markup:
     """A class by name and number; the name cannot reorder what stands around it."""
     name = clean_text(names[index], limit=48) if 0 <= index < len(names) else str(index)
     if name == str(index):
-        return Markup("class&nbsp;{}").format(index)
+        return Markup('<span class="class">class&nbsp;{}</span>').format(index)
     return Markup('<bdi class="class">{}</bdi> <span class="quiet">({})</span>').format(name, index)
 
 
