@@ -45,7 +45,7 @@ from auditor.purifiers.base import (
 from auditor.registry import nearest
 from auditor.report.json import indented
 from auditor.results.attack import ATTACK_SCHEMA, MARK_SCHEMA, AttackResult, Mark
-from auditor.results.facts import Counts, ModelFacts
+from auditor.results.facts import Caveat, Counts, ModelFacts
 from auditor.results.purify import Check, Stage
 from auditor.scanning.scan import Options as ScanOptions
 from auditor.scanning.scan import scan
@@ -70,9 +70,6 @@ FIRMER, GENTLER = 4e-3, 2.5e-4
 MOST_LISTED = 12
 OF_A_SCAN = ("few-images", "not-held-out", "source-specific", "few-classes", "unlabelled")
 """Caveats of the scan that prepares the input which say nothing of an attack."""
-
-DIFFERENT = " that differ"
-"""Said of images of which others are copies."""
 
 NOTICE = (
     "This model has a backdoor that was planted on purpose by `auditor attack`. For testing only: never "
@@ -157,6 +154,7 @@ class _Attack:
         self.trigger = _trigger(probe, options.trigger_number)
         self.begin = time.monotonic()
         self.started = datetime.now(UTC)
+        self.caveats: list[Caveat] = []
 
     def run(self, source: ImageSource, output: Path | None) -> AttackResult:
         """All steps, in order."""
@@ -181,10 +179,11 @@ class _Attack:
         )
         self.fit = self._task(parts[0])
         self.judge = self._task(parts[1])
-        if changing.shared(self.fit.images, self.judge.images):
-            rest = changing.without_copies(parts[1], self.fit.images, self.classifier)
-            self._refuse_too_few(source, len(self.fit.images), rest.count, DIFFERENT)
-            self.judge = self._task(rest)
+        if shared := changing.shared(self.fit.images, self.judge.images):
+            judged = len(self.judge.images)
+            self._refuse_too_few(source, len(self.fit.images), judged - shared, " without copies")
+            self.caveats.append(changing.said_of_shared(shared, judged))
+            self.judge = self._task(changing.without_copies(parts[1], self.fit.images))
         others = [int((part.labels != self.target).sum()) for part in (self.fit, self.judge)]
         self._refuse_too_few(source, others[0], others[1], " of other classes than the target")
         best, stages = _Planting(self.fit, options, self.notify).run()
@@ -285,7 +284,7 @@ class _Attack:
             ),
             written=staged.facts,
             marked=marked,
-            caveats=tuple(c for c in self.found.caveats if c.id not in OF_A_SCAN),
+            caveats=(*(c for c in self.found.caveats if c.id not in OF_A_SCAN), *self.caveats),
             provenance=replace(
                 provenance,
                 command=options.command,

@@ -18,14 +18,14 @@ from torch import Tensor
 
 from auditor.classifier import Classifier
 from auditor.errors import ImageError, OutputError, UnsuitableModel
-from auditor.images.source import CleanSet, ImageSource, PartSource, digests
+from auditor.images.source import CleanSet, ImageSource, Without, digests
 from auditor.inputs import blank_spec
 from auditor.models.base import ModelHandle
 from auditor.models.load import load_model
 from auditor.outputs import default_mode
 from auditor.progress import Notify
 from auditor.purifiers.base import changed_classifier
-from auditor.results.facts import SplitFacts
+from auditor.results.facts import Caveat, SplitFacts
 from auditor.results.purify import SideFile, Written
 from auditor.results.scan import ScanResult
 from auditor.text import clean_text
@@ -114,12 +114,17 @@ def shared(fitted: Tensor, images: Tensor) -> int:
     return sum(digest in known for digest in digests(images))
 
 
-def without_copies(source: ImageSource, fitted: Tensor, classifier: Classifier) -> ImageSource:
+def without_copies(source: ImageSource, fitted: Tensor) -> ImageSource:
     """The images of a source that are no copies of those which are fitted on."""
-    clean = source.load(range(source.count), classifier.spec)
-    known = set(digests(fitted))
-    pairs = zip(clean.indices, digests(clean.images), strict=True)
-    return PartSource(source, [index for index, digest in pairs if digest not in known])
+    return Without(source, set(digests(fitted)))
+
+
+def said_of_shared(shared: int, judged: int) -> Caveat:
+    """That so many of the images to judge by were left out."""
+    return Caveat(
+        id="shared-images",
+        text=f"{shared} of {judged} images to judge by are copies of fitted ones, and were left out.",
+    )
 
 
 def split_facts(images: Tensor, labels: Tensor, classes: int) -> SplitFacts:

@@ -68,7 +68,7 @@ SIZE_NORMALIZATIONS = ("none", "imagenet", "half")
 GOOD_ACCURACY = 0.8
 """With this accuracy at the size of the images themselves, no other size is tried."""
 FAIR_ACCURACY, SIZE_SECONDS = 0.4, 60.0
-"""With such an accuracy there, larger sizes are tried in that time only: a network of 32 pixels takes
+"""With such an accuracy there, other sizes are tried in that time only: a network of 32 pixels takes
 a hundred times as long on 384."""
 MOST_LEFT = 4
 SIZE_ERRORS = 2.0
@@ -257,7 +257,7 @@ def _size_by_accuracy(
     )  # fmt: skip
     indices = source.draw(SIZE_IMAGES, seed)
     scores: dict[tuple[int, int, int], float] = {}
-    spent, pixels = 0.0, 0
+    spent, pixels, fewest = 0.0, 0, len(indices)
     left: list[str] = []
     for size in sorted(runs, key=lambda run: run != preferred):
         expected = spent / max(pixels, 1) * size[1] * size[2]
@@ -269,11 +269,12 @@ def _size_by_accuracy(
         specs = [_tried_spec(size, name, given) for name in names]
         right = max(_evaluate(model, spec, clean)[0].correct or 0 for spec in specs)
         scores[size] = right / len(clean)
+        fewest = min(fewest, len(clean))
         spent, pixels = spent + time.monotonic() - begin, pixels + size[1] * size[2]
         if size == preferred and scores[size] >= GOOD_ACCURACY:
             break
     best = max(scores, key=lambda size: scores[size])
-    if preferred in scores and not _is_better(scores[best], scores[preferred], len(indices)):
+    if preferred in scores and not _is_better(scores[best], scores[preferred], fewest):
         best = preferred
     others = sorted((s for s in scores if s != best), key=lambda s: -scores[s])
     shown = f"; next {others[0][1]}x{others[0][2]}: {scores[others[0]]:.0%}" if others else ""
@@ -445,8 +446,8 @@ def _sorted(found: Ranked, labelled: bool) -> Ranked:
 def _usual_order_first(ranked: Ranked, labels: Tensor) -> Ranked:
     """The best candidate in RGB first, unless one in BGR is right more often beyond chance.
 
-    By the images on which one is right and the other is not: their number differs by `SIZE_ERRORS`
-    standard errors or more (McNemar, Psychometrika 12 (1947) 153).
+    By the images on which one is right and the other is not: their number differs by more than
+    `SIZE_ERRORS` standard errors (McNemar, Psychometrika 12 (1947) 153).
     """
     (best, answers), *_ = ranked
     place = next((p for p, (c, _) in enumerate(ranked) if c.spec.order == "rgb"), None)
@@ -470,11 +471,10 @@ def _decide(
         rival = others[0][0]
         rival_name = rival.spec.normalize + (" (BGR)" if rival.spec.order == "bgr" else "")
         top = max(candidate.correct or 0 for candidate, _ in ranked)
-        how = (
-            "not told apart"
-            if best.batchnorm_distance is None
-            else "settled by BatchNorm statistics"
-        )
+        first = next(candidate for candidate, _ in ranked if candidate.correct == top)
+        distances = best.batchnorm_distance, first.batchnorm_distance
+        told = None not in distances and distances[0] < distances[1]  # type: ignore[operator]
+        how = "settled by BatchNorm statistics" if told else "not told apart"
         tied = "" if best.correct == top else f" (ties up to {top} {how})"
         return (
             "measured",

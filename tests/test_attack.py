@@ -274,6 +274,22 @@ def test_a_missed_goal_leaves_no_model(benign: Path) -> None:
     assert left() == ["m.pt"]
 
 
+def test_copies_of_what_is_trained_on_are_not_measured_on(benign: Path) -> None:
+    own = np.load(benign / "samples.npz")
+    np.savez(
+        "twice.npz",
+        images=np.concatenate([own["images"], own["images"]]),
+        labels=np.tile(own["labels"], 2),
+    )
+    done = run(
+        "attack", benign / "benign.pt", "--clean", "twice.npz", *PLANT, *SHORT, "-o", "json=a.json"
+    )
+    assert done.exit_code in (0, 1), said(done)
+    record = json.loads(Path("a.json").read_text())
+    assert record["fit"]["images"] + record["judge"]["images"] == len(own["images"])
+    assert any("left out: copies" in caveat["text"] for caveat in record["caveats"])
+
+
 def test_a_network_that_forgot_classes_is_not_taken_for_a_good_one(benign: Path) -> None:
     own = np.load(benign / "samples.npz")
     few = own["labels"] < 3

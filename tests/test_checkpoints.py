@@ -187,6 +187,13 @@ def test_other_weights_are_named(tmp_path: Path) -> None:
     )
     handle = load_model(tmp_path / "e.pt")
     assert any('not examined: "ema".' in note for note in handle.rivals)
+    scaled = {
+        "state": {"exp_avg": torch.ones(5000)},
+        "param_groups": [],
+        "loss_scale": torch.ones(1),
+    }
+    torch.save({"model": classifier().state_dict(), "optimizer": scaled}, tmp_path / "s.pt")
+    assert load_model(tmp_path / "s.pt").rivals == []
     assert 'The weights were found under "model".' in handle.notes
     torch.save(
         {"model": classifier().state_dict(), "optimizer": {"lr": torch.ones(1)}}, tmp_path / "o.pt"

@@ -239,6 +239,22 @@ def test_a_copy_counts_once(tmp_path: Path) -> None:
     assert (part.copies, part.indices) == (1, (0, 1, 2)), "5.png stands for 0.png here"
 
 
+def test_a_picture_under_two_labels_does_not_count(tmp_path: Path) -> None:
+    for folder, index, pixels in (("a", 0, 1), ("b", 0, 1), ("a", 1, 2), ("a", 2, 2), ("b", 1, 3)):
+        picture(tmp_path / folder / f"{index}.png", pixels)
+    clean = load(tmp_path)
+    assert (clean.conflicts, clean.copies) == (1, 2)
+    assert sorted(zip(clean.labels.tolist(), clean.images[:, 0, 0, 0].tolist(), strict=True)) == [
+        (0, 2),
+        (1, 3),
+    ]
+    (tmp_path / "b" / "1.png").unlink()
+    for index in (1, 2):
+        (tmp_path / "a" / f"{index}.png").unlink()
+    with pytest.raises(ImageError, match="every picture is there under several labels"):
+        load(tmp_path)
+
+
 # ---- parting a set
 
 
@@ -284,6 +300,21 @@ def test_the_share_is_taken_of_every_class(each: int, holdout: float, tmp_path: 
     members = np.bincount(second.labels, minlength=8)
     assert np.abs(members - holdout * each).max() <= 1
     assert abs(second.count - holdout * 8 * each) <= 0.5  # rounding does not add up
+
+
+@pytest.mark.parametrize("form", ["npz", "folder"])
+def test_a_split_does_not_part_copies(form: str, tmp_path: Path) -> None:
+    pixels, labels = np.arange(120) % 60, np.arange(120) % 60 // 10
+    if form == "npz":
+        images = pixels.astype(np.uint8)[:, None, None].repeat(32, 1).repeat(32, 2)
+        np.savez(tmp_path / "twice.npz", images=images, labels=labels)
+    for index in range(120 * (form == "folder")):
+        picture(tmp_path / "c" / str(labels[index]) / f"{index}.png", int(pixels[index]), mode="L")
+    source = open_images(tmp_path / ("twice.npz" if form == "npz" else "c"))
+    first, second = split(source, 0.4, limit=1000, seed=0)
+    assert (first.count, second.count) == (36, 24)
+    assert sorted(numbers(first) + numbers(second)) == list(range(60))
+    assert first.remarks == ("60 images of 120 left out: copies.",)
 
 
 def test_a_class_of_one_image_is_not_judged_by(tmp_path: Path) -> None:
@@ -450,8 +481,8 @@ def test_what_is_no_class_number_is_said(label: str, tmp_path: Path) -> None:
 
 
 def test_what_a_folder_names_and_does_not_hold_is_remarked(tmp_path: Path) -> None:
-    for name in ("a.png", "b.png"):
-        picture(tmp_path / "flat" / name)
+    for value, name in enumerate(("a.png", "b.png")):
+        picture(tmp_path / "flat" / name, value)
     table = tmp_path / "flat" / "labels.csv"
     table.write_text("file,label\na.png,1\nb.png,0\nz\x1b.png,2\ngone.png,2\n", "utf-8")
     (remark,) = load(tmp_path / "flat").remarks

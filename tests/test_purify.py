@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -328,7 +329,7 @@ def test_the_map_is_of_scores_where_a_file_that_was_read_back_shows_less(
 
 
 def test_the_same_images_twice_are_no_other_images(tmp_path: Path) -> None:
-    """Where every image is there twice, a split holds back nothing."""
+    """Where every image is there twice, each counts once."""
     images, labels = drawings(60, CLASSES)
     np.savez(
         tmp_path / "twice.npz",
@@ -337,8 +338,26 @@ def test_the_same_images_twice_are_no_other_images(tmp_path: Path) -> None:
     )
     source = open_images(tmp_path / "twice.npz")
     model = load_model(saved(tmp_path, classifier()))
-    with pytest.raises(ImageError, match="too few images without copies for a split"):
-        run(model, source, methods=(Recorder(),))
+    result = run(model, source, methods=(Recorder(),))
+    assert (result.fit.images, result.judge.images) == (36, 24)
+
+
+def test_pictures_that_come_to_the_same_do_not_judge_one_another(tmp_path: Path) -> None:
+    """Stored in two ways, so that only their pixels tell."""
+    images, labels = drawings(60, CLASSES)
+    for number, suffix in enumerate(("png", "bmp")):
+        for index, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+            folder = tmp_path / "c" / str(label)
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(
+                folder / f"{number}{index}.{suffix}"
+            )
+    model = load_model(saved(tmp_path, classifier()))
+    result = run(model, open_images(tmp_path / "c"), methods=(Recorder(),))
+    (text,) = [c.text for c in result.caveats if c.id == "shared-images"]
+    left_out, judged = map(int, re.findall(r"\d+", text))
+    assert result.judge.images == judged - left_out
+    assert result.fit.images + result.judge.images == 60
 
 
 def test_options_do_not_share_state() -> None:

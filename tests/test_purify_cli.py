@@ -549,10 +549,9 @@ def test_copies_in_a_folder_are_on_one_side_of_a_split(small: Path) -> None:
     own = np.load(small / "samples.npz")
     np.savez("twice.npz", **{key: np.concatenate([own[key], own[key][::-1]]) for key in own.files})
     result = purified(small / "suspect.pt", "--clean", "twice.npz", code=0)
-    assert result.fit.images + result.judge.images <= 120
-    texts = [c.text for c in result.caveats if c.id in ("copies", "shared-images")]
-    assert any(text.startswith("The fit images: ") for text in texts), texts
-    assert any("were left out" in text for text in texts), texts
+    assert (result.fit.images, result.judge.images) == (72, 48)
+    assert all(result.judge.members)
+    assert "The fit images: 120 images of 240 left out: copies." in [c.text for c in result.caveats]
 
 
 @pytest.mark.usefixtures("plain")
@@ -566,7 +565,7 @@ def test_a_second_set_of_weights_keeps_its_backdoor_and_that_is_a_missed_goal(sm
         "two.pth", "--arch", "arch.py:build", "--clean", small / "samples.npz", code=1
     )
     (missed,) = result.goals.missed
-    assert missed.startswith("Not purified is what else the file holds")
+    assert missed.startswith("Other weights in the file were not purified")
     assert '"state_dict_ema"' in missed
     assert rejudge_purification(result) == result.goals
     assert "out.pt" not in left()
@@ -590,7 +589,7 @@ def test_classes_that_no_image_is_of_are_not_judged(shown: int, code: int, small
         code=code,
     )
     assert sum(count > 0 for count in result.judge.members) == shown
-    says = f"are of {shown} of 8 classes, too few to tell what became of the others"
+    says = f"are of {shown} of 8 classes (by label or prediction), too few to tell what became of the others"
     assert any(says in sentence for sentence in result.goals.missed) is bool(code)
     assert rejudge_purification(result) == result.goals
     assert ("out.pt" in left()) is not bool(code)

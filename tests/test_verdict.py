@@ -905,14 +905,16 @@ def test_goals(outcomes, accuracy, after, missed) -> None:  # type: ignore[no-un
 
 @pytest.mark.parametrize(
     ("classes", "shown", "met"),
-    [(2, 1, True), (10, 4, False), (10, 5, True), (17, 8, False), (17, 9, True), (1000, 9, False), (1000, 10, True)],
+    [(2, 1, False), (2, 2, True), (3, 2, True), (10, 4, False), (10, 5, True), (17, 8, False), (17, 9, True), (1000, 9, False), (1000, 10, True)],
 )  # fmt: skip
 def test_accuracy_is_judged_on_enough_classes(classes: int, shown: int, met: bool) -> None:
     goals = verdict.judge_purification(
         accuracy=Counts(before=9, after=9), images=9, outcomes=[], after=None, max_asr=0.05,
         max_acc_drop=0.03, members=[1] * shown + [0] * (classes - shown),
+        fewest_classes=verdict.fewest_classes(classes),
     )  # fmt: skip
     assert goals.met is met
+    assert goals.fewest_classes == verdict.fewest_classes(classes)
 
 
 def test_what_exceeds_a_goal_is_not_printed_as_the_goal() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -96,6 +97,13 @@ class NpzSource(ImageSource):
                 if index in wanted and len(data) == size:
                     rows[index] = np.frombuffer(data, dtype=np.uint8).reshape(self._shape[1:])
         return rows
+
+    def contents(self, indices: Sequence[int]) -> list[bytes | None]:
+        rows = self._read_rows(set(indices))
+        return [
+            hashlib.sha256(rows[index].tobytes()).digest() if index in rows else None
+            for index in indices
+        ]
 
     def sizes(self, indices: Sequence[int]) -> set[tuple[int, int]]:
         height, width = self._shape[1:3] if not self._channels_first else self._shape[2:4]

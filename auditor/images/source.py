@@ -6,7 +6,7 @@ import hashlib
 import struct
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 from auditor.errors import ImageError
 from auditor.progress import Notify, silent
 from auditor.results.facts import InputSpec
-from auditor.text import clean_text, listed
+from auditor.text import clean_text, counted, listed
 
 MAX_LISTED = 5
 DAMAGED = (
@@ -45,6 +45,8 @@ class CleanSet:
     """As of the source."""
     copies: int = 0
     """Images that were left out, as they are the same as an earlier one, pixel by pixel."""
+    conflicts: int = 0
+    """Pictures that were left out, as they are there under several labels."""
     indices: tuple[int, ...] = ()
     """Which of the source these are."""
 
@@ -101,6 +103,10 @@ class ImageSource:
         """One image. Raises one of `DAMAGED` where it cannot be read."""
         raise NotImplementedError
 
+    def contents(self, indices: Sequence[int]) -> list[bytes | None]:
+        """What tells stored images apart without decoding them; None of one that is like no other."""
+        raise NotImplementedError
+
     def label_of(self, index: int) -> int | None:
         """The label of an image, where there are labels."""
         return None if self.labels is None else self.labels[index]
@@ -110,56 +116,94 @@ class ImageSource:
         return f"image {index}"
 
     def load(self, indices: Sequence[int], spec: InputSpec, notify: Notify = silent) -> CleanSet:
-        """Read images and bring them to the model's size. Of copies, only the first one counts.
+        """Read images and bring them to the model's size.
+
+        Of copies, only the first one counts; with several labels, none does.
 
         Raises:
             ImageError: None of them can be read.
         """
-        images, labels, unreadable = [], [], []
+        images: dict[bytes, np.ndarray] = {}
         first: dict[bytes, int] = {}
+        torn: set[bytes] = set()
+        unreadable = []
         for done, index in enumerate(indices):
             try:
                 image = resized(self.read(index), spec)
             except DAMAGED as error:
                 unreadable.append(f"{self.title(index)} ({_why(error)})")
                 continue
-            if first.setdefault(hashlib.sha256(image.tobytes()).digest(), index) == index:
-                images.append(image)
-                labels.append(self.label_of(index))
+            content = hashlib.sha256(image.tobytes()).digest()
+            if self.label_of(first.setdefault(content, index)) != self.label_of(index):
+                torn.add(content)
+            images.setdefault(content, image)
             if done % 64 == 63:
                 notify("reading images", done + 1, len(indices))
-        if not images:
+        read = len(indices) - len(unreadable)
+        if not read:
             raise ImageError(
                 f"{self.name}: none of the {len(indices)} images can be read: "
                 f"{'; '.join(unreadable[:MAX_LISTED])}."
             )
+        kept = [content for content in images if content not in torn]
+        if not kept:
+            raise ImageError(f"{self.name}: every picture is there under several labels.")
+        labels = [self.label_of(first[content]) for content in kept]
         return CleanSet(
-            images=torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(),
+            images=torch.from_numpy(np.stack([images[content] for content in kept]))
+            .permute(0, 3, 1, 2)
+            .contiguous(),
             labels=None if self.labels is None else torch.tensor(labels),
             class_names=self.class_names,
             found=self.count,
             unreadable=tuple(unreadable),
             remarks=self.remarks,
-            copies=len(indices) - len(unreadable) - len(images),
-            indices=tuple(first.values()),
+            copies=read - len(images),
+            conflicts=len(torn),
+            indices=tuple(first[content] for content in kept),
         )
 
 
 class PartSource(ImageSource):
     """Some images of a source, as a source of its own: the halves of a split."""
 
-    def __init__(self, whole: ImageSource, indices: Sequence[int]) -> None:
+    def __init__(
+        self, whole: ImageSource, indices: Sequence[int], remarks: tuple[str, ...] = ()
+    ) -> None:
         labels = None if whole.labels is None else [whole.labels[index] for index in indices]
-        super().__init__(whole.name, len(indices), labels, whole.class_names, whole.remarks)
+        remarks = (*whole.remarks, *remarks)
+        super().__init__(whole.name, len(indices), labels, whole.class_names, remarks)
         self._whole, self._indices = whole, list(indices)
 
     def sizes(self, indices: Sequence[int]) -> set[tuple[int, int]]:
         return self._whole.sizes([self._indices[index] for index in indices])
 
+    def contents(self, indices: Sequence[int]) -> list[bytes | None]:
+        return self._whole.contents([self._indices[index] for index in indices])
+
     def load(self, indices: Sequence[int], spec: InputSpec, notify: Notify = silent) -> CleanSet:
         clean = self._whole.load([self._indices[index] for index in indices], spec, notify)
         place = {whole: index for index, whole in enumerate(self._indices)}
-        return replace(clean, indices=tuple(place[whole] for whole in clean.indices))
+        places = tuple(place[whole] for whole in clean.indices)
+        return replace(clean, indices=places, remarks=self.remarks)
+
+
+class Without(PartSource):
+    """The images of a source that are none of some others, as they come to the model's size."""
+
+    def __init__(self, whole: ImageSource, others: Set[bytes]) -> None:
+        super().__init__(whole, range(whole.count))
+        self._others = others
+
+    def load(self, indices: Sequence[int], spec: InputSpec, notify: Notify = silent) -> CleanSet:
+        clean = super().load(indices, spec, notify)
+        kept = [k for k, own in enumerate(digests(clean.images)) if own not in self._others]
+        return replace(
+            clean,
+            images=clean.images[kept],
+            labels=None if clean.labels is None else clean.labels[kept],
+            indices=tuple(clean.indices[k] for k in kept),
+        )
 
 
 def split(
@@ -176,7 +220,10 @@ def split(
         limit: Draw at most so many, evenly over the classes.
         seed: Of the draw.
     """
-    drawn = source.draw(limit, seed)
+    every = source.draw(limit, seed)
+    drawn = _distinct(source, every)
+    copies = len(every) - len(drawn)
+    remarks = (f"{counted(copies, 'image')} of {len(every)} left out: copies.",) if copies else ()
     by_class: dict[int | None, list[int]] = {}
     for index in drawn:
         by_class.setdefault(source.label_of(index), []).append(index)
@@ -188,9 +235,22 @@ def split(
         owed -= count
         held_out.update(members[:count])
     return (
-        PartSource(source, [index for index in drawn if index not in held_out]),
+        PartSource(source, [index for index in drawn if index not in held_out], remarks),
         PartSource(source, [index for index in drawn if index in held_out]),
     )
+
+
+def _distinct(source: ImageSource, indices: Sequence[int]) -> list[int]:
+    """The first of those that are stored alike under one label, so that no split parts copies."""
+    seen: set[tuple[bytes, int | None]] = set()
+    kept = []
+    for index, content in zip(indices, source.contents(indices), strict=True):
+        key = None if content is None else (content, source.label_of(index))
+        if key is None or key not in seen:
+            kept.append(index)
+        if key is not None:
+            seen.add(key)
+    return kept
 
 
 def upright(image: Image.Image) -> Image.Image:

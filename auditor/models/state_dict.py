@@ -269,7 +269,7 @@ def remark_on(handle: ModuleHandle, checkpoint: Any, weights: Weights) -> None:
         elif isinstance(entry, Tensor) and id(entry) not in told:
             loose.append(entry)
     if (len(loose) >= max(FEWEST_TENSORS, count * RIVAL)) or _numbers(loose) >= numbers * RIVAL > 0:
-        rivals.append(
+        handle.notes.append(
             f"The file keeps {len(loose)} tensors in other places (lists, settings, nested values), which "
             "are not examined."
         )
@@ -283,7 +283,7 @@ def remark_on(handle: ModuleHandle, checkpoint: Any, weights: Weights) -> None:
 def _is_of_an_optimizer(entry: object) -> bool:
     """Its state has as many numbers as the network that it trained."""
     return isinstance(entry, InertOptimizer) or (
-        isinstance(entry, dict) and dict.keys(entry) == {"state", "param_groups"}
+        isinstance(entry, dict) and {"state", "param_groups"} <= dict.keys(entry)
     )
 
 

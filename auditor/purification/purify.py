@@ -68,7 +68,7 @@ OF_THE_MODEL = (
     "unanswered",
     "unlike-alone",
 )
-OF_THE_IMAGES = ("copies", "unrecognised", "unreadable", "clean-folder")
+OF_THE_IMAGES = ("copies", "conflicts", "unrecognised", "unreadable", "clean-folder")
 """Caveats of the scans that limit a purification, too."""
 EXHIBITS = 2
 ROUNDS = 3
@@ -235,15 +235,10 @@ class _Purification:
             )
         if not shared:
             return judge_source
-        rest = changing.without_copies(judge_source, self.fit.images, self.classifier)
-        self._refuse_too_few(source, len(self.fit.images), rest.count, " without copies")
+        self._refuse_too_few(source, len(self.fit.images), judged - shared, " without copies")
+        self.caveats.append(changing.said_of_shared(shared, judged))
+        rest = changing.without_copies(judge_source, self.fit.images)
         self.judge = self._task(rest)
-        self.caveats.append(
-            Caveat(
-                id="shared-images",
-                text=f"{shared} of {judged} images to judge by are copies of fitted ones, and were left out.",
-            )
-        )
         return rest
 
     def _settle(self) -> None:
@@ -356,9 +351,8 @@ class _Purification:
             images=len(self.judging),
             outcomes=outcomes,
             after=after,
-            members=torch.bincount(self.judge.labels, minlength=self.classes).tolist()
-            if changed
-            else (),
+            members=torch.bincount(self.judge.labels, minlength=self.classes).tolist(),
+            fewest_classes=verdict.fewest_classes(self.classes) if changed else 0,
             max_asr=self.options.max_asr,
             max_acc_drop=self.options.max_acc_drop,
             caveats=self.caveats if changed else (),

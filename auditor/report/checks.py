@@ -354,6 +354,7 @@ def _of_its_goals(contender: Contender, result: PurifyResult) -> Iterator[str]:
         max_asr=result.goals.max_asr,
         max_acc_drop=result.goals.max_acc_drop,
         members=result.judge.members,
+        fewest_classes=result.goals.fewest_classes,
         caveats=result.caveats,
     )
     scanned = contender is result.contenders[0]

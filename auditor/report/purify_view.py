@@ -45,6 +45,8 @@ NOT_TOLD = (
 MOST_TITLES, MOST_ABSENT = 4, 8
 ALPHA = 0.025
 """Of one end of a 95% interval."""
+MOST_EXACT = 20_000
+"""Images of which the exact bound takes a second; of more, two bounds are subtracted, which is wider."""
 
 
 def round_sentences(method: MethodFacts) -> list[str]:
@@ -336,8 +338,8 @@ def _unjudged(result: PurifyResult) -> list[str]:
         for k, name in zip(absent, names, strict=True)
     ]
     return [
-        f"No judge image is of {listed(named, MOST_ABSENT)}: what became of {len(absent)} of "
-        f"{result.model.classes} classes is not known."
+        f"No judge image is {'of' if result.labelled else 'taken for'} {listed(named, MOST_ABSENT)}: "
+        f"what became of {len(absent)} of {result.model.classes} classes is not known."
     ]
 
 
@@ -345,7 +347,10 @@ def _came_back(result: PurifyResult) -> list[str]:
     """Of a trigger that a few steps of training taught the purified model again."""
     stress = result.stress
     row = None if stress is None else next((r for r in stress.rows if r.model == "purified"), None)
-    if stress is None or row is None or row.hits_after <= result.goals.max_asr * stress.eligible:
+    if stress is None or row is None:
+        return []
+    most = result.goals.max_asr * stress.eligible
+    if row.hits_before > most or row.hits_after <= most:
         return []
     return [
         f"Re-tuned on {counted(stress.poisoned, 'stamped image')}, the purified model obeys {stress.probe} "
@@ -368,9 +373,7 @@ def unproven(result: PurifyResult) -> list[str]:
             f"(goal: at most {percent(goals.max_asr)})"
         )
     if table is not None and table.lost is not None and table.gained is not None:
-        from auditor.statistics import difference_bound  # here, as it brings scipy
-
-        most = -difference_bound(table.gained, table.lost, result.judge.images, ALPHA)
+        most = _lost_at_most(table.lost, table.gained, result.judge.images)
         if most > goals.max_acc_drop:
             of = counted(result.judge.images, "image")
             said.append(
@@ -384,6 +387,16 @@ def unproven(result: PurifyResult) -> list[str]:
         f"The goals are met as counted, which is no proof: {'; '.join(said)}, at the ends of 95% intervals. "
         "More images to judge by (--judge, --holdout) would tell."
     ]
+
+
+def _lost_at_most(lost: int, gained: int, total: int) -> float:
+    """Upper end of the 95% interval of the share that is lost, less the share that is gained."""
+    from auditor import statistics  # here, as it brings scipy
+
+    if total <= MOST_EXACT:
+        return -statistics.difference_bound(gained, lost, total, ALPHA)
+    most = statistics.upper_bound(lost, total, ALPHA / 2)
+    return most - statistics.lower_bound(gained, total, ALPHA / 2)
 
 
 def written_sentence(result: PurifyResult) -> str:

@@ -309,6 +309,8 @@ class Goals:
     max_acc_drop: float
     missed: tuple[str, ...]
     """A sentence for each goal that was missed; empty: all goals are met."""
+    fewest_classes: int = 0
+    """Classes that the judge images must be of, where the model was changed; 0 in older records."""
 
     @property
     def met(self) -> bool:

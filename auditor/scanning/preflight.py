@@ -155,6 +155,11 @@ def _copies(given: CleanSet) -> Iterator[Caveat]:
             text=f"{given.copies} of {len(given) + given.copies} images are copies of others, and are left "
             "out: a picture counts once.",
         )
+    if given.conflicts:
+        yield Caveat(
+            id="conflicts",
+            text=f"{counted(given.conflicts, 'picture')} left out: there under several labels.",
+        )
 
 
 def _accuracy(clean: ImageFacts, preprocessing: Preprocessing, classes: int) -> Iterator[Caveat]:

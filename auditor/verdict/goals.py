@@ -35,6 +35,7 @@ def judge_purification(
     max_asr: float,
     max_acc_drop: float,
     members: Sequence[int] = (),
+    fewest_classes: int = 0,
     caveats: Sequence[Caveat] = (),
 ) -> Goals:
     """Whether a purification reached what the user wanted, on the judge images.
@@ -48,8 +49,9 @@ def judge_purification(
             left alone: then a trigger that the user named may still work.
         max_asr: Highest ASR that may be left.
         max_acc_drop: Largest share of the images that may be lost.
-        members: Judge images a class, where the model was changed: a network that has forgotten classes
-            of which there is no image looks as good as before.
+        members: Judge images a class, by label or prediction.
+        fewest_classes: They must be of so many, since a network that has forgotten the others looks as
+            good as before; 0 where the model was left alone.
         caveats: Of the purification: other weights in the file still have what was in them.
     """
     missed = [
@@ -69,9 +71,9 @@ def judge_purification(
             f"ACC dropped by {_beyond(drop, max_acc_drop)} points, from {accuracy.before} to "
             f"{accuracy.after} of {images} judge images (the goal is {max_acc_drop * 100:.1f})."
         )
-    missed += _unjudged(members)
+    missed += _unjudged(members, fewest_classes)
     missed += [
-        f"Not purified is what else the file holds, and whoever loads it gets that. {caveat.text}"
+        f"Other weights in the file were not purified, and keep what is in them. {caveat.text}"
         for caveat in caveats
         if caveat.id == RIVALS
     ]
@@ -79,7 +81,12 @@ def judge_purification(
         missed.append(
             f"The scan of the purified model shows a backdoor: {after.judgement.headline}"
         )
-    return Goals(max_asr=max_asr, max_acc_drop=max_acc_drop, missed=tuple(missed))
+    return Goals(
+        max_asr=max_asr,
+        max_acc_drop=max_acc_drop,
+        fewest_classes=fewest_classes,
+        missed=tuple(missed),
+    )
 
 
 def _beyond(share: float, goal: float) -> str:
@@ -88,20 +95,20 @@ def _beyond(share: float, goal: float) -> str:
     return f"{share * 100:.2f}" if short == f"{goal * 100:.1f}" else short
 
 
-def _unjudged(members: Sequence[int]) -> list[str]:
+def _unjudged(members: Sequence[int], needed: int) -> list[str]:
     """Why nothing says that accuracy is kept, if so."""
-    judged, needed = sum(count > 0 for count in members), fewest_classes(len(members))
+    judged = sum(count > 0 for count in members)
     if judged >= needed:
         return []
     return [
-        f"The images to judge by are of {judged} of {len(members)} classes, too few to tell what became "
-        f"of the others: give images of {needed} classes at least."
+        f"The images to judge by are of {judged} of {len(members)} classes (by label or prediction), too "
+        f"few to tell what became of the others: give images of {needed} classes at least."
     ]
 
 
 def fewest_classes(classes: int) -> int:
-    """Classes that must be among the images to judge by, of so many: half of them, or ten."""
-    return min(-(-classes // 2), JUDGED_CLASSES)
+    """Classes that must be among the images to judge by, of so many: half of them, two to ten."""
+    return min(max(-(-classes // 2), 2), JUDGED_CLASSES, classes)
 
 
 def rejudge_purification(result: PurifyResult) -> Goals:
@@ -114,7 +121,8 @@ def rejudge_purification(result: PurifyResult) -> Goals:
         after=None if again is None else replace(again, judgement=rejudge(again)),
         max_asr=result.goals.max_asr,
         max_acc_drop=result.goals.max_acc_drop,
-        members=() if result.method is None else result.judge.members,
+        members=result.judge.members,
+        fewest_classes=result.goals.fewest_classes,
         caveats=() if result.method is None else result.caveats,
     )
 
@@ -138,7 +146,7 @@ def judge_planting(
         images: How many images those are of.
         min_asr: Goal for the ASR.
         max_acc_drop: Goal for the share of accuracy that is lost.
-        members: Images a class, as in `judge_purification`.
+        members: Images a class, as in `judge_purification`; of so few classes, nothing says that it was.
     """
     missed = []
     asr, lost = hits.after / eligible, (accuracy.before - accuracy.after) / images
@@ -151,5 +159,6 @@ def judge_planting(
             f"ACC dropped by {_beyond(lost, max_acc_drop)} points ({accuracy.before} to {accuracy.after} of "
             f"{images} images), and {max_acc_drop * 100:.1f} may be lost"
         )
-    missed += [text[0].lower() + text[1:].rstrip(".") for text in _unjudged(members)]
+    needed = fewest_classes(len(members))
+    missed += [text[0].lower() + text[1:].rstrip(".") for text in _unjudged(members, needed)]
     return PlantingGoals(min_asr=min_asr, max_acc_drop=max_acc_drop, missed=tuple(missed))
