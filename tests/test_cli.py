@@ -202,9 +202,9 @@ def written_text(name: str) -> Path:
 
 
 def pictures(folder: str, *classes: str) -> Path:
-    for name in classes:
+    for number, name in enumerate(classes):
         Path(folder, name).mkdir(parents=True)
-        Image.new("RGB", (32, 32)).save(Path(folder, name, "1.png"))
+        Image.new("RGB", (32, 32), (number, 0, 0)).save(Path(folder, name, "1.png"))
     Path(folder).mkdir(exist_ok=True)
     return Path(folder)
 
