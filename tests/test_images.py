@@ -317,6 +317,17 @@ def test_a_split_does_not_part_copies(form: str, tmp_path: Path) -> None:
     assert first.remarks == ("60 images of 120 left out: copies.",)
 
 
+def test_a_file_that_is_gone_when_it_is_parted_is_no_error(tmp_path: Path) -> None:
+    for index in range(20):
+        picture(tmp_path / "c" / str(index % 2) / f"{index}.png", index)
+    source = open_images(tmp_path / "c")
+    (tmp_path / "c" / "0" / "4.png").unlink()
+    parts = split(source, 0.4, limit=1000, seed=0)
+    loaded = [part.load(range(part.count), GREY) for part in parts]
+    assert sum(map(len, loaded)) == 19
+    assert sum(len(clean.unreadable) for clean in loaded) == 1
+
+
 def test_a_class_of_one_image_is_not_judged_by(tmp_path: Path) -> None:
     source = open_images(numbered(tmp_path, 1, 1, 30, 1))
     first, second = split(source, 0.5, limit=1000, seed=0)

@@ -73,12 +73,11 @@ class FolderSource(ImageSource):
         return found
 
     def contents(self, indices: Sequence[int]) -> list[bytes | None]:
-        files = [self._files[index] for index in indices]
-        sizes = [file.stat().st_size for file in files]
+        sizes = [_size(self._files[index]) for index in indices]
         often = Counter(sizes)
         return [
-            hashlib.sha256(file.read_bytes()).digest() if often[size] > 1 else None
-            for file, size in zip(files, sizes, strict=True)
+            _digest(self._files[index]) if size is not None and often[size] > 1 else None
+            for index, size in zip(indices, sizes, strict=True)
         ]
 
     def read(self, index: int) -> Image.Image:
@@ -89,6 +88,20 @@ class FolderSource(ImageSource):
 
     def title(self, index: int) -> str:
         return clean_text(str(self._files[index].relative_to(self._folder)))
+
+
+def _size(file: Path) -> int | None:
+    try:
+        return file.stat().st_size
+    except OSError:  # it is said to be unreadable when it is read
+        return None
+
+
+def _digest(file: Path) -> bytes | None:
+    try:
+        return hashlib.sha256(file.read_bytes()).digest()
+    except OSError:
+        return None
 
 
 def _image_files(folder: Path, *, deep: bool = False) -> list[Path]:
