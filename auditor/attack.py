@@ -258,6 +258,7 @@ class _Attack:
             Counts(before=first, after=second) for first, second in zip(before, after, strict=True)
         )
         eligible = int((judge.labels != self.target).sum())
+        judged = changing.split_facts(judge.images, judge.labels, classes)
         provenance = self.found.provenance
         return AttackResult(
             schema=ATTACK_SCHEMA,
@@ -266,7 +267,7 @@ class _Attack:
             mark=self._mark(),
             title=self.probe.title,
             fit=changing.split_facts(self.fit.images, self.fit.labels, classes),
-            judge=changing.split_facts(judge.images, judge.labels, classes),
+            judge=judged,
             labelled=self.found.images[0].labelled,
             eligible=eligible,
             hits=hits,
@@ -280,7 +281,7 @@ class _Attack:
                 images=len(judge.images),
                 min_asr=options.min_asr,
                 max_acc_drop=options.max_acc_drop,
-                members=torch.bincount(judge.labels, minlength=classes).tolist(),
+                members=judged.members,
             ),
             written=staged.facts,
             marked=marked,

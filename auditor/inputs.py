@@ -190,16 +190,13 @@ def resolve_size(
             )
         return *size, "given"
     native = source.sizes(source.draw(16, seed)) if source else set()
-    (natural,) = native if len(native) == 1 else (None,)
-    oblong = None
-    if natural and max(natural) > MAX_SIDE:
-        natural = None  # photographs as they come, not images at the size of a network
-    elif natural and natural[0] != natural[1]:
-        oblong, natural = natural, None  # these may be either
+    (stored,) = native if len(native) == 1 else (None,)
+    if stored and max(stored) > MAX_SIDE:
+        stored = None  # photographs as they come, not images at the size of a network
+    natural = stored if stored and stored[0] == stored[1] else None  # oblong ones may be either
     heights = [(fixed[1], fixed[2])] if fixed[1] and fixed[2] else []
     if not heights:
-        own = [size for size in (natural, oblong) if size]
-        sizes = [*own, *((side, side) for side in SIZES)]
+        sizes = [*([stored] if stored else []), *((side, side) for side in SIZES)]
         heights = list(dict.fromkeys(sizes))
     channels = [fixed[0]] if fixed[0] in (1, 3) else [3, 1]
     if fixed[0] not in (None, 1, 3):

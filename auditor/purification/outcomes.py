@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 from torch import Tensor
 
@@ -95,6 +96,7 @@ class Judging:
         cells = measure.cross_table(self.task.labels, predicted, self.task.classes)
         return tuple(tuple(row) for row in cells.tolist())
 
+    @cached_property
     def facts(self) -> SplitFacts:
         """The record of the images."""
         return changing.split_facts(self.task.images, self.task.labels, self.task.classes)
