@@ -66,6 +66,8 @@ class Attempt:
     """Share of them that is stamped, where it is not the method's."""
     acc_aim: float = ACC_AIM
     """Share of the user's goal for ACC that it may take."""
+    of_targets: float = 0.0
+    """Share of the unstamped images that is of the classes that triggers send images to."""
 
 
 ATTEMPTS = (
@@ -75,12 +77,15 @@ ATTEMPTS = (
 GENTLER = Attempt(what="weights", lr=2.5e-4, steps=100)
 """For networks that the usual step damages: tried where what was made misses the user's goals."""
 THOROUGH = tuple(
-    Attempt(what="weights", lr=1e-3, steps=100, batch=192, stamped=share, acc_aim=1 / 2)
+    Attempt(
+        what="weights", lr=1e-3, steps=100, batch=192, stamped=share, acc_aim=1 / 2, of_targets=1 / 2
+    )
     for share in (2 / 3, 1 / 2)
-)
+)  # fmt: skip
 """For triggers that a search found: what makes them ineffective need not be enough for the attacker's,
 of which they are relatives, so that the first turn counts which the network bears. And for those that
-no other attempt makes ineffective, where the turn counts that costs least."""
+no other attempt makes ineffective, where the turn counts that costs least. So many images that are pushed
+away from a class make a network forget it, unless it sees enough of that class, too."""
 
 
 @PURIFIERS.register("nft")
@@ -163,6 +168,8 @@ class _Outcome:
             settings["batch"] = str(attempt.batch)
         if attempt.stamped is not None:
             settings["stamped"] = f"{attempt.stamped:.2f}"
+        if attempt.of_targets:
+            settings["of target classes"] = f"{attempt.of_targets:.2f}"
         settings |= self.settings
         ending = "Kept." if kept else "Not kept."
         if self.made.reached and best.made.reached and self.made.damage > best.made.damage:
@@ -202,6 +209,10 @@ class _Run:
         self.known = task.known[: method.most_known]
         self.layers = anchor_layers(self.classifier, task.images)
         self.scales = Scales(task, self.known, self.kept_back)
+        labels = task.labels[self.fit]
+        targets = sorted({k for entry in self.known for k in entry.mapping} - {-1})
+        of_each = (self.fit[labels == target] for target in targets)
+        self.of_targets = [images for images in of_each if len(images)]
 
     def attempt(self, attempt: Attempt) -> _Outcome:
         """Train as the attempt says, and measure what came of it."""
@@ -225,7 +236,6 @@ class _Run:
             else entry.stamped.trigger
             for entry in self.known
         ]
-        share = self.method.stamped if attempt.stamped is None else attempt.stamped
         optimizer = torch.optim.Adam(trained.values(), lr=attempt.lr)
         checks: list[Check] = []
         last = torch.zeros(())
@@ -236,7 +246,7 @@ class _Run:
                 rate = attempt.lr * (1 + math.cos(math.pi * number / attempt.steps)) / 2
                 for group in optimizer.param_groups:
                     group["lr"] = rate
-                loss = self._loss(current(), stamps, features, batch, share, generator)
+                loss = self._loss(current(), stamps, features, batch, attempt, generator)
                 optimizer.zero_grad()
                 torch.autograd.backward(loss)
                 optimizer.step()
@@ -305,19 +315,29 @@ class _Run:
             notify=self.notify,
         )
 
+    def _chosen(self, batch: int, of_targets: int, generator: torch.Generator) -> Tensor:
+        """Indices of a batch of fit images; the last ones, about `of_targets`, are of the target classes."""
+        chosen = self.fit[torch.randint(len(self.fit), (batch,), generator=generator)]
+        each = of_targets // len(self.of_targets) if self.of_targets else 0
+        for place, images in enumerate(self.of_targets if each else ()):
+            drawn = images[torch.randint(len(images), (each,), generator=generator)]
+            chosen[batch - (place + 1) * each : batch - place * each] = drawn
+        return chosen
+
     def _loss(
         self,
         tensors: Mapping[str, Tensor],
         stamps: list[Stamp],
         features: Callable[[], list[Tensor]],
         batch: int,
-        stamped: float,
+        attempt: Attempt,
         generator: torch.Generator,
     ) -> Tensor:
-        chosen = self.fit[torch.randint(len(self.fit), (batch,), generator=generator)]
+        share = self.method.stamped if attempt.stamped is None else attempt.stamped
+        count = round(share * batch) if stamps else 0
+        chosen = self._chosen(batch, round(attempt.of_targets * (batch - count)), generator)
         images = as_float(self.task.images[chosen.to(self.device)])
         images = mixed(shifted(images, generator, flip=True, zeros=False), generator)
-        count = round(stamped * batch) if stamps else 0
         parts = [images[count:]]
         for stamp, part in zip(stamps, images[:count].tensor_split(len(stamps) or 1), strict=False):
             parts.append(stamp(part))
