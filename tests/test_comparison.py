@@ -23,6 +23,7 @@ from auditor.purification.comparison import OverBudget, ranked_by_goals
 from auditor.purification.purify import Options, purify
 from auditor.purifiers import PURIFIERS, Purifier
 from auditor.purifiers.base import Purified, Task, parted, seeded
+from auditor.report import from_json, to_json
 from auditor.results.purify import Check, PurifyResult
 from auditor.scanning.scan import Options as ScanOptions
 from auditor.triggers.patch import Square
@@ -215,6 +216,30 @@ def test_a_method_that_fails_takes_none_with_it(tmp_path: Path) -> None:
     assert [entry.name for entry in result.contenders] == ["cured"]
     (missing,) = result.not_compared
     assert missing.why == "it failed: RuntimeError: no decomposition"
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_class_is_not_given_up_for_the_others(tmp_path: Path, beside: bool) -> None:
+    """The loss of ACC is allowed; that it is one class is not."""
+    network = benign()
+    with torch.no_grad():
+        list(network.parameters())[-1][0] = -1e4
+    methods = [Fake(label="forgetful", network=network)]
+    methods += [Fake(label="cured", network=benign())] if beside else []
+    result = run(tmp_path, *methods, max_acc_drop=0.5)
+    sentence = "Class 0 is forgotten: 0 of the "
+    if beside:
+        assert [entry.name for entry in result.contenders] == ["cured", "forgetful"]
+        assert result.contenders[1].missed[0].startswith(sentence)
+        recognised = result.contenders[1].recognised
+        assert recognised is not None
+        assert recognised[0] == 0
+        assert sum(recognised) == result.contenders[1].correct
+    assert result.goals.met is beside
+    assert (result.written is not None) is beside
+    if not beside:
+        assert result.goals.missed[0].startswith(sentence)
+    assert from_json(to_json(result)) == result
 
 
 def with_another(network: torch.nn.Sequential) -> torch.nn.Sequential:

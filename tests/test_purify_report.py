@@ -272,6 +272,8 @@ def test_a_contradiction_is_refused(change: Callable[[Any], object], says: str) 
         (lambda c: c[1].update(missed=["A goal."]), "said to meet goals"),
         (lambda c: c[2].update(hits=[1, 2], correct=187), "said to meet goals"),
         (lambda c: c.extend(c * 30), "more methods"),
+        (lambda c: c[0].update(recognised=[1]), "rightly classified images a class"),
+        (lambda c: c[0].update(recognised=[c[0]["correct"]] + [0] * 9), "images a class"),
     ],
 )
 def test_a_contradiction_of_methods_is_refused(change: Callable[[Any], object], says: str) -> None:

@@ -917,6 +917,33 @@ def test_accuracy_is_judged_on_enough_classes(classes: int, shown: int, met: boo
     assert goals.fewest_classes == verdict.fewest_classes(classes)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "forgotten"),
+    [
+        ((10, 20, 30), (10, 20, 30), ""),
+        ((10, 20, 30), (5, 10, 30), ""),  # half may go
+        ((10, 20, 30), (10, 9, 40), "Class 1 is forgotten: 9 of the 20 judge images"),
+        ((10, 4, 30), (10, 0, 30), ""),  # four may be chance
+        ((10, 5, 30), (10, 0, 30), "Class 1 is forgotten: 0 of the 5 judge images"),
+        ((0, 20, 30), (9, 20, 30), ""),
+    ],
+)
+def test_a_class_that_is_forgotten_is_a_missed_goal(before, after, forgotten) -> None:
+    """Of many classes, a few can go for a small loss of ACC."""
+    goals = verdict.judge_purification(
+        accuracy=Counts(before=sum(before), after=sum(after)), images=100, outcomes=[], after=None,
+        max_asr=0.05, max_acc_drop=0.2, recognised=(before, after),
+        max_class_drop=verdict.MAX_CLASS_DROP,
+    )  # fmt: skip
+    assert " ".join(goals.missed).startswith(forgotten)
+    assert goals.met is not bool(forgotten)
+    older = verdict.judge_purification(
+        accuracy=Counts(before=sum(before), after=sum(after)), images=100, outcomes=[], after=None,
+        max_asr=0.05, max_acc_drop=0.2, recognised=(before, after),
+    )  # fmt: skip
+    assert older.met
+
+
 def test_what_exceeds_a_goal_is_not_printed_as_the_goal() -> None:
     goals = verdict.judge_purification(
         accuracy=Counts(before=99, after=96), images=99, outcomes=[], after=None, max_asr=0.05,

@@ -36,6 +36,7 @@ from auditor.results.facts import Caveat, Counts, Provenance
 from auditor.results.purify import (
     PURIFY_SCHEMA,
     CaseExhibit,
+    Confusion,
     Contender,
     Goals,
     MethodFacts,
@@ -296,6 +297,7 @@ class _Purification:
             after = changed_classifier(self.classifier, made.purified.tensors)
             outcomes = self.judging.outcomes(made.known, named, [self.classifier, after])
             accuracy = self.judging.accuracy([self.classifier, after])
+            confusion = self.judging.confusion(after)
             tested = self._stressed(made.known, [("purified", after)])
             contender = Contender(
                 name=made.facts.name,
@@ -306,12 +308,15 @@ class _Purification:
                 hits=tuple(outcome.hits.after for outcome in outcomes),
                 correct=accuracy.after,
                 retuned=None if tested is None else tested.rows[0].hits_after,
-                missed=self._goals(accuracy, outcomes).missed,
+                missed=self._goals(accuracy, outcomes, confusion=confusion).missed,
+                recognised=confusion.right_after,
             )
             rank = ranked_by_goals(
                 contender.choosing,
                 before,
-                met=self._goals(accuracy, [o for o in outcomes if o.origin == "found"]).met,
+                met=self._goals(
+                    accuracy, [o for o in outcomes if o.origin == "found"], confusion=confusion
+                ).met,
                 known=bool(made.known),
                 max_asr=options.max_asr,
                 max_acc_drop=options.max_acc_drop,
@@ -344,6 +349,7 @@ class _Purification:
         outcomes: Sequence[Outcome],
         after: ScanResult | None = None,
         *,
+        confusion: Confusion | None = None,
         changed: bool = True,
     ) -> Goals:
         return verdict.judge_purification(
@@ -353,6 +359,10 @@ class _Purification:
             after=after,
             members=self.judging.facts.members,
             fewest_classes=verdict.fewest_classes(self.classes) if changed else 0,
+            recognised=None
+            if confusion is None
+            else (confusion.right_before, confusion.right_after),
+            max_class_drop=verdict.MAX_CLASS_DROP,
             max_asr=self.options.max_asr,
             max_acc_drop=self.options.max_acc_drop,
             caveats=self.caveats if changed else (),
@@ -522,12 +532,15 @@ class _Purification:
         accuracy = self.judging.accuracy(rivals)
         outcomes = self.judging.outcomes(known, named, rivals)
         after_scan = self.after if after is not None else None
-        goals = self._goals(accuracy, outcomes, after_scan, changed=best is not None)
+        confusion = None if after is None else self.judging.confusion(after)
+        goals = self._goals(
+            accuracy, outcomes, after_scan, confusion=confusion, changed=best is not None
+        )
         shown = [*known, *named]
         changed = Difference()
         if best is not None and best.purified.tensors:
             changed = difference(best.purified, self.classifier.model.tensors())
-        embedding = confusion = tested = None
+        embedding = tested = None
         if after is not None:
             self.notify("drawing the map of features", 0, 1)
             if shown:
@@ -535,7 +548,6 @@ class _Purification:
                     self.classifier, after, self.judge.images, self.judge.labels,
                     shown[0].stamped.trigger, seed=options.seed,
                 )  # fmt: skip
-            confusion = self.judging.confusion(after)
             tuned: list[Rival] = [] if baseline is None else [("fine-tuned", baseline)]
             tested = self._stressed(known, [("purified", after), *tuned])
         return PurifyResult(

@@ -220,6 +220,8 @@ def _of_purification(result: PurifyResult) -> Iterator[str]:
     yield from _of_outcomes(result)
     if result.method is not None:
         yield from _of_method(result.method)
+    if result.confusion is not None:  # the methods' own counts are held against it
+        yield from _of_confusion(result.confusion, result)
     yield from _of_contenders(result)
     for layer in result.masks:
         yield from _of_masks(layer)
@@ -228,11 +230,10 @@ def _of_purification(result: PurifyResult) -> Iterator[str]:
         yield from _of_exhibit(exhibit)
     if result.embedding is not None:
         yield from _of_embedding(result.embedding)
-    if result.confusion is not None:
-        yield from _of_confusion(result.confusion, result)
     if result.stress is not None:
         yield from _of_stress(result.stress)
-    if not (_is_share(result.goals.max_asr) and _is_share(result.goals.max_acc_drop)):
+    goals = result.goals
+    if not all(map(_is_share, (goals.max_asr, goals.max_acc_drop, goals.max_class_drop))):
         yield "a goal that is no share"
     written = result.written
     if written is not None and not (
@@ -324,6 +325,8 @@ def _of_contenders(result: PurifyResult) -> Iterator[str]:
             yield "a method that was not measured on every trigger"
         elif any(not 0 <= hits <= most for hits, most in zip(contender.hits, wanted, strict=True)):
             yield "a method with more hits than images"
+        elif contender.recognised is not None and not _counts_classes(contender, result):
+            yield "a method whose rightly classified images a class cannot be"
         else:
             yield from _of_its_goals(contender, result)
         if not 0 <= contender.correct <= result.judge.images:
@@ -336,6 +339,16 @@ def _of_contenders(result: PurifyResult) -> Iterator[str]:
             0 <= contender.trained <= MOST_TRAINED and 0 <= contender.seconds < math.inf
         ):
             yield "a method with numbers that cannot be"
+
+
+def _counts_classes(contender: Contender, result: PurifyResult) -> bool:
+    """Whether its rightly classified images a class are of the images that there are."""
+    right, members = contender.recognised or (), result.judge.members
+    return (
+        len(right) == len(members)
+        and all(0 <= count <= of for count, of in zip(right, members, strict=True))
+        and sum(right) == contender.correct
+    )
 
 
 def _of_its_goals(contender: Contender, result: PurifyResult) -> Iterator[str]:
@@ -355,6 +368,10 @@ def _of_its_goals(contender: Contender, result: PurifyResult) -> Iterator[str]:
         max_acc_drop=result.goals.max_acc_drop,
         members=result.judge.members,
         fewest_classes=result.goals.fewest_classes,
+        recognised=None
+        if result.confusion is None or contender.recognised is None
+        else (result.confusion.right_before, contender.recognised),
+        max_class_drop=result.goals.max_class_drop,
         caveats=result.caveats,
     )
     scanned = contender is result.contenders[0]

@@ -127,6 +127,8 @@ class Contender:
     missed: tuple[str, ...]
     """Goals missed on the judge images, a sentence each. Of the best one the scan of the result counts
     as well; the others were not scanned."""
+    recognised: tuple[int, ...] | None = None
+    """Rightly classified unstamped judge images a class; None in older records."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,6 +212,16 @@ class Confusion:
     """Images that the suspect alone has right; None in records of before this was counted."""
     gained: int | None = None
     """Images that the purified model alone has right."""
+
+    @property
+    def right_before(self) -> tuple[int, ...]:
+        """Images a class that the suspect has right."""
+        return tuple(row[k] for k, row in enumerate(self.before))
+
+    @property
+    def right_after(self) -> tuple[int, ...]:
+        """Images a class that the purified model has right."""
+        return tuple(row[k] for k, row in enumerate(self.after))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,6 +323,8 @@ class Goals:
     """A sentence for each goal that was missed; empty: all goals are met."""
     fewest_classes: int = 0
     """Classes that the judge images must be of, where the model was changed; 0 in older records."""
+    max_class_drop: float = 1.0
+    """Share of the recognised images of one class that may be lost; 1 in older records."""
 
     @property
     def met(self) -> bool:

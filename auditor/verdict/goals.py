@@ -12,6 +12,7 @@ from auditor.results.scan import ScanResult
 from auditor.verdict.judging import rejudge
 
 __all__ = [
+    "MAX_CLASS_DROP",
     "RIVALS",
     "fewest_classes",
     "judge_planting",
@@ -24,6 +25,10 @@ RIVALS = "rival-weights"
 
 JUDGED_CLASSES = 10
 """Classes that must be among the images to judge by, of a model with more than twice as many."""
+MAX_CLASS_DROP = 1 / 2
+"""Share of the images that the suspect recognises of a class that may be lost…"""
+FEWEST_FORGOTTEN = 5
+"""…where it is so many at least: fewer are lost by chance."""
 
 
 def judge_purification(
@@ -36,6 +41,8 @@ def judge_purification(
     max_acc_drop: float,
     members: Sequence[int] = (),
     fewest_classes: int = 0,
+    recognised: tuple[Sequence[int], Sequence[int]] | None = None,
+    max_class_drop: float = 1.0,
     caveats: Sequence[Caveat] = (),
 ) -> Goals:
     """Whether a purification reached what the user wanted, on the judge images.
@@ -52,6 +59,10 @@ def judge_purification(
         members: Judge images a class, by label or prediction.
         fewest_classes: They must be of so many, since a network that has forgotten the others looks as
             good as before; 0 where the model was left alone.
+        recognised: Rightly classified images a class, by the suspect and by the purified model. None
+            where they were not counted.
+        max_class_drop: Largest share of those of one class that may be lost: of many classes, a few can
+            be lost as a whole for a small loss of ACC. 1 where this was not judged.
         caveats: Of the purification: other weights in the file still have what was in them.
     """
     missed = [
@@ -71,6 +82,7 @@ def judge_purification(
             f"ACC dropped by {_beyond(drop, max_acc_drop)} points, from {accuracy.before} to "
             f"{accuracy.after} of {images} judge images (the goal is {max_acc_drop * 100:.1f})."
         )
+    missed += _forgotten(recognised, max_class_drop)
     missed += _unjudged(members, fewest_classes)
     missed += [
         f"Other weights in the file were not purified, and keep what is in them. {caveat.text}"
@@ -85,6 +97,7 @@ def judge_purification(
         max_asr=max_asr,
         max_acc_drop=max_acc_drop,
         fewest_classes=fewest_classes,
+        max_class_drop=max_class_drop,
         missed=tuple(missed),
     )
 
@@ -93,6 +106,20 @@ def _beyond(share: float, goal: float) -> str:
     """A share in points that is not read as the goal that it exceeds."""
     short = f"{share * 100:.1f}"
     return f"{share * 100:.2f}" if short == f"{goal * 100:.1f}" else short
+
+
+def _forgotten(
+    recognised: tuple[Sequence[int], Sequence[int]] | None, max_drop: float
+) -> list[str]:
+    """Which classes the purified model has lost, a sentence each."""
+    if recognised is None:
+        return []
+    return [
+        f"Class {k} is forgotten: {after} of the {before} judge images of it that were recognised still are "
+        f"(the goal is {1 - max_drop:.0%})."
+        for k, (before, after) in enumerate(zip(*recognised, strict=True))
+        if before - after >= max(FEWEST_FORGOTTEN, max_drop * before + 1e-9)
+    ]
 
 
 def _unjudged(members: Sequence[int], needed: int) -> list[str]:
@@ -113,7 +140,7 @@ def fewest_classes(classes: int) -> int:
 
 def rejudge_purification(result: PurifyResult) -> Goals:
     """The goals of a recorded purification, computed again from its counts."""
-    again = result.after
+    again, table = result.after, result.confusion
     return judge_purification(
         accuracy=result.accuracy,
         images=result.judge.images,
@@ -123,6 +150,8 @@ def rejudge_purification(result: PurifyResult) -> Goals:
         max_acc_drop=result.goals.max_acc_drop,
         members=result.judge.members,
         fewest_classes=result.goals.fewest_classes,
+        recognised=None if table is None else (table.right_before, table.right_after),
+        max_class_drop=result.goals.max_class_drop,
         caveats=() if result.method is None else result.caveats,
     )
 
