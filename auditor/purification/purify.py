@@ -362,7 +362,8 @@ class _Purification:
             recognised=None
             if confusion is None
             else (confusion.right_before, confusion.right_after),
-            max_class_drop=verdict.MAX_CLASS_DROP,
+            # who allows more of all images allows it of those of a class
+            max_class_drop=max(verdict.MAX_CLASS_DROP, self.options.max_acc_drop),
             max_asr=self.options.max_asr,
             max_acc_drop=self.options.max_acc_drop,
             caveats=self.caveats if changed else (),
