@@ -38,8 +38,8 @@ class Judging:
 
     def accuracy(self, rivals: Sequence[Classifier]) -> Counts:
         """Rightly classified images."""
-        images, labels = self.task.images, self.task.labels
-        return _counts([changing.correct(rival, images, labels) for rival in rivals])
+        labels = self.task.labels
+        return _counts([int((self._predicted(rival) == labels).sum()) for rival in rivals])
 
     def outcomes(
         self, known: Sequence[Known], named: Sequence[Known], rivals: Sequence[Classifier]
@@ -81,9 +81,7 @@ class Judging:
     def confusion(self, rival: Classifier) -> Confusion:
         """Images of each class by what they are predicted as, and those that the rival loses and gains."""
         labels = self.task.labels
-        before, after = (
-            classifier.predict(self.task.images) for classifier in (self.task.classifier, rival)
-        )
+        before, after = self._unstamped, self._predicted(rival)
         was, stays = before == labels, after == labels
         return Confusion(
             before=self._table(before),
@@ -100,6 +98,17 @@ class Judging:
     def facts(self) -> SplitFacts:
         """The record of the images."""
         return changing.split_facts(self.task.images, self.task.labels, self.task.classes)
+
+    @cached_property
+    def _unstamped(self) -> Tensor:
+        """The suspect's predictions of the unstamped images."""
+        return self.task.classifier.predict(self.task.images)
+
+    def _predicted(self, rival: Classifier) -> Tensor:
+        """A model's predictions of the unstamped images; the suspect is asked once."""
+        if rival is self.task.classifier:
+            return self._unstamped
+        return rival.predict(self.task.images)
 
     def _answers(self, rival: Classifier, entries: Sequence[Known]) -> list[Tensor]:
         """What a model says of the images under each trigger; the suspect is asked once."""

@@ -36,7 +36,6 @@ from auditor.results.facts import Caveat, Counts, Provenance
 from auditor.results.purify import (
     PURIFY_SCHEMA,
     CaseExhibit,
-    Confusion,
     Contender,
     Goals,
     MethodFacts,
@@ -296,8 +295,9 @@ class _Purification:
         def weigh(made: Made) -> tuple[tuple[float, ...], Contender]:
             after = changed_classifier(self.classifier, made.purified.tensors)
             outcomes = self.judging.outcomes(made.known, named, [self.classifier, after])
-            accuracy = self.judging.accuracy([self.classifier, after])
-            confusion = self.judging.confusion(after)
+            recognised = self.judging.confusion(after).recognised
+            right_before, right_after = map(sum, recognised)
+            accuracy = Counts(before=right_before, after=right_after)
             tested = self._stressed(made.known, [("purified", after)])
             contender = Contender(
                 name=made.facts.name,
@@ -308,14 +308,14 @@ class _Purification:
                 hits=tuple(outcome.hits.after for outcome in outcomes),
                 correct=accuracy.after,
                 retuned=None if tested is None else tested.rows[0].hits_after,
-                missed=self._goals(accuracy, outcomes, confusion=confusion).missed,
-                recognised=confusion.right_after,
+                missed=self._goals(accuracy, outcomes, recognised=recognised).missed,
+                recognised=recognised[1],
             )
             rank = ranked_by_goals(
                 contender.choosing,
                 before,
                 met=self._goals(
-                    accuracy, [o for o in outcomes if o.origin == "found"], confusion=confusion
+                    accuracy, [o for o in outcomes if o.origin == "found"], recognised=recognised
                 ).met,
                 known=bool(made.known),
                 max_asr=options.max_asr,
@@ -349,7 +349,7 @@ class _Purification:
         outcomes: Sequence[Outcome],
         after: ScanResult | None = None,
         *,
-        confusion: Confusion | None = None,
+        recognised: tuple[Sequence[int], Sequence[int]] | None = None,
         changed: bool = True,
     ) -> Goals:
         return verdict.judge_purification(
@@ -359,9 +359,7 @@ class _Purification:
             after=after,
             members=self.judging.facts.members,
             fewest_classes=verdict.fewest_classes(self.classes) if changed else 0,
-            recognised=None
-            if confusion is None
-            else (confusion.right_before, confusion.right_after),
+            recognised=recognised,
             # who allows more of all images allows it of those of a class
             max_class_drop=max(verdict.MAX_CLASS_DROP, self.options.max_acc_drop),
             max_asr=self.options.max_asr,
@@ -534,8 +532,9 @@ class _Purification:
         outcomes = self.judging.outcomes(known, named, rivals)
         after_scan = self.after if after is not None else None
         confusion = None if after is None else self.judging.confusion(after)
+        recognised = None if confusion is None else confusion.recognised
         goals = self._goals(
-            accuracy, outcomes, after_scan, confusion=confusion, changed=best is not None
+            accuracy, outcomes, after_scan, recognised=recognised, changed=best is not None
         )
         shown = [*known, *named]
         changed = Difference()

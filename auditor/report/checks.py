@@ -370,7 +370,7 @@ def _of_its_goals(contender: Contender, result: PurifyResult) -> Iterator[str]:
         fewest_classes=result.goals.fewest_classes,
         recognised=None
         if result.confusion is None or contender.recognised is None
-        else (result.confusion.right_before, contender.recognised),
+        else (result.confusion.recognised[0], contender.recognised),
         max_class_drop=result.goals.max_class_drop,
         caveats=result.caveats,
     )

@@ -214,14 +214,12 @@ class Confusion:
     """Images that the purified model alone has right."""
 
     @property
-    def right_before(self) -> tuple[int, ...]:
-        """Images a class that the suspect has right."""
-        return tuple(row[k] for k, row in enumerate(self.before))
-
-    @property
-    def right_after(self) -> tuple[int, ...]:
-        """Images a class that the purified model has right."""
-        return tuple(row[k] for k, row in enumerate(self.after))
+    def recognised(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Images a class that the suspect has right, and that the purified model has."""
+        before, after = (
+            tuple(row[k] for k, row in enumerate(table)) for table in (self.before, self.after)
+        )
+        return before, after
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -150,7 +150,7 @@ def rejudge_purification(result: PurifyResult) -> Goals:
         max_acc_drop=result.goals.max_acc_drop,
         members=result.judge.members,
         fewest_classes=result.goals.fewest_classes,
-        recognised=None if table is None else (table.right_before, table.right_after),
+        recognised=None if table is None else table.recognised,
         max_class_drop=result.goals.max_class_drop,
         caveats=() if result.method is None else result.caveats,
     )
