@@ -28,6 +28,7 @@ from auditor.purifiers.base import changed_classifier
 from auditor.results.facts import Caveat, SplitFacts
 from auditor.results.purify import SideFile, Written
 from auditor.results.scan import ScanResult
+from auditor.scores import described
 from auditor.text import clean_text
 
 WRITTEN_TOLERANCE = 1e-3
@@ -75,7 +76,7 @@ def settled(model: ModelHandle, found: ScanResult) -> Classifier:
     return Classifier(
         model,
         found.preprocessing.spec,
-        probabilities=found.model.output == "probabilities",
+        output=found.model.output,
         batch_size=int(found.provenance.options["batch_size"]),
     )
 
@@ -103,7 +104,7 @@ def labelled(
     if int(labels.max()) >= classes:
         raise ImageError(
             f"{clean_text(source.name)}: label {int(labels.max())} is beyond the model's "
-            f"{classes} outputs (0 to {classes - 1})."
+            f"{described(classifier.output, classes)}, numbered from 0 to {classes - 1}."
         )
     return images, labels
 
@@ -203,12 +204,15 @@ def staged(
         loaded.file = replace(loaded.file, path=target)
         after = classifier.of(loaded)
         stored, equal = _as_stored(tensors, loaded.tensors())
-        expected = changed_classifier(classifier, stored).logits(images)
-        difference = float((expected - after.logits(images)).abs().max())
+        expected, read = (
+            _comparable(network).logits(images)
+            for network in (changed_classifier(classifier, stored), after)
+        )
+        difference = float((expected - read).abs().max())
         tolerance = max(WRITTEN_TOLERANCE, loaded.rounding)
         if not equal or not difference <= tolerance * max(1.0, float(expected.abs().max())):
             raise OutputError(
-                f"{clean_text(target.name)}: the written file does not compute what was {made} (logits "
+                f"{clean_text(target.name)}: the written file does not compute what was {made} (outputs "
                 f"differ by up to {difference:.3g}), so it was not kept. Please report this."
             )
         written = Written(
@@ -222,6 +226,15 @@ def staged(
             beside=tuple(map(_side_file, model.side_files(path))),
         )
         yield Staged(facts=written, classifier=after, path=path, target=target)
+
+
+def _comparable(classifier: Classifier) -> Classifier:
+    """Of one probability near 1, the last digit decides the logit: it is compared as it is returned."""
+    if classifier.output != "probability":
+        return classifier
+    return Classifier(
+        classifier.model, classifier.spec, output=None, batch_size=classifier.batch_size
+    )
 
 
 def _as_stored(

@@ -13,7 +13,8 @@ from torch import Tensor
 from auditor.errors import ModelError, UnsuitableModel
 from auditor.memory import is_out_of_memory
 from auditor.models.base import ModelHandle
-from auditor.results.facts import InputSpec
+from auditor.results.facts import InputSpec, Output
+from auditor.scores import as_logits, scores_of
 from auditor.text import clean_text
 
 BATCH_SIZES = (16, 32, 64, 128, 256, 512, 1024)
@@ -21,7 +22,6 @@ CPU_BATCH_SIZES = BATCH_SIZES[:3]
 """Larger ones gain nothing on a CPU, and stamping then works outside its caches."""
 TUNING_SECONDS = 1.5
 """Time that finding the fastest batch size may take on a slow machine."""
-LOG_FLOOR = 1e-30
 REFUSALS = (
     ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, RuntimeError,
     TypeError, ValueError, torch.jit.Error,
@@ -34,8 +34,9 @@ UNDECIDED = -1
 class Classifier:
     """A model with its preprocessing: `(N, C, H, W)` in [0, 1] to logits `(N, K)`.
 
-    Normalisation exists here and nowhere else. Where the network ends in a softmax, its log
-    probabilities are returned, whose differences are those of the logits.
+    Normalisation exists here and nowhere else. Where the network ends in a softmax or a sigmoid, its
+    log probabilities are returned, whose differences are those of the logits; where it returns one
+    number an image, logits of two classes.
     """
 
     def __init__(
@@ -43,12 +44,20 @@ class Classifier:
         model: ModelHandle,
         spec: InputSpec,
         *,
-        probabilities: bool = False,
+        output: Output | None = "logits",
         batch_size: int = 64,
     ) -> None:
+        """Join them.
+
+        Args:
+            model: The network.
+            spec: How its input is prepared.
+            output: What it returns; None leaves that as it is, so that these are no logits yet.
+            batch_size: Unless the file fixes one.
+        """
         self.model = model
         self.spec = spec
-        self.probabilities = probabilities
+        self.output = output
         self.batch_size = model.batch or batch_size
         self.device = model.device
         mean = torch.tensor(spec.mean, device=self.device).view(1, -1, 1, 1)
@@ -58,9 +67,7 @@ class Classifier:
 
     def of(self, model: ModelHandle) -> Classifier:
         """Another model, its input prepared in the same way."""
-        return Classifier(
-            model, self.spec, probabilities=self.probabilities, batch_size=self.batch_size
-        )
+        return Classifier(model, self.spec, output=self.output, batch_size=self.batch_size)
 
     @property
     def differentiable(self) -> bool:
@@ -106,8 +113,7 @@ class Classifier:
             ) from error
         if len(images) == 1 and isinstance(raw, Tensor) and raw.shape[-1:].numel() == raw.numel():
             raw = raw.reshape(1, -1)  # of one image, some leave the first dimension out
-        logits = logits_of(raw, self.model.file.path.name)
-        return logits.clamp_min(LOG_FLOOR).log() if self.probabilities else logits
+        return as_logits(scores_of(raw, self.model.file.path.name), self.output)
 
     def prepared(self, images: Tensor) -> Tensor:
         """The network's input: stretched, reordered, normalised as `spec` says."""
@@ -262,53 +268,3 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
-
-
-def logits_of(raw: Any, name: str) -> Tensor:
-    """One score a class from whatever a network returned.
-
-    Raises:
-        UnsuitableModel: The output is that of a detector, a segmentation network or no classifier.
-    """
-    name = clean_text(name)
-    if isinstance(raw, list | tuple | dict) and len(raw) == 1:
-        (raw,) = raw.values() if isinstance(raw, dict) else raw
-    if isinstance(raw, list | tuple | dict):
-        parts = raw.items() if isinstance(raw, dict) else enumerate(raw)
-        shown = ", ".join(f"{clean_text(str(k), limit=30)} {_shape(v)}" for k, v in list(parts)[:6])
-        raise UnsuitableModel(
-            f"{name} returns {len(raw)} outputs ({shown}): it may be a detector, have several heads, or hand "
-            "out features beside its scores, and the file does not say which of them its users take. auditor "
-            "tests image classifiers that return one score a class and nothing else. Export only the scores."
-        )
-    if not isinstance(raw, Tensor):
-        raise UnsuitableModel(
-            f"{name} returns a {type(raw).__name__}, not a tensor of class scores."
-        )
-    if raw.ndim == 4 and raw.shape[2:] == (1, 1):
-        raw = raw.flatten(1)
-    if raw.ndim != 2:
-        kind = {1: ", as if it had chosen a class already", 4: ", as of segmentation"}.get(
-            raw.ndim, ""
-        )
-        raise UnsuitableModel(
-            f"{name}: the output is not one score a class but of shape {_shape(raw)}{kind}. "
-            "auditor tests image classifiers."
-        )
-    if raw.shape[1] < 2:
-        raise UnsuitableModel(
-            f"{name} returns one number an image. auditor needs one score a class: export it with "
-            "two outputs (score, or minus score, of each class)."
-        )
-    scores: Tensor = raw.float()
-    return scores
-
-
-def looks_like_probabilities(logits: Tensor) -> bool:
-    """True where every row is non-negative and sums to one: the network ends in a softmax."""
-    sums = logits.sum(1)
-    return bool((logits >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-3))
-
-
-def _shape(value: Any) -> str:
-    return "×".join(map(str, value.shape)) if isinstance(value, Tensor) else type(value).__name__

@@ -22,15 +22,14 @@ from auditor.classifier import (
     UNDECIDED,
     Classifier,
     decided,
-    logits_of,
-    looks_like_probabilities,
     reason,
 )
 from auditor.errors import UnsuitableModel, UsageError
 from auditor.images.source import CleanSet, ImageSource
 from auditor.models.base import ModelHandle
 from auditor.registry import nearest
-from auditor.results.facts import Candidate, InputSpec, Preprocessing
+from auditor.results.facts import Candidate, InputSpec, Output, Preprocessing
+from auditor.scores import as_logits, output_of, scores_of
 from auditor.text import clean_text, listed
 
 Three = tuple[float, float, float]
@@ -159,7 +158,7 @@ class Resolution:
     """The outcome: how to prepare the input, and what it rests on."""
 
     preprocessing: Preprocessing
-    probabilities: bool
+    output: Output
     classes: int
     batch_size: int
     """The fastest one, measured on the way."""
@@ -264,7 +263,7 @@ def _size_by_accuracy(
         begin = time.monotonic()
         clean = source.load(indices, blank_spec(size))
         specs = [_tried_spec(size, name, given) for name in names]
-        right = max(_evaluate(model, spec, clean)[0].correct or 0 for spec in specs)
+        right = max(_recognised(model, spec, clean) for spec in specs)
         scores[size] = right / len(clean)
         fewest = min(fewest, len(clean))
         spent, pixels = spent + time.monotonic() - begin, pixels + size[1] * size[2]
@@ -291,7 +290,7 @@ def _refusal(model: ModelHandle, size: tuple[int, int, int]) -> str:
     try:
         with torch.inference_mode():
             raw = model.call(torch.rand(model.batch or 2, *size, device=model.device))
-            logits_of(raw, model.file.path.name)
+            scores_of(raw, model.file.path.name)
     except UnsuitableModel as error:
         return clean_text(str(error), limit=400)
     except REFUSALS as error:
@@ -362,7 +361,7 @@ def resolve(
         raise ValueError("neither clean images nor stand-ins were given")
     evaluated = clean or CleanSet(images=stand_ins, labels=None)  # type: ignore[arg-type]
     evaluated, batch_size = _subset(model, evaluated, size)
-    ranked, probabilities, classes = _ranked(model, size, given, evaluated)
+    ranked, output, classes = _ranked(model, size, given, evaluated)
     source: Literal["given", "measured", "unresolved"] = "given"
     why, advice = "normalisation given on the command line", ""
     if given.normalize in (None, "auto"):
@@ -385,7 +384,7 @@ def resolve(
     )
     return Resolution(
         preprocessing=preprocessing,
-        probabilities=probabilities,
+        output=output,
         classes=classes,
         batch_size=batch_size,
     )
@@ -396,8 +395,11 @@ Ranked = list[tuple[Candidate, Tensor]]
 
 def _ranked(
     model: ModelHandle, size: tuple[int, int, int], given: GivenInput, images: CleanSet
-) -> tuple[Ranked, bool, int]:
-    """All candidates, best first, with their predictions; in both orders where labels can tell."""
+) -> tuple[Ranked, Output, int]:
+    """All candidates, best first, with their predictions; in both orders where labels can tell.
+
+    Beside them what the network returns, and how many classes these are.
+    """
     labelled = images.labels is not None
     if given.normalize not in (None, "auto"):
         specs = [spec_of(size, given.normalize, given.order)]
@@ -407,11 +409,18 @@ def _ranked(
         specs = [_tried_spec(size, name, given) for name in names]
     if labelled and given.order is None and size[0] == 3:
         specs += [replace(spec, order="bgr") for spec in specs if spec.order == "rgb"]
-    found = [_evaluate_all(model, spec, images) for spec in specs]
-    ranked = _sorted([(candidate, predicted) for candidate, predicted, _, _ in found], labelled)
+    answers = [_answers(model, spec, images) for spec in specs]
+    output = output_of([scores for scores, _ in answers])
+    ranked = _sorted(
+        [
+            _evaluated(spec, images, *answer, output)
+            for spec, answer in zip(specs, answers, strict=True)
+        ],
+        labelled,
+    )
     if images.labels is not None:
         ranked = _usual_order_first(ranked, images.labels)
-    return ranked, all(probabilities for _, _, probabilities, _ in found), found[0][3]
+    return ranked, output, max(2, answers[0][0].shape[1])
 
 
 def _sorted(found: Ranked, labelled: bool) -> Ranked:
@@ -514,38 +523,41 @@ def _decide(
     )
 
 
-def _evaluate(model: ModelHandle, spec: InputSpec, images: CleanSet) -> tuple[Candidate, Tensor]:
-    candidate, predictions, _, _ = _evaluate_all(model, spec, images)
-    return candidate, predictions
+def _recognised(model: ModelHandle, spec: InputSpec, images: CleanSet) -> int:
+    """How many images one candidate gets right."""
+    scores, distance = _answers(model, spec, images)
+    return _evaluated(spec, images, scores, distance, output_of([scores]))[0].correct or 0
 
 
-def _evaluate_all(
-    model: ModelHandle, spec: InputSpec, images: CleanSet
-) -> tuple[Candidate, Tensor, bool, int]:
-    """How the model likes one candidate: record, predictions, outputs sum to one, classes."""
-    classifier = Classifier(model, spec)
+def _answers(model: ModelHandle, spec: InputSpec, images: CleanSet) -> tuple[Tensor, float | None]:
+    """What the network returns for images that are prepared so, and their BatchNorm distance."""
+    classifier = Classifier(model, spec, output=None)
     distances: list[Tensor] = []
     with watched(model.module, lambda *seen: distances.append(_divergence(*seen))):
-        logits = classifier.logits(images.images)
-    probabilities = looks_like_probabilities(logits)
-    shares = logits if probabilities else logits.softmax(1)
-    confidence = float(shares.amax(1).mean())
+        scores = classifier.logits(images.images)
+    known = torch.stack(distances) if distances else torch.empty(0)
+    known = known[known.isfinite()]  # a batch of one image may have no variance
+    return scores, float(known.mean()) if len(known) else None
+
+
+def _evaluated(
+    spec: InputSpec, images: CleanSet, scores: Tensor, distance: float | None, output: Output
+) -> tuple[Candidate, Tensor]:
+    """One candidate for the record, by such answers, and its predictions."""
+    logits = as_logits(scores, output)
     predictions = decided(logits).cpu()
     finite = bool((predictions != UNDECIDED).all())
     correct = None
     if images.labels is not None:
         correct = int((predictions == images.labels).sum()) if finite else 0
-    known = torch.stack(distances) if distances else torch.empty(0)
-    known = known[known.isfinite()]  # a batch of one image may have no variance
-    distance = float(known.mean()) if len(known) else None
     candidate = Candidate(
         spec=spec,
         images=len(images),
         correct=correct,
         batchnorm_distance=distance,
-        confidence=confidence if finite else 0.0,
+        confidence=float(logits.softmax(1).amax(1).mean()) if finite else 0.0,
     )
-    return candidate, predictions, probabilities, logits.shape[1]
+    return candidate, predictions
 
 
 def _divergence(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from auditor import inputs
-from auditor.classifier import Classifier, logits_of, looks_like_probabilities
+from auditor.classifier import Classifier
 from auditor.errors import UnsuitableModel, UsageError
 from auditor.images.opening import open_images
 from auditor.images.source import CleanSet
@@ -26,6 +26,7 @@ from auditor.inputs import (
     resolve_size,
 )
 from auditor.results.facts import InputSpec
+from auditor.scores import output_of, scores_of
 from auditor.synthesis import dead_leaves
 from tests.planted import drawings, handle, written
 
@@ -192,13 +193,13 @@ def test_a_size_that_does_not_run_is_refused() -> None:
 def test_probabilities_become_their_logs() -> None:
     network = nn.Sequential(Normalised("none"), nn.Softmax(1))
     found = resolved(network)
-    assert found.probabilities
+    assert found.output == "probabilities"
     images, _ = coloured()
     spec = found.preprocessing.spec
     plain = Classifier(handle(Normalised("none")), spec).logits(images)
-    logs = Classifier(handle(network), spec, probabilities=True).logits(images)
+    logs = Classifier(handle(network), spec, output="probabilities").logits(images)
     assert torch.allclose(logs - logs[:, :1], plain - plain[:, :1], atol=1e-3)
-    assert not looks_like_probabilities(plain)
+    assert output_of([plain]) == "logits"
 
 
 def test_nan_outputs_are_refused() -> None:
@@ -219,19 +220,19 @@ def test_nan_outputs_are_refused() -> None:
         ([{"boxes": torch.zeros(1, 4)}, {"boxes": torch.zeros(1, 4)}], "may be a detector"),
         ({"out": torch.zeros(1), "aux": torch.zeros(1)}, "may be a detector"),
         (torch.zeros(2, 19, 8, 8), "segmentation"),
-        (torch.zeros(2, 1), "one number an image"),
+        (torch.zeros(2, 0), "not one score a class but of shape 2×0"),
         (torch.zeros(2), "not one score a class but of shape 2, as if it had chosen a class"),
         ("text", "returns a str"),
     ],
 )
 def test_outputs_that_are_no_class_scores(raw: object, words: str) -> None:
     with pytest.raises(UnsuitableModel, match=words):
-        logits_of(raw, "m.pt")
+        scores_of(raw, "m.pt")
 
 
 def test_outputs_of_one_by_one_maps_are_flattened() -> None:
-    assert logits_of([torch.zeros(2, 5, 1, 1)], "m").shape == (2, 5)
-    assert logits_of({"logits": torch.zeros(2, 5)}, "m").shape == (2, 5)
+    assert scores_of([torch.zeros(2, 5, 1, 1)], "m").shape == (2, 5)
+    assert scores_of({"logits": torch.zeros(2, 5)}, "m").shape == (2, 5)
 
 
 def test_networks_that_take_something_else_say_what() -> None:

@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 
 from auditor.architectures.infer import candidates
 from auditor.choosing import best_fitting
-from auditor.classifier import logits_of
 from auditor.cli import app
 from auditor.errors import ModelError, UnreadableModel
 from auditor.images.opening import open_images
@@ -27,6 +26,7 @@ from auditor.inspecting.file import inspect_file
 from auditor.inspecting.record import Inspection
 from auditor.models.load import load_model
 from auditor.safety.opcodes import walk
+from auditor.scores import scores_of
 from tests.field_networks import Basic, FourStages, PreBasic
 from tests.hostile import Shell
 from tests.test_architectures import quarter_resnet, trained
@@ -298,20 +298,14 @@ class OfIntegers(TwoHeads):
         return self.inner(x.float())
 
 
-class OneScore(TwoHeads):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-        return self.inner(x)[:, :1]
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize(
     ("net", "image", "inspected", "loaded"),
     [
         (TwoHeads(), torch.rand(1, 3, 8, 8), "2 outputs", "2 outputs"),
         (OfIntegers(), torch.ones(1, 3, 8, 8, dtype=torch.int32), "takes int32", "int32"),
-        (OneScore(), torch.rand(1, 3, 8, 8), "one score;", "one number an image"),
     ],
-    ids=["two outputs", "integers", "one score"],
+    ids=["two outputs", "integers"],
 )
 def test_a_graph_that_cannot_be_scanned_is_not_promised(
     net: nn.Module, image: torch.Tensor, inspected: str, loaded: str, tmp_path: Path
@@ -324,18 +318,16 @@ def test_a_graph_that_cannot_be_scanned_is_not_promised(
     assert not found.purify.works
     assert inspected in found.scan.why
     with pytest.raises(ModelError, match=loaded):
-        logits_of(load_model(path).call(image.float()), "m.onnx")
+        scores_of(load_model(path).call(image.float()), "m.onnx")
 
 
 def test_one_score_is_said_where_it_shows(tmp_path: Path) -> None:
     one = trained(lambda: FourStages(Basic, [1, 1, 1, 1], 8, 1))
     torch.save(one.state_dict(), tmp_path / "w.pth")
-    assert not inspect_file(tmp_path / "w.pth").scan.works
-    last = nn.Sequential(nn.Flatten(), nn.Linear(12, 1))
-    torch.save(last, tmp_path / "m.pt")
-    found = inspect_file(tmp_path / "m.pt").scan
-    assert "Its last matrix has one row" in found.why  # which may not be the last layer
-    assert found.works
+    code, shown = run(tmp_path / "w.pth")
+    assert code == 0
+    assert "one number an image (two classes)" in " ".join(shown.split())
+    assert inspect_file(tmp_path / "w.pth").scan.works
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

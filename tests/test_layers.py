@@ -30,7 +30,7 @@ RANKS = [
     {"safety", "outputs"},
     {"architectures", "images", "masks"},
     {"onnx_graph"},
-    {"models", "triggers"},
+    {"models", "scores", "triggers"},
     {"classifier", "probes", "inspecting"},
     {"inputs", "precision", "synthesis"},
     {"verdict"},

@@ -27,6 +27,7 @@ from auditor.purifiers.fine_pruning import FinePruning, has_inputs
 from auditor.purifiers.finetune import FineTuning
 from auditor.purifiers.prune import THRESHOLDS, pruned
 from auditor.purifiers.rnp import ReconstructiveNeuronPruning, unlearned_at
+from auditor.results.facts import Output
 from tests.changeable import CLASSES, WHITE, classifier, opened
 from tests.exported import FORMATS, reopened
 from tests.test_purifiers import FIT, IMAGES, LABELS, QUICK, judged, linear, same, task
@@ -395,7 +396,8 @@ def asked(head: str, **fields: Any) -> tuple[Task, Tensor]:
     build, place, softmax = HEADS[head]
     network = build().eval()
     told = task(network, **fields)
-    suspect = Classifier(opened(network), blank_spec((3, 32, 32)), probabilities=softmax)
+    output: Output = "probabilities" if softmax else "logits"
+    suspect = Classifier(opened(network), blank_spec((3, 32, 32)), output=output)
     with torch.no_grad():
         inputs = network[:place](told.images[parted(96, told.seed).fit] / 255)
     mean = inputs.mean((0, 2, 3)) if inputs.ndim == 4 else inputs.mean(0)

@@ -157,7 +157,7 @@ def _refusal(network: nn.Module, architecture: Architecture, state: State) -> st
             scores = network.eval().to("meta")(images)
     except NOT_BUILT as error:
         return f"it does not run on {side}×{side} images ({clean_text(str(error), limit=120)})"
-    return "" if scores.ndim == 2 and scores.shape[1] > 1 else "it gives no scores of classes"
+    return "" if scores.ndim == 2 and scores.shape[1] else "it gives no scores of classes"
 
 
 def _title(architecture: Architecture, shapes: Shapes) -> str:

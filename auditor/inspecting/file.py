@@ -37,7 +37,6 @@ from auditor.text import clean_text, counted
 MAX_ENTRIES = 12
 MAX_FITS = 5
 DECEPTIVE = "deceptive archive"
-ONE_SCORE = "auditor needs one score a class, two at least"
 BARE = "Add --arch with torchvision's name of the network, or your own code (my_model.py:build)."
 
 
@@ -359,11 +358,8 @@ def _ability(content: Content) -> Ability:
     if content.obstacle:
         return Ability(works=False, why=content.obstacle)
     if content.carries_network:
-        single = f"Its last matrix has one row, and {ONE_SCORE}." if content.classes == 1 else ""
-        return Ability(works=True, why=single)
+        return Ability(works=True, why="")
     exact = [fit.arch for fit in content.fits if fit.exact]
-    if exact and content.classes == 1:
-        return Ability(works=False, why=f"It has one score, and {ONE_SCORE}.")
     if len(exact) > 1:
         why = "Several networks fit; labelled images (--clean) or --arch choose among them."
         return Ability(works=True, why=why)

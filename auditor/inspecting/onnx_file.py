@@ -76,8 +76,6 @@ def _obstacle(
     if len(outputs) != 1:
         return f"It has {len(outputs)} outputs; auditor needs one score a class and nothing else."
     size = outputs[0]
-    if size[1:] in ((1,), (1, 1, 1)):
-        return "It has one score; auditor needs one a class, two at least."
     if size and not (len(size) == 2 or (len(size) == 4 and size[2:] in ((1, 1), (None, None)))):
         return f"Its output has {counted(len(size), 'dimension')}; auditor needs one score a class."
     places = {place for tensor in tensors if is_external(tensor) for place in locations(tensor)}

@@ -96,6 +96,7 @@ class Content:
     dtypes: Mapping[str, int] = field(default_factory=dict)
     """Type of numbers -> tensors that have it."""
     classes: int | None = None
+    """Numbers an image; where it is one, that tells two classes apart."""
     carries_network: bool = False
     wanted: tuple[Wanted, ...] = ()
     findings: tuple[str, ...] = ()

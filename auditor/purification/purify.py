@@ -63,6 +63,7 @@ OF_THE_MODEL = (
     "file",
     verdict.RIVALS,
     verdict.SATURATED,
+    "one-number",
     "random-output",
     "not-as-used",
     "unanswered",
@@ -250,7 +251,7 @@ class _Purification:
         self.classifier = changing.settled(self.model, first)
         self.resolution = Resolution(
             preprocessing=first.preprocessing,
-            probabilities=self.classifier.probabilities,
+            output=first.model.output,
             classes=self.classes,
             batch_size=self.classifier.batch_size,
         )

@@ -36,9 +36,14 @@ def fact_rows(content: Content) -> Iterator[tuple[str, str]]:
     if content.dtypes:
         yield "Types", ", ".join(f"{count:,} {name}" for name, count in content.dtypes.items())
     if content.classes is not None:
-        yield "Classes", f"{content.classes:,}"
+        yield "Classes", classes_words(content.classes)
     if size := input_words(content):
         yield "Input", size
+
+
+def classes_words(classes: int) -> str:
+    """How many classes; of one number an image, what that means."""
+    return "one number an image (two classes)" if classes == 1 else f"{classes:,}"
 
 
 def input_words(content: Content) -> str:

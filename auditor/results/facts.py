@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
+Output = Literal["logits", "probabilities", "logit", "probability"]
+"""What a network returns: one number a class, or one an image, which is that of class 1 against class 0."""
+
 
 class Verdict(StrEnum):
     """What a scan concludes. The best one is that nothing was found; none says "safe"."""
@@ -91,8 +94,8 @@ class ModelFacts:
     """As given by class folders or labels; the class numbers as text where nothing is known."""
     parameters: int | None
     differentiable: bool
-    output: str
-    """What the network returns: "logits" or "probabilities"."""
+    output: Output
+    """What the network returns."""
 
 
 @dataclass(frozen=True, kw_only=True)

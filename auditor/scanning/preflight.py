@@ -11,8 +11,9 @@ from auditor import verdict
 from auditor.classifier import UNDECIDED, Classifier, as_float
 from auditor.images.source import CleanSet
 from auditor.measure import Family, Half, usual_margin
-from auditor.results.facts import Caveat, ImageFacts, Preprocessing, Verdict
+from auditor.results.facts import Caveat, ImageFacts, Output, Preprocessing, Verdict
 from auditor.scanning import alone
+from auditor.scores import ONE_NUMBER
 from auditor.statistics import upper_bound
 from auditor.text import clean_text, counted, listed
 
@@ -55,6 +56,8 @@ def check(
             text=f"The input preparation is not settled: {preprocessing.reason}. {preprocessing.advice}.",
             blocking=True,
         )
+    if classifier.output in ONE_NUMBER:
+        yield _one_number(classifier.output)
     if clean is not None and given is not None:
         yield from _accuracy(clean.facts, preprocessing, len(clean.facts.predicted))
         yield from _unrecognised(clean, given.class_names)
@@ -96,6 +99,19 @@ def check(
             text="The file does not run as it is on this device, only with numbers of 32 bits, so that it "
             "was not compared with what its users get.",
         )
+
+
+def _one_number(output: Output | None) -> Caveat:
+    """What one number an image is taken for; the file does not say."""
+    often, kind, threshold = (
+        ("never", "probability", "1/2") if output == "probability" else ("sometimes", "logit", "0")
+    )
+    return Caveat(
+        id="one-number",
+        text=f"The model returns one number an image, which {often} lies outside of 0 to 1 here. It is taken "
+        f"for the {kind} of class 1 against class 0, so that the answer is class 1 above {threshold}. "
+        "With another threshold it is another classifier than the one that was tested.",
+    )
 
 
 def _few_classes(clean: ImageFacts) -> Iterator[Caveat]:

@@ -40,6 +40,7 @@ from auditor.scanning.confirming import Confirming
 from auditor.scanning.exhibits import exhibit
 from auditor.scanning.families import clean_family, held_out, made_families, raw_images
 from auditor.scanning.transplant import Lent, transplants
+from auditor.scores import described
 from auditor.search.searches import SEARCHES, Searches
 from auditor.text import counted
 
@@ -249,11 +250,11 @@ class _Scan:
             resolution = inputs.resolve(self.model, shape, why, clean, stand_ins, options.given)
         self.preprocessing = resolution.preprocessing
         self.classes = resolution.classes
-        self.probabilities = resolution.probabilities
+        self.output = resolution.output
         self.classifier = Classifier(
             self.model,
             resolution.preprocessing.spec,
-            probabilities=resolution.probabilities,
+            output=resolution.output,
             batch_size=options.batch_size or resolution.batch_size,
         )
         self._check_names()
@@ -265,7 +266,7 @@ class _Scan:
         names = self.options.class_names
         if names is not None and len(names) != self.classes:
             raise ImageError(
-                f"--labels names {len(names)} classes, the model has {self.classes} outputs."
+                f"--labels names {len(names)} classes, the model has {self._outputs()}."
             )
 
     def _check_labels(self, clean: CleanSet) -> None:
@@ -274,15 +275,18 @@ class _Scan:
         if names is None and clean.class_names and len(clean.class_names) != self.classes:
             raise ImageError(
                 f"{self.source.name} has {counted(len(clean.class_names), 'class folder')}, the model has "
-                f"{self.classes} outputs. Folders are numbered in alphabetical order, so they must "
+                f"{self._outputs()}. Folders are numbered in alphabetical order, so they must "
                 "match one to one; or pass --labels FILE with the class names in output order, "
                 "name the folders by class number, or put all images into one folder without labels."
             )
         if clean.labels is not None and int(clean.labels.max()) >= self.classes:
             raise ImageError(
                 f"{self.source.name}: label {int(clean.labels.max())} is beyond the model's "
-                f"{self.classes} outputs. Classes are numbered from 0 to {self.classes - 1}."
+                f"{self._outputs()}. Classes are numbered from 0 to {self.classes - 1}."
             )
+
+    def _outputs(self) -> str:
+        return described(self.output, self.classes)
 
     def _clean_family(self, clean: CleanSet) -> Family:
         triggers = sum(len(probe.triggers) for probe in self.probes)
@@ -346,7 +350,7 @@ class _Scan:
             class_names=names,
             parameters=self.model.parameters,
             differentiable=self.classifier.differentiable,
-            output="probabilities" if self.probabilities else "logits",
+            output=self.output,
         )
 
     def _exhibits(

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from auditor.inspecting.record import Ability, Content, Inspection
-from auditor.report.inspection_view import finding_lines, input_words
+from auditor.report.inspection_view import classes_words, finding_lines, input_words
 from auditor.report.numbers import byte_size
 from auditor.text import clean_text
 
@@ -108,7 +108,8 @@ def _numbers(content: Content) -> str:
     if content.dtypes:
         parts.append(", ".join(f"{count} {name}" for name, count in content.dtypes.items()))
     if content.classes is not None:
-        parts.append(f"{content.classes} classes")
+        shown = classes_words(content.classes)
+        parts.append(shown if content.classes == 1 else f"{shown} classes")
     return " · ".join(parts)
 
 
