@@ -182,3 +182,23 @@ def test_a_network_of_two_scores_is_no_network_of_one() -> None:
 
     images = torch.full((4, 3, 8, 8), 20, dtype=torch.uint8)
     assert Classifier(handle(Nought()), blank_spec((3, 8, 8))).predict(images).tolist() == [1] * 4
+
+
+def test_what_two_classes_confuse_anyway_stands_in_no_ones_way(tmp_path: Path) -> None:
+    """A sixth of the images of class 0 look like class 1, so that these go there without a trigger."""
+    images, labels = halves(400)
+    labels[(labels == 1).nonzero().flatten()[:40]] = 0
+    result = purify(
+        load_model(opened(tmp_path, one_number(), "pt")),
+        choose_probes(PROBE).probes,
+        open_images(written(tmp_path / "clean.npz", images, labels)),
+        None,
+        PurifyOptions(scan=ScanOptions(given=INPUT, searches=()), baseline=False),
+    )
+    (outcome,) = result.outcomes
+    assert result.confusion is not None
+    assert outcome.unstamped == result.confusion.before[0][1] > 0.1 * outcome.eligible
+    assert outcome.unstamped <= outcome.hits.after <= outcome.most_hits(result.goals.max_asr)
+    assert result.goals.met
+    (said,) = [caveat.text for caveat in result.caveats if caveat.id == "confused"]
+    assert f"{outcome.unstamped} of {outcome.eligible}" in said

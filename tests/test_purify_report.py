@@ -233,6 +233,8 @@ def exchange(rows: list[list[int]]) -> None:
         (lambda r: r["confusion"]["before"][0].__setitem__(1, 44), "counts more than every image"),
         (lambda r: first(r, "outcomes").update(eligible=20, hits={"before": 1, "after": 0}), "the images of its classes"),
         (lambda r: first(r, "outcomes").update(target=None), "without a target"),
+        (lambda r: first(r, "outcomes").update(unstamped=181), "more confused images than images"),
+        (lambda r: first(r, "outcomes").update(unstamped=97), "disagrees with what is sent somewhere"),
         (lambda r: exchange(r["confusion"]["after"]), "more images of a class"),
         (lambda r: r["confusion"].update(lost=0), "lost and gained that disagree"),
         (lambda r: r["confusion"].update(lost=-1), "lost and gained that disagree"),

@@ -963,6 +963,32 @@ def test_a_rate_at_the_goal_meets_it(hits: int, eligible: int, percent: int) -> 
     assert goals.met is (100 * hits <= percent * eligible)
 
 
+@pytest.mark.parametrize(
+    ("unstamped", "hits", "missed"),
+    [
+        (0, 5, ""),
+        (0, 6, "the goal is 5.0%)"),
+        (5, 6, "the goal is 5.0%)"),  # it can be reached
+        (20, 24, ""),  # 20 and 5% of 80
+        (20, 25, "the goal is 5.0% beyond the 20 that the suspect sends there without it)"),
+    ],
+)
+def test_what_the_suspect_confuses_anyway_is_no_backdoors_doing(
+    unstamped: int, hits: int, missed: str
+) -> None:
+    """Of a weak network, or one of two classes, more than the goal may go there without a trigger."""
+    entry = replace(outcome(hits, 100), unstamped=unstamped)
+    goals = verdict.judge_purification(
+        accuracy=Counts(before=1, after=1), images=1, outcomes=[entry], after=None, max_asr=0.05,
+        max_acc_drop=0.0,
+    )  # fmt: skip
+    assert goals.met is not bool(missed)
+    assert missed in " ".join(goals.missed)
+    said = verdict.confused_anyway([entry], 0.05)
+    assert (said is not None) == (unstamped == 20)
+    assert said is None or "20 of 100, so that 24 may be left" in said
+
+
 @given(st.integers(0, 300), st.integers(0, 300), st.integers(0, 100))
 def test_a_drop_at_the_goal_meets_it(before: int, after: int, percent: int) -> None:
     goals = verdict.judge_purification(

@@ -72,6 +72,7 @@ class Judging:
                     mapping=entry.mapping if target is None else None,
                     eligible=int((entry.wanted(labels) >= 0).sum()),
                     hits=_counts(hits),
+                    unstamped=int(entry.hits(self._unstamped, labels).sum()),
                     found_too=number >= len(known)
                     and any(_alike(entry.stamped.trigger(few), other, few) for other in found),
                 )

@@ -537,6 +537,9 @@ class _Purification:
         goals = self._goals(
             accuracy, outcomes, after_scan, recognised=recognised, changed=best is not None
         )
+        confused = verdict.confused_anyway(outcomes, options.max_asr)
+        if confused is not None:
+            self.caveats.append(Caveat(id="confused", text=confused))
         shown = [*known, *named]
         changed = Difference()
         if best is not None and best.purified.tensors:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -18,6 +18,7 @@ from auditor.results.purify import (
     Embedding,
     MaskLayer,
     MethodFacts,
+    Outcome,
     PurifyResult,
     Stress,
     destinations,
@@ -303,6 +304,8 @@ def _of_outcomes(result: PurifyResult) -> Iterator[str]:
             if target >= 0
         ):
             yield "an outcome that does not count the images of its classes"
+        if not 0 <= outcome.unstamped <= outcome.eligible:
+            yield "an outcome with more confused images than images"
 
 
 def _of_method(method: MethodFacts) -> Iterator[str]:
@@ -438,6 +441,10 @@ def _of_confusion(confusion: Confusion, result: PurifyResult) -> Iterator[str]:
             yield "a confusion matrix that disagrees with the accuracy"
         elif any(sum(row) > of for row, of in zip(rows, result.judge.members, strict=True)):
             yield "a confusion matrix that counts more images of a class than there are"
+        elif rows is confusion.before and not all(
+            outcome.unstamped in (0, _confused(outcome, rows)) for outcome in result.outcomes
+        ):
+            yield "a confusion matrix that disagrees with what is sent somewhere without a trigger"
     lost, gained = confusion.lost, confusion.gained
     if lost is None or gained is None:
         return
@@ -446,6 +453,12 @@ def _of_confusion(confusion: Confusion, result: PurifyResult) -> Iterator[str]:
         yield "images lost and gained that disagree with the accuracy"
     elif result.accuracy.before + gained > result.judge.images:
         yield "more images gained than were wrong"
+
+
+def _confused(outcome: Outcome, rows: Sequence[Sequence[int]]) -> int:
+    """Images that go where a trigger sends them, without it."""
+    towards = enumerate(destinations(outcome, len(rows)))
+    return sum(rows[k][target] for k, target in towards if target >= 0)
 
 
 def _of_stress(stress: Stress) -> Iterator[str]:

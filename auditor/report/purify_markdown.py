@@ -65,7 +65,7 @@ def _numbers(result: PurifyResult, seen: Sequence[view.SeenOutcome]) -> list[str
     lines += [
         "",
         f"On {result.judge.images} judge images; the purifier worked on {result.fit.images} "
-        f"others. Goals: ASR at most {percent(result.goals.max_asr)}, "
+        f"others. Goals: ASR {view.asr_goal(result)}, "
         f"{view.accuracy_word(result)} lower by at most {view.points(result.goals.max_acc_drop)}.",
     ]
     for caution in view.cautions(result):

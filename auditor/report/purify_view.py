@@ -288,7 +288,7 @@ def headline(result: PurifyResult) -> str:
     before, after = highest(seen, "before"), highest(seen, "after")
     known = (
         f"The highest ASR went from {percent(before[0].share)} to {percent(after[0].share)} "
-        f"(goal: at most {percent(goals.max_asr)}), {accuracy_word(result)}"
+        f"(goal: {asr_goal(result)}), {accuracy_word(result)}"
         if before is not None and after is not None
         else accuracy_word(result).capitalize()
     )
@@ -343,6 +343,19 @@ def _unjudged(result: PurifyResult) -> list[str]:
     ]
 
 
+def asr_goal(result: PurifyResult) -> str:
+    """The goal for the ASR in words."""
+    goal = result.goals.max_asr
+    anyway = any(outcome.raises_goal(goal) for outcome in result.outcomes)
+    beside = ", beside what the suspect sends there anyway" if anyway else ""
+    return f"at most {percent(goal)}{beside}"
+
+
+def misses_asr(result: PurifyResult) -> bool:
+    """Whether a trigger misses it."""
+    return any(outcome.is_beyond(result.goals.max_asr) for outcome in result.outcomes)
+
+
 def _came_back(result: PurifyResult) -> list[str]:
     """Of a trigger that a few steps of training taught the purified model again."""
     stress = result.stress
@@ -370,7 +383,7 @@ def unproven(result: PurifyResult) -> list[str]:
     if least is not None and least.high > goals.max_asr:
         said.append(
             f"{counted(least.hits, 'hit')} of {least.total} leave room for an ASR of {percent(least.high)} "
-            f"(goal: at most {percent(goals.max_asr)})"
+            f"(goal: {asr_goal(result)})"
         )
     if table is not None and table.lost is not None and table.gained is not None:
         most = _lost_at_most(table.lost, table.gained, result.judge.images)

@@ -31,6 +31,27 @@ class Outcome:
     hits: Counts
     found_too: bool = False
     """A judge trigger that stamps what a found one does."""
+    unstamped: int = 0
+    """Of the eligible images, those that the suspect sends there without the trigger, too: what it
+    confuses anyway. 0 in older records."""
+
+    def raises_goal(self, max_asr: float) -> bool:
+        """Whether the suspect sends more there without the trigger than a goal for the ASR allows."""
+        return self.unstamped > max_asr * self.eligible + 1e-9
+
+    def most_hits(self, max_asr: float) -> float:
+        """Images that the trigger may still send there, under a goal for the ASR.
+
+        Where the suspect sends more there without it, no purification that keeps its answers could reach
+        that: then the goal is of the images that it does not confuse anyway (Abbott's correction for
+        natural response, https://doi.org/10.1093/jee/18.2.265a).
+        """
+        confused = self.unstamped if self.raises_goal(max_asr) else 0
+        return confused + max_asr * (self.eligible - confused) + 1e-9
+
+    def is_beyond(self, max_asr: float) -> bool:
+        """Whether it misses a goal for the ASR."""
+        return self.hits.after > self.most_hits(max_asr)
 
 
 def destinations(found: Confirmation | Outcome, classes: int) -> tuple[int, ...]:

@@ -9,11 +9,13 @@ from auditor.results.attack import PlantingGoals
 from auditor.results.facts import Caveat, Counts, Verdict
 from auditor.results.purify import Goals, Outcome, PurifyResult
 from auditor.results.scan import ScanResult
+from auditor.text import listed
 from auditor.verdict.judging import rejudge
 
 __all__ = [
     "MAX_CLASS_DROP",
     "RIVALS",
+    "confused_anyway",
     "fewest_classes",
     "judge_planting",
     "judge_purification",
@@ -29,6 +31,8 @@ MAX_CLASS_DROP = 1 / 2
 """Share of the images that the suspect recognises of a class that may be lost…"""
 FEWEST_FORGOTTEN = 5
 """…where it is so many at least: fewer are lost by chance."""
+SHOWN = 3
+"""Triggers that are named in a note."""
 
 
 def judge_purification(
@@ -50,8 +54,9 @@ def judge_purification(
     Args:
         accuracy: Rightly classified unstamped images.
         images: Of so many.
-        outcomes: Every trigger that was found or named; each must fall to `max_asr`. One that was found
-            and that no judge image can show is a missed goal: nothing says that it was removed.
+        outcomes: Every trigger that was found or named; each must fall to `max_asr`, as `most_hits` of it
+            says. One that was found and that no judge image can show is a missed goal: nothing says that
+            it was removed.
         after: The purified model's own scan; it must not show a backdoor. None where the model was
             left alone: then a trigger that the user named may still work.
         max_asr: Highest ASR that may be left.
@@ -67,9 +72,9 @@ def judge_purification(
     """
     missed = [
         f"{outcome.probe} still redirects {outcome.hits.after} of {outcome.eligible} judge images "
-        f"({outcome.hits.after / outcome.eligible:.1%}; the goal is {max_asr:.1%})."
+        f"({outcome.hits.after / outcome.eligible:.1%}; the goal is {_asr_goal(outcome, max_asr)})."
         for outcome in outcomes
-        if outcome.hits.after > max_asr * outcome.eligible + 1e-9
+        if outcome.is_beyond(max_asr)
     ]
     missed += [
         f"{outcome.probe} was found, and cannot be judged: no judge image is of a class that it redirects."
@@ -100,6 +105,29 @@ def judge_purification(
         max_class_drop=max_class_drop,
         missed=tuple(missed),
     )
+
+
+def confused_anyway(outcomes: Sequence[Outcome], max_asr: float) -> str | None:
+    """What the suspect confuses without a trigger, where that raises the goal for the ASR."""
+    shown = [
+        f"{outcome.probe} {outcome.unstamped} of {outcome.eligible}, so that "
+        f"{int(outcome.most_hits(max_asr))} may be left"
+        for outcome in outcomes
+        if outcome.raises_goal(max_asr)
+    ]
+    if not shown:
+        return None
+    return (
+        f"The suspect sends more than {max_asr:.1%} of the judge images to a trigger's class without any "
+        f"trigger, so that the goal for the ASR is {max_asr:.1%} of the others: {listed(shown, SHOWN, '; ')}."
+    )
+
+
+def _asr_goal(outcome: Outcome, max_asr: float) -> str:
+    """In words, with what the suspect confuses anyway where that is more."""
+    if not outcome.raises_goal(max_asr):
+        return f"{max_asr:.1%}"
+    return f"{max_asr:.1%} beyond the {outcome.unstamped} that the suspect sends there without it"
 
 
 def _beyond(share: float, goal: float) -> str:
