@@ -521,6 +521,33 @@ def test_what_costs_least_is_kept(
     assert [stage.kept for stage in stages] == [name.isupper() for name in made.split()]
 
 
+def test_what_forgets_a_class_is_no_good() -> None:
+    """Of few images for choosing the loss is small, and of a class that the user lets go it is none."""
+    forgetful = {"7.bias": torch.zeros(CLASSES).index_fill(0, torch.tensor([6]), -1e4)}
+    for allowed, forgotten in ((0.2, (6,)), (1.0, ())):
+        scales = informed._Run(
+            Informed(), task(classifier(strength=0.0), WHITE, max_acc_drop=allowed), silent
+        ).scales
+        own, made = (scales.candidate(tensors, 1.0) for tensors in ({}, forgetful))
+        assert own.forgotten == ()
+        assert own.meets_goals
+        assert made.accuracy < own.accuracy
+        assert made.forgotten == forgotten
+        assert made.meets_goals == made.reached == (not forgotten)
+        assert made.cost == pytest.approx(
+            math.log10(made.damage + cost.SAME_DAMAGE) + len(forgotten)
+        )
+
+
+def test_forgotten_classes_are_counted_on_all_fit_images() -> None:
+    """Those for choosing hold two of class 6, whose loss does not count."""
+    told = task(classifier(strength=0.0), WHITE, max_acc_drop=0.2)
+    scales = informed._Run(Informed(), told, silent).scales
+    assert int(scales._labels.bincount()[6]) == 2
+    assert scales._labels_of_all.bincount().tolist() == [12] * CLASSES
+    assert scales._recognised == [12] * CLASSES
+
+
 def test_numbers_that_are_none_are_the_greatest_damage(monkeypatch: pytest.MonkeyPatch) -> None:
     told = task(classifier(), WHITE)
     run = informed._Run(Informed(), told, silent)

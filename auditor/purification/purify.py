@@ -361,8 +361,7 @@ class _Purification:
             members=self.judging.facts.members,
             fewest_classes=verdict.fewest_classes(self.classes) if changed else 0,
             recognised=recognised,
-            # who allows more of all images allows it of those of a class
-            max_class_drop=max(verdict.MAX_CLASS_DROP, self.options.max_acc_drop),
+            max_class_drop=verdict.class_drop(self.options.max_acc_drop),
             max_asr=self.options.max_asr,
             max_acc_drop=self.options.max_acc_drop,
             caveats=self.caveats if changed else (),

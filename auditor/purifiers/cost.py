@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from auditor import measure
+from auditor import measure, verdict
 from auditor.classifier import as_float
 from auditor.purifiers.augment import mixed, shifted
 from auditor.purifiers.base import Known, Task, all_finite, changed_classifier
@@ -26,6 +26,8 @@ ASR_AIM, ACC_AIM = 1 / 2, 1 / 3
 DAMAGE_COPIES = 4
 SAME_DAMAGE = 1e-3
 """Nats; damage is not told apart far below it."""
+MOST_REMEMBERED = 2048
+"""Fit images on which classes are counted, those for choosing first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +46,11 @@ class Candidate:
     """By how much the aim of the ASR is missed so, in standard errors, by the trigger that misses it most."""
     loss: float
     """By how much more accuracy is lost than the user allows, in standard errors."""
+    forgotten: tuple[int, ...]
+    """Classes that it no longer recognises, see `verdict.forgotten`. On those that it was fitted on as well:
+    of many classes, the others hold a few images each, and what is forgotten shows there, too."""
     reached: bool
-    """The aims hold, of `moved` and of ACC."""
+    """The aims hold, of `moved` and of ACC, and no class is forgotten."""
     meets_goals: bool
     """So do the user's goals; of the ASR itself they need not, by what a weak network confuses anyway."""
 
@@ -53,10 +58,11 @@ class Candidate:
     def cost(self) -> float:
         """The damage in powers of ten; a goal that is missed by one standard error is one more of them.
 
-        By three it is two more, by seven three. So one image beyond an aim weighs something, but not
-        all; a backdoor that obeys weighs more than a little accuracy, and less than all of it.
+        By three it is two more, by seven three; so are as many forgotten classes. So one image beyond an
+        aim weighs something, but not all; a backdoor that obeys weighs more than a little accuracy, and
+        less than all of it.
         """
-        missed = math.log2(1 + self.excess) + math.log2(1 + self.loss)
+        missed = sum(math.log2(1 + by) for by in (self.excess, self.loss, len(self.forgotten)))
         return math.log10(self.damage + SAME_DAMAGE) + missed
 
 
@@ -77,13 +83,18 @@ class Scales:
         task: What the purifier was given.
         known: Those of the triggers that are unlearnt.
         chosen: Indices of the images for choosing.
+        fitted: Those of the images that it is fitted on.
     """
 
-    def __init__(self, task: Task, known: Sequence[Known], chosen: Tensor) -> None:
+    def __init__(self, task: Task, known: Sequence[Known], chosen: Tensor, fitted: Tensor) -> None:
         self.task, self.known = task, known
         self._images = task.images[chosen.to(task.images.device)]
         self._labels = task.labels[chosen]
+        others = fitted[~torch.isin(fitted, chosen)][: max(0, MOST_REMEMBERED - len(chosen))]
+        self._others = task.images[others.to(task.images.device)]
+        self._labels_of_all = torch.cat([self._labels, task.labels[others]])
         self._suspect = self._answers({})
+        self._recognised = self._of_classes({}, self._suspect)
         self.accuracy = self._accuracy(self._suspect)
         """Of the suspect."""
         self._concerned = [entry.wanted(self._labels) >= 0 for entry in known]
@@ -103,6 +114,10 @@ class Scales:
         answers, finite = self._answers(tensors), all_finite(tensors.values())
         accuracy, shares = self._accuracy(answers), self._shares(answers, self._movable)
         moved = max(shares, default=0.0)
+        recognised = self._of_classes(tensors, answers)
+        drop = verdict.class_drop(self.task.max_acc_drop)
+        forgotten = verdict.forgotten(self._recognised, recognised, drop)
+        keeps = finite and not forgotten
         return Candidate(
             tensors=tensors,
             asr=max(self._shares(answers, self._concerned), default=0.0),
@@ -111,8 +126,9 @@ class Scales:
             damage=self._damage(tensors) if finite else math.inf,
             excess=self._excess(shares),
             loss=self._loss(answers),
-            reached=finite and self._holds(accuracy, moved, acc_aim, ASR_AIM),
-            meets_goals=finite and self._holds(accuracy, moved, 1.0, 1.0),
+            forgotten=tuple(forgotten),
+            reached=keeps and self._holds(accuracy, moved, acc_aim, ASR_AIM),
+            meets_goals=keeps and self._holds(accuracy, moved, 1.0, 1.0),
         )
 
     def _answers(self, tensors: Mapping[str, Tensor]) -> _Answers:
@@ -122,6 +138,15 @@ class Scales:
             plain=network.predict(self._images),
             stamped=measure.predictions(network, self._images, triggers),
         )
+
+    def _of_classes(self, tensors: Mapping[str, Tensor], answers: _Answers) -> list[int]:
+        """Recognised images a class, of all fit images."""
+        network = changed_classifier(self.task.classifier, tensors)
+        said = [answers.plain]
+        if len(self._others):
+            said.append(network.predict(self._others))
+        right = self._labels_of_all[torch.cat(said) == self._labels_of_all]
+        return right.bincount(minlength=self.task.classes).tolist()
 
     def _accuracy(self, answers: _Answers) -> float:
         return float((answers.plain == self._labels).float().mean())

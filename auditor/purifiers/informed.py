@@ -208,7 +208,7 @@ class _Run:
         )
         self.known = task.known[: method.most_known]
         self.layers = anchor_layers(self.classifier, task.images)
-        self.scales = Scales(task, self.known, self.kept_back)
+        self.scales = Scales(task, self.known, self.kept_back, self.fit)
         labels = task.labels[self.fit]
         targets = sorted({k for entry in self.known for k in entry.mapping} - {-1})
         of_each = (self.fit[labels == target] for target in targets)
@@ -296,11 +296,13 @@ class _Run:
         task, images = self.task, f"{len(self.kept_back)} {self.choosing}"
         reached = "reached the aims" if made.reached else "did not reach the aims"
         aim = f"aim {task.max_asr * ASR_AIM:.1%}{' of these' if made.moved != made.asr else ''}"
+        forgotten = ", ".join(map(str, made.forgotten))
+        classes = f", of all fit images it forgets those of class {forgotten}" if forgotten else ""
         return (
             f"{attempt.what.capitalize()} {reached} on {images}: {_asr(made)} ({aim}), "
             f"ACC {self.scales.accuracy:.1%} to {made.accuracy:.1%} (aim: "
             f"{task.max_acc_drop * 100 * attempt.acc_aim:.1f} points less at most), divergence "
-            f"{made.damage:.3f} nats."
+            f"{made.damage:.3f} nats{classes}."
         )
 
     def _reestimated(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

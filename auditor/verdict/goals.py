@@ -15,8 +15,10 @@ from auditor.verdict.judging import rejudge
 __all__ = [
     "MAX_CLASS_DROP",
     "RIVALS",
+    "class_drop",
     "confused_anyway",
     "fewest_classes",
+    "forgotten",
     "judge_planting",
     "judge_purification",
     "rejudge_purification",
@@ -142,11 +144,11 @@ def _forgotten(
     """Which classes the purified model has lost, a sentence each."""
     if recognised is None:
         return []
+    before, after = recognised
     return [
-        f"Class {k} is forgotten: {after} of the {before} judge images of it that were recognised still are "
-        f"(the goal is {1 - max_drop:.0%})."
-        for k, (before, after) in enumerate(zip(*recognised, strict=True))
-        if before - after >= max(FEWEST_FORGOTTEN, max_drop * before + 1e-9)
+        f"Class {k} is forgotten: {after[k]} of the {before[k]} judge images of it that were recognised "
+        f"still are (the goal is {1 - max_drop:.0%})."
+        for k in forgotten(before, after, max_drop)
     ]
 
 
@@ -158,6 +160,25 @@ def _unjudged(members: Sequence[int], needed: int) -> list[str]:
     return [
         f"The images to judge by are of {judged} of {len(members)} classes (by label or prediction), too "
         f"few to tell what became of the others: give images of {needed} classes at least."
+    ]
+
+
+def class_drop(max_acc_drop: float) -> float:
+    """Share of one class that may be lost: who allows more of all images allows it of those of a class."""
+    return max(MAX_CLASS_DROP, max_acc_drop)
+
+
+def forgotten(before: Sequence[int], after: Sequence[int], max_drop: float) -> list[int]:
+    """Classes of which a larger share of the recognised images is lost, and no few.
+
+    Args:
+        before: Rightly classified images a class, by the suspect.
+        after: By another model.
+        max_drop: That share.
+    """
+    lost = [was - stays for was, stays in zip(before, after, strict=True)]
+    return [
+        k for k, was in enumerate(before) if lost[k] >= max(FEWEST_FORGOTTEN, max_drop * was + 1e-9)
     ]
 
 
