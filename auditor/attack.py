@@ -253,10 +253,13 @@ class _Attack:
     ) -> AttackResult:
         options, judge = self.options, self.judge
         classes = self.found.model.classes
-        before, after = self._counts(self.classifier), self._counts(staged.classifier)
-        hits, controls, accuracy = (
-            Counts(before=first, after=second) for first, second in zip(before, after, strict=True)
+        rivals = (self.classifier, staged.classifier)
+        hits, controls = (
+            Counts(before=before, after=after)
+            for before, after in zip(*map(self._hits, rivals), strict=True)
         )
+        before, after = map(self._recognised, rivals)
+        accuracy = Counts(before=sum(before), after=sum(after))
         eligible = int((judge.labels != self.target).sum())
         judged = changing.split_facts(judge.images, judge.labels, classes)
         provenance = self.found.provenance
@@ -282,6 +285,7 @@ class _Attack:
                 min_asr=options.min_asr,
                 max_acc_drop=options.max_acc_drop,
                 members=judged.members,
+                recognised=(before, after),
             ),
             written=staged.facts,
             marked=marked,
@@ -302,13 +306,19 @@ class _Attack:
             ),
         )
 
-    def _counts(self, classifier: Classifier) -> tuple[int, int, int]:
-        """Hits of the trigger, those of its worst control, and rightly classified images."""
+    def _hits(self, classifier: Classifier) -> tuple[int, int]:
+        """Those of the trigger, and of its worst control."""
         images, labels = self.judge.images, self.judge.labels
         triggers = [self.trigger, *(self.trigger.control(seed) for seed in range(CONTROLS))]
         stamped = measure.predictions(classifier, images, triggers)
         hits = [int(self.known.hits(predicted, labels).sum()) for predicted in stamped]
-        return hits[0], max(hits[1:]), changing.correct(classifier, images, labels)
+        return hits[0], max(hits[1:])
+
+    def _recognised(self, classifier: Classifier) -> list[int]:
+        """Rightly classified images a class."""
+        labels = self.judge.labels
+        right = labels[classifier.predict(self.judge.images) == labels]
+        return right.bincount(minlength=self.judge.classes).tolist()
 
 
 class _Planting:

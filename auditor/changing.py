@@ -137,11 +137,6 @@ def split_facts(images: Tensor, labels: Tensor, classes: int) -> SplitFacts:
     )
 
 
-def correct(classifier: Classifier, images: Tensor, labels: Tensor) -> int:
-    """How many images are rightly classified; arguments as `labelled` returns them."""
-    return int((classifier.predict(images) == labels).sum())
-
-
 @dataclass(frozen=True, kw_only=True)
 class Staged:
     """A changed model as a file that is there only for now."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -297,6 +298,19 @@ def test_a_network_that_forgot_classes_is_not_taken_for_a_good_one(benign: Path)
     done = run("attack", benign / "benign.pt", "--clean", "few.npz", *PLANT, "-o", "none")
     assert done.exit_code == 1, said(done)
     assert "are of 3 of 8 classes" in said(done)
+
+
+def test_a_class_that_is_forgotten_is_a_missed_goal(
+    benign: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forgetful = {"7.bias": torch.zeros(8).index_fill(0, torch.tensor([3]), -1e4)}
+    monkeypatch.setattr(_Planting, "run", lambda planting: (forgetful, ()))
+    done = run(
+        "attack", benign / "benign.pt", "--clean", benign / "samples.npz", *PLANT, "-o", "none",
+        "--max-acc-drop", "0.3",
+    )  # fmt: skip
+    assert done.exit_code == 1, said(done)
+    assert re.search(r"Class 3 is forgotten: 0 of the \d+ judge images", said(done))
 
 
 def test_unlabelled_images_and_one_line(benign: Path, tmp_path: Path) -> None:

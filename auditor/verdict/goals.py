@@ -214,6 +214,7 @@ def judge_planting(
     min_asr: float,
     max_acc_drop: float,
     members: Sequence[int] = (),
+    recognised: tuple[Sequence[int], Sequence[int]] | None = None,
 ) -> PlantingGoals:
     """Was a backdoor planted, and the accuracy kept?
 
@@ -225,6 +226,7 @@ def judge_planting(
         min_asr: Goal for the ASR.
         max_acc_drop: Goal for the share of accuracy that is lost.
         members: Images a class, as in `judge_purification`; of so few classes, nothing says that it was.
+        recognised: Rightly classified images a class, as there.
     """
     missed = []
     asr, lost = hits.after / eligible, (accuracy.before - accuracy.after) / images
@@ -237,6 +239,7 @@ def judge_planting(
             f"ACC dropped by {_beyond(lost, max_acc_drop)} points ({accuracy.before} to {accuracy.after} of "
             f"{images} images), and {max_acc_drop * 100:.1f} may be lost"
         )
-    needed = fewest_classes(len(members))
-    missed += [text[0].lower() + text[1:].rstrip(".") for text in _unjudged(members, needed)]
+    others = _forgotten(recognised, class_drop(max_acc_drop))
+    others += _unjudged(members, fewest_classes(len(members)))
+    missed += [text[0].lower() + text[1:].rstrip(".") for text in others]
     return PlantingGoals(min_asr=min_asr, max_acc_drop=max_acc_drop, missed=tuple(missed))
