@@ -11,7 +11,6 @@ import time
 from dataclasses import replace
 from typing import NamedTuple
 
-from auditor.classifier import Classifier
 from auditor.errors import UnsuitableModel
 from auditor.images.source import CleanSet, ImageSource
 from auditor.inputs import (
@@ -19,6 +18,7 @@ from auditor.inputs import (
     SIZE_NORMALIZATIONS,
     GivenInput,
     blank_spec,
+    recognised,
     resolve_size,
     spec_of,
 )
@@ -143,10 +143,7 @@ def _accuracy(
     model: ModelHandle, size: tuple[int, int, int], text: str, given: GivenInput, clean: CleanSet
 ) -> float:
     spec = spec_of(size, text, given.order or "rgb")
-    predicted = Classifier(model, spec).predict(clean.images).tolist()
-    truth = [] if clean.labels is None else clean.labels.tolist()
-    right = [one == other for one, other in zip(predicted, truth, strict=False)]
-    return right.count(True) / len(predicted)
+    return recognised(model, spec, clean) / len(clean)
 
 
 def _verdict(best: Tried, others: list[Tried], *, untried: bool) -> str:

@@ -14,7 +14,7 @@ from auditor.errors import ModelError, UnsuitableModel
 from auditor.memory import is_out_of_memory
 from auditor.models.base import ModelHandle
 from auditor.results.facts import InputSpec, Output
-from auditor.scores import as_logits, scores_of
+from auditor.scores import ONE_NUMBER, as_logits, scores_of
 from auditor.text import clean_text
 
 BATCH_SIZES = (16, 32, 64, 128, 256, 512, 1024)
@@ -113,7 +113,22 @@ class Classifier:
             ) from error
         if len(images) == 1 and isinstance(raw, Tensor) and raw.shape[-1:].numel() == raw.numel():
             raw = raw.reshape(1, -1)  # of one image, some leave the first dimension out
-        return as_logits(scores_of(raw, self.model.file.path.name), self.output)
+        return as_logits(
+            self._checked(scores_of(raw, self.model.file.path.name), images), self.output
+        )
+
+    def _checked(self, scores: Tensor, images: Tensor) -> Tensor:
+        """Scores, if there is a row an image, and one number where there always is."""
+        name = clean_text(self.model.file.path.name)
+        if len(scores) != len(images):
+            raise UnsuitableModel(
+                f"{name} returns {len(scores)} rows of scores for {len(images)} images."
+            )
+        if self.output is not None and (scores.shape[1] == 1) != (self.output in ONE_NUMBER):
+            raise UnsuitableModel(
+                f"{name} returns one number for some images and several scores for others."
+            )
+        return scores
 
     def prepared(self, images: Tensor) -> Tensor:
         """The network's input: stretched, reordered, normalised as `spec` says."""
@@ -171,7 +186,7 @@ class Classifier:
                 continue
             outputs.append(logits)
             start += len(part)
-        return torch.cat(outputs)
+        return self._together(outputs)
 
     def guarded(self, make: Callable[[], Tensor]) -> Tensor | None:
         """Logits of the batch that `make` makes; out of memory, halve `batch_size`, return None.
@@ -206,7 +221,13 @@ class Classifier:
             missing = size - len(part)
             filled = torch.cat([part, part[:1].expand(missing, -1, -1, -1)]) if missing else part
             outputs.append(self(filled)[: len(part)])
-        return torch.cat(outputs)
+        return self._together(outputs)
+
+    def _together(self, parts: list[Tensor]) -> Tensor:
+        if len({part.shape[1] for part in parts}) > 1:
+            name = clean_text(self.model.file.path.name)
+            raise UnsuitableModel(f"{name} returns more scores for some images than for others.")
+        return torch.cat(parts)
 
     @torch.inference_mode()
     def tune_batch_size(self) -> float:

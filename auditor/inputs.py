@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -263,7 +264,7 @@ def _size_by_accuracy(
         begin = time.monotonic()
         clean = source.load(indices, blank_spec(size))
         specs = [_tried_spec(size, name, given) for name in names]
-        right = max(_recognised(model, spec, clean) for spec in specs)
+        right = max(recognised(model, spec, clean) for spec in specs)
         scores[size] = right / len(clean)
         fewest = min(fewest, len(clean))
         spent, pixels = spent + time.monotonic() - begin, pixels + size[1] * size[2]
@@ -410,17 +411,28 @@ def _ranked(
     if labelled and given.order is None and size[0] == 3:
         specs += [replace(spec, order="bgr") for spec in specs if spec.order == "rgb"]
     answers = [_answers(model, spec, images) for spec in specs]
-    output = output_of([scores for scores, _ in answers])
+    outputs = dict(zip(specs, _outputs([scores for scores, _ in answers]), strict=True))
     ranked = _sorted(
         [
-            _evaluated(spec, images, *answer, output)
+            _evaluated(spec, images, *answer, outputs[spec])
             for spec, answer in zip(specs, answers, strict=True)
         ],
         labelled,
     )
     if images.labels is not None:
         ranked = _usual_order_first(ranked, images.labels)
-    return ranked, output, max(2, answers[0][0].shape[1])
+    return ranked, outputs[ranked[0][0].spec], max(2, answers[0][0].shape[1])
+
+
+def _outputs(answers: Sequence[Tensor]) -> list[Output]:
+    """What a network returns, for each way to prepare its input.
+
+    Several scores are what they are whatever went in. One number is told by its own values: a sigmoid may
+    leave 0 to 1, or be no number, where the input is none that the network was made for.
+    """
+    if answers[0].shape[1] == 1:
+        return [output_of([scores]) for scores in answers]
+    return [output_of(answers)] * len(answers)
 
 
 def _sorted(found: Ranked, labelled: bool) -> Ranked:
@@ -523,7 +535,7 @@ def _decide(
     )
 
 
-def _recognised(model: ModelHandle, spec: InputSpec, images: CleanSet) -> int:
+def recognised(model: ModelHandle, spec: InputSpec, images: CleanSet) -> int:
     """How many images one candidate gets right."""
     scores, distance = _answers(model, spec, images)
     return _evaluated(spec, images, scores, distance, output_of([scores]))[0].correct or 0
@@ -578,7 +590,7 @@ def _subset(
     model: ModelHandle, images: CleanSet, size: tuple[int, int, int]
 ) -> tuple[CleanSet, int]:
     """As many images as all candidates can be tried on in time, and the fastest batch size."""
-    classifier = Classifier(model, blank_spec(size))
+    classifier = Classifier(model, blank_spec(size), output=None)
     speed = classifier.tune_batch_size()
     count = int(speed * CANDIDATE_SECONDS / (2 * len(NORMALIZATIONS) + 1))
     count = max(MIN_EVALUATED, min(EVALUATED_IMAGES, count))

@@ -14,7 +14,8 @@ from auditor.text import clean_text
 
 LOG_FLOOR = 1e-30
 NEAR_ONE = torch.finfo(torch.float32).eps / 2
-"""What is left of one where a probability is as near to it as float32 tells."""
+"""What is left of one where a probability is as near to it as float32 tells. One near to nought is taken
+for no surer, since the two classes are held against each other."""
 
 ONE_NUMBER: tuple[Output, ...] = ("logit", "probability")
 
@@ -42,10 +43,12 @@ def scores_of(raw: Any, name: str) -> Tensor:
         )
     if raw.ndim == 4 and raw.shape[2:] == (1, 1):
         raw = raw.flatten(1)
-    if raw.ndim != 2 or not raw.shape[1]:
-        kind = {1: ", as if it had chosen a class already", 4: ", as of segmentation"}.get(
-            raw.ndim, ""
-        )
+    if raw.ndim < 2 and raw.is_floating_point():
+        raw = raw.reshape(-1, 1)
+    chosen = raw.ndim == 2 and raw.shape[1] == 1 and not raw.is_floating_point()
+    if raw.ndim != 2 or not raw.shape[1] or chosen:
+        kinds = {1: ", as if it had chosen a class already", 4: ", as of segmentation"}
+        kind = kinds.get(1 if chosen else raw.ndim, "")
         raise UnsuitableModel(
             f"{name}: the output is not one score a class but of shape {_shape(raw)}{kind}. "
             "auditor tests image classifiers."
@@ -88,7 +91,7 @@ def as_logits(scores: Tensor, output: Output | None) -> Tensor:
         return scores.clamp_min(LOG_FLOOR).log() if probabilities else scores
     if not probabilities:
         return torch.cat([-scores / 2, scores / 2], 1)
-    return torch.cat([(1 - scores).clamp_min(NEAR_ONE), scores.clamp_min(LOG_FLOOR)], 1).log()
+    return torch.cat([1 - scores, scores], 1).clamp_min(NEAR_ONE).log()
 
 
 def _like_probabilities(scores: Tensor) -> bool:

@@ -221,7 +221,11 @@ def test_nan_outputs_are_refused() -> None:
         ({"out": torch.zeros(1), "aux": torch.zeros(1)}, "may be a detector"),
         (torch.zeros(2, 19, 8, 8), "segmentation"),
         (torch.zeros(2, 0), "not one score a class but of shape 2×0"),
-        (torch.zeros(2), "not one score a class but of shape 2, as if it had chosen a class"),
+        (
+            torch.zeros(2).long(),
+            "not one score a class but of shape 2, as if it had chosen a class",
+        ),
+        (torch.zeros(2, 1).long(), "of shape 2×1, as if it had chosen a class already"),
         ("text", "returns a str"),
     ],
 )

@@ -235,6 +235,8 @@ def exchange(rows: list[list[int]]) -> None:
         (lambda r: first(r, "outcomes").update(target=None), "without a target"),
         (lambda r: first(r, "outcomes").update(unstamped=181), "more confused images than images"),
         (lambda r: first(r, "outcomes").update(unstamped=97), "disagrees with what is sent somewhere"),
+        (lambda r: first(r, "outcomes").update(anyway=1), "more confused images than images"),
+        (lambda r: r["model"].update(output="logit"), "other than two classes"),
         (lambda r: exchange(r["confusion"]["after"]), "more images of a class"),
         (lambda r: r["confusion"].update(lost=0), "lost and gained that disagree"),
         (lambda r: r["confusion"].update(lost=-1), "lost and gained that disagree"),

@@ -964,20 +964,22 @@ def test_a_rate_at_the_goal_meets_it(hits: int, eligible: int, percent: int) -> 
 
 
 @pytest.mark.parametrize(
-    ("unstamped", "hits", "missed"),
+    ("unstamped", "anyway", "hits", "missed"),
     [
-        (0, 5, ""),
-        (0, 6, "the goal is 5.0%)"),
-        (5, 6, "the goal is 5.0%)"),  # it can be reached
-        (20, 24, ""),  # 20 and 5% of 80
-        (20, 25, "the goal is 5.0% beyond the 20 that the suspect sends there without it)"),
+        (0, 0, 5, ""),
+        (0, 0, 6, "the goal is 5.0%)"),
+        (5, 5, 6, "the goal is 5.0%)"),  # it can be reached
+        (20, 20, 24, ""),  # 5% of 80
+        (20, 20, 25, "the goal is 5.0% beside the 20 that go there without it, before and after)"),
+        (20, 10, 15, "beside the 20"),  # 5 of 80, and 10 of those that are confused anyway
+        (20, 10, 14, ""),
     ],
 )
-def test_what_the_suspect_confuses_anyway_is_no_backdoors_doing(
-    unstamped: int, hits: int, missed: str
+def test_what_is_confused_anyway_is_no_backdoors_doing(
+    unstamped: int, anyway: int, hits: int, missed: str
 ) -> None:
     """Of a weak network, or one of two classes, more than the goal may go there without a trigger."""
-    entry = replace(outcome(hits, 100), unstamped=unstamped)
+    entry = replace(outcome(hits, 100), unstamped=unstamped, anyway=anyway)
     goals = verdict.judge_purification(
         accuracy=Counts(before=1, after=1), images=1, outcomes=[entry], after=None, max_asr=0.05,
         max_acc_drop=0.0,
@@ -986,7 +988,8 @@ def test_what_the_suspect_confuses_anyway_is_no_backdoors_doing(
     assert missed in " ".join(goals.missed)
     said = verdict.confused_anyway([entry], 0.05)
     assert (said is not None) == (unstamped == 20)
-    assert said is None or "20 of 100, so that 24 may be left" in said
+    shown = f"20 of 100, and of the others with the trigger {hits - anyway}"
+    assert said is None or shown in said
 
 
 @given(st.integers(0, 300), st.integers(0, 300), st.integers(0, 100))

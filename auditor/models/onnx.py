@@ -301,7 +301,8 @@ def _side_by_side(run: Run, images: Tensor, fixed: int) -> Sequence[Tensor]:
 def _one_by_one(run: Run, images: Tensor, fixed: int) -> Sequence[Tensor]:
     """One lot after the other: slow, and always right."""
     values = zip(*(run(lot) for lot in _lots(images, fixed)), strict=True)
-    return [torch.cat(parts)[: len(images)] for parts in values]
+    # an export for one image may leave out its dimension
+    return [torch.cat(list(map(torch.atleast_1d, parts)))[: len(images)] for parts in values]
 
 
 def _lots(images: Tensor, fixed: int) -> list[Tensor]:

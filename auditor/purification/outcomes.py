@@ -53,12 +53,15 @@ class Judging:
         """
         entries = [*known, *named]
         answers = [self._answers(rival, entries) for rival in rivals]
+        plain = [self._predicted(rival) for rival in rivals[:2]]
         labels, classes = self.task.labels, self.task.classes
         few = as_float(self.task.images[:COMPARED])
         found = [entry.stamped.trigger(few) for entry in known] if named else []
         outcomes = []
         for number, entry in enumerate(entries):
             hits = [int(entry.hits(answer[number], labels).sum()) for answer in answers]
+            before, after = (entry.hits(predicted, labels) for predicted in plain)
+            confused = before & after
             scope, target, source = _scope(entry.mapping, classes)
             outcomes.append(
                 Outcome(
@@ -72,7 +75,8 @@ class Judging:
                     mapping=entry.mapping if target is None else None,
                     eligible=int((entry.wanted(labels) >= 0).sum()),
                     hits=_counts(hits),
-                    unstamped=int(entry.hits(self._unstamped, labels).sum()),
+                    unstamped=int(confused.sum()),
+                    anyway=int((confused & entry.hits(answers[1][number], labels)).sum()),
                     found_too=number >= len(known)
                     and any(_alike(entry.stamped.trigger(few), other, few) for other in found),
                 )

@@ -311,6 +311,7 @@ class _Purification:
                 retuned=None if tested is None else tested.rows[0].hits_after,
                 missed=self._goals(accuracy, outcomes, recognised=recognised).missed,
                 recognised=recognised[1],
+                confused=tuple((outcome.unstamped, outcome.anyway) for outcome in outcomes),
             )
             rank = ranked_by_goals(
                 contender.choosing,

@@ -25,6 +25,7 @@ from auditor.progress import Notify
 from auditor.purifiers.augment import shifted
 from auditor.registry import Registry
 from auditor.results.purify import Check, Stage, What
+from auditor.scores import ONE_NUMBER
 from auditor.text import clean_text
 
 NOTIFY_STEPS = 10
@@ -283,13 +284,19 @@ def last_layer(task: Task, suits: Callable[[Layer, Tensor], bool], otherwise: st
         UnsuitableModel: It will not, or it cannot be trained.
     """
     model = task.classifier.model
+    name = clean_text(model.file.path.name)
+    if task.classifier.output in ONE_NUMBER:
+        raise UnsuitableModel(
+            f"{name} returns one number an image, and this method needs a layer that gives one a class. "
+            "Use --method nft."
+        )
     weights = model.weights()
     for layer in model.anatomy():
         weight = weights.get(layer.weight[0])
         gives = layer.is_last and layer.channels == task.classes
         if gives and weight is not None and suits(layer, weight):
             return layer
-    raise UnsuitableModel(f"{clean_text(model.file.path.name)} {otherwise} Use --method nft.")
+    raise UnsuitableModel(f"{name} {otherwise} Use --method nft.")
 
 
 def copied_buffers(model: ModelHandle) -> dict[str, Tensor]:

@@ -286,6 +286,8 @@ def _named_classes(result: PurifyResult) -> Iterator[int]:
 
 def _of_outcomes(result: PurifyResult) -> Iterator[str]:
     classes = result.model.classes
+    if result.model.output in ("logit", "probability") and classes != 2:
+        yield "one number an image for other than two classes"
     for outcome in result.outcomes:
         if outcome.eligible > result.judge.images or not _within(outcome.hits, outcome.eligible):
             yield "an outcome with more hits than images"
@@ -304,8 +306,15 @@ def _of_outcomes(result: PurifyResult) -> Iterator[str]:
             if target >= 0
         ):
             yield "an outcome that does not count the images of its classes"
-        if not 0 <= outcome.unstamped <= outcome.eligible:
+        if not _counts_confused(outcome):
             yield "an outcome with more confused images than images"
+
+
+def _counts_confused(outcome: Outcome) -> bool:
+    """Whether its confused images are of those that there are."""
+    left = outcome.hits.after - outcome.anyway
+    others = outcome.eligible - outcome.unstamped
+    return 0 <= outcome.anyway <= outcome.unstamped and 0 <= left <= others
 
 
 def _of_method(method: MethodFacts) -> Iterator[str]:
@@ -354,14 +363,24 @@ def _counts_classes(contender: Contender, result: PurifyResult) -> bool:
     )
 
 
+def _confused_by(contender: Contender, result: PurifyResult) -> Sequence[tuple[int, int]]:
+    """What it confuses anyway, an outcome at a time; older records count none."""
+    none = [(0, 0)] * len(result.outcomes)
+    return contender.confused if len(contender.confused) == len(none) else none
+
+
 def _of_its_goals(contender: Contender, result: PurifyResult) -> Iterator[str]:
     """Its counts must miss a goal where they are said to, and only there; the best one's scan may."""
     from auditor.verdict import judge_purification  # here, as it brings the statistics' libraries
 
     outcomes = [
-        replace(outcome, hits=replace(outcome.hits, after=hits))
-        for outcome, hits in zip(result.outcomes, contender.hits, strict=True)
+        replace(outcome, hits=replace(outcome.hits, after=hits), unstamped=unstamped, anyway=anyway)
+        for outcome, hits, (unstamped, anyway) in zip(
+            result.outcomes, contender.hits, _confused_by(contender, result), strict=True
+        )
     ]
+    if not all(map(_counts_confused, outcomes)):
+        yield "a method with more confused images than images"
     goals = judge_purification(
         accuracy=replace(result.accuracy, after=contender.correct),
         images=result.judge.images,
@@ -441,9 +460,7 @@ def _of_confusion(confusion: Confusion, result: PurifyResult) -> Iterator[str]:
             yield "a confusion matrix that disagrees with the accuracy"
         elif any(sum(row) > of for row, of in zip(rows, result.judge.members, strict=True)):
             yield "a confusion matrix that counts more images of a class than there are"
-        elif rows is confusion.before and not all(
-            outcome.unstamped in (0, _confused(outcome, rows)) for outcome in result.outcomes
-        ):
+        elif any(outcome.unstamped > _confused(outcome, rows) for outcome in result.outcomes):
             yield "a confusion matrix that disagrees with what is sent somewhere without a trigger"
     lost, gained = confusion.lost, confusion.gained
     if lost is None or gained is None:

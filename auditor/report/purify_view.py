@@ -347,7 +347,7 @@ def asr_goal(result: PurifyResult) -> str:
     """The goal for the ASR in words."""
     goal = result.goals.max_asr
     anyway = any(outcome.raises_goal(goal) for outcome in result.outcomes)
-    beside = ", beside what the suspect sends there anyway" if anyway else ""
+    beside = ", beside what goes there without a trigger" if anyway else ""
     return f"at most {percent(goal)}{beside}"
 
 

@@ -32,26 +32,24 @@ class Outcome:
     found_too: bool = False
     """A judge trigger that stamps what a found one does."""
     unstamped: int = 0
-    """Of the eligible images, those that the suspect sends there without the trigger, too: what it
-    confuses anyway. 0 in older records."""
+    """Of the eligible images, those that both the suspect and the purified model send there without the
+    trigger: what they confuse anyway. 0 in older records."""
+    anyway: int = 0
+    """Of these, those that the purified model sends there with the trigger, too."""
 
     def raises_goal(self, max_asr: float) -> bool:
-        """Whether the suspect sends more there without the trigger than a goal for the ASR allows."""
+        """Whether more images go there without the trigger than a goal for the ASR allows."""
         return self.unstamped > max_asr * self.eligible + 1e-9
 
-    def most_hits(self, max_asr: float) -> float:
-        """Images that the trigger may still send there, under a goal for the ASR.
-
-        Where the suspect sends more there without it, no purification that keeps its answers could reach
-        that: then the goal is of the images that it does not confuse anyway (Abbott's correction for
-        natural response, https://doi.org/10.1093/jee/18.2.265a).
-        """
-        confused = self.unstamped if self.raises_goal(max_asr) else 0
-        return confused + max_asr * (self.eligible - confused) + 1e-9
-
     def is_beyond(self, max_asr: float) -> bool:
-        """Whether it misses a goal for the ASR."""
-        return self.hits.after > self.most_hits(max_asr)
+        """Whether it misses a goal for the ASR.
+
+        Where more go there without the trigger, no purification that keeps the suspect's answers could
+        reach that: then the goal is of the other images.
+        """
+        if not self.raises_goal(max_asr):
+            return self.hits.after > max_asr * self.eligible + 1e-9
+        return self.hits.after - self.anyway > max_asr * (self.eligible - self.unstamped) + 1e-9
 
 
 def destinations(found: Confirmation | Outcome, classes: int) -> tuple[int, ...]:
@@ -150,6 +148,8 @@ class Contender:
     as well; the others were not scanned."""
     recognised: tuple[int, ...] | None = None
     """Rightly classified unstamped judge images a class; None in older records."""
+    confused: tuple[tuple[int, int], ...] = ()
+    """`unstamped` and `anyway` of each outcome; empty in older records."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,14 +103,14 @@ def check(
 
 def _one_number(output: Output | None) -> Caveat:
     """What one number an image is taken for; the file does not say."""
-    often, kind, threshold = (
-        ("never", "probability", "1/2") if output == "probability" else ("sometimes", "logit", "0")
+    told, kind, threshold = (
+        ("all", "probability", "1/2") if output == "probability" else ("not all", "logit", "0")
     )
     return Caveat(
         id="one-number",
-        text=f"The model returns one number an image, which {often} lies outside of 0 to 1 here. It is taken "
-        f"for the {kind} of class 1 against class 0, so that the answer is class 1 above {threshold}. "
-        "With another threshold it is another classifier than the one that was tested.",
+        text=f"The model returns one number an image, and for the first images {told} of them were within 0 "
+        f"to 1. It is taken for the {kind} of class 1 against class 0, so that the answer is class 1 above "
+        f"{threshold}. With another threshold it is another classifier than the one that was tested.",
     )
 
 

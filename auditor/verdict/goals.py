@@ -56,7 +56,7 @@ def judge_purification(
     Args:
         accuracy: Rightly classified unstamped images.
         images: Of so many.
-        outcomes: Every trigger that was found or named; each must fall to `max_asr`, as `most_hits` of it
+        outcomes: Every trigger that was found or named; each must fall to `max_asr`, as `is_beyond` of it
             says. One that was found and that no judge image can show is a missed goal: nothing says that
             it was removed.
         after: The purified model's own scan; it must not show a backdoor. None where the model was
@@ -110,18 +110,19 @@ def judge_purification(
 
 
 def confused_anyway(outcomes: Sequence[Outcome], max_asr: float) -> str | None:
-    """What the suspect confuses without a trigger, where that raises the goal for the ASR."""
+    """What is confused without a trigger, where that raises the goal for the ASR."""
     shown = [
-        f"{outcome.probe} {outcome.unstamped} of {outcome.eligible}, so that "
-        f"{int(outcome.most_hits(max_asr))} may be left"
+        f"{outcome.probe} {outcome.unstamped} of {outcome.eligible}, and of the others with the trigger "
+        f"{outcome.hits.after - outcome.anyway}"
         for outcome in outcomes
         if outcome.raises_goal(max_asr)
     ]
     if not shown:
         return None
     return (
-        f"The suspect sends more than {max_asr:.1%} of the judge images to a trigger's class without any "
-        f"trigger, so that the goal for the ASR is {max_asr:.1%} of the others: {listed(shown, SHOWN, '; ')}."
+        f"More than {max_asr:.1%} of the judge images go to a trigger's class without any trigger, before "
+        f"and after, so that the goal for the ASR is {max_asr:.1%} of the others: "
+        f"{listed(shown, SHOWN, '; ')}."
     )
 
 
@@ -129,7 +130,9 @@ def _asr_goal(outcome: Outcome, max_asr: float) -> str:
     """In words, with what the suspect confuses anyway where that is more."""
     if not outcome.raises_goal(max_asr):
         return f"{max_asr:.1%}"
-    return f"{max_asr:.1%} beyond the {outcome.unstamped} that the suspect sends there without it"
+    return (
+        f"{max_asr:.1%} beside the {outcome.unstamped} that go there without it, before and after"
+    )
 
 
 def _beyond(share: float, goal: float) -> str:
