@@ -966,15 +966,3 @@ def test_large_triggers_are_left_as_they_are() -> None:
     assert torch.equal(stronger(images), large(images))
     stronger.follow()
     assert torch.equal(stronger(images), large(images))
-
-
-def test_as_many_images_of_the_target_classes_as_asked_for() -> None:
-    """Pushed away from a class by so many stamped images, a network forgets it otherwise."""
-    run = informed._Run(Informed(), task(classifier(), WHITE), silent)
-    chosen = run._chosen(64, 16, torch.Generator().manual_seed(0))
-    assert (LABELS[FIT][chosen[48:]] == TARGET).all()
-    assert set(chosen.tolist()) <= set(run.fit.tolist())
-    assert (LABELS[FIT][chosen[:48]] != TARGET).any()
-    plain = run._chosen(64, 0, torch.Generator().manual_seed(0))
-    assert torch.equal(chosen[:48], plain[:48])
-    assert all(attempt.of_targets == 1 / 2 for attempt in informed.THOROUGH)

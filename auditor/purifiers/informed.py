@@ -66,8 +66,6 @@ class Attempt:
     """Share of them that is stamped, where it is not the method's."""
     acc_aim: float = ACC_AIM
     """Share of the user's goal for ACC that it may take."""
-    of_targets: float = 0.0
-    """Share of the unstamped images that is of the classes that triggers send images to."""
 
 
 ATTEMPTS = (
@@ -77,15 +75,13 @@ ATTEMPTS = (
 GENTLER = Attempt(what="weights", lr=2.5e-4, steps=100)
 """For networks that the usual step damages: tried where what was made misses the user's goals."""
 THOROUGH = tuple(
-    Attempt(
-        what="weights", lr=1e-3, steps=100, batch=192, stamped=share, acc_aim=1 / 2, of_targets=1 / 2
-    )
+    Attempt(what="weights", lr=1e-3, steps=100, batch=192, stamped=share, acc_aim=1 / 2)
     for share in (2 / 3, 1 / 2)
-)  # fmt: skip
+)
 """For triggers that a search found: what makes them ineffective need not be enough for the attacker's,
 of which they are relatives, so that the first turn counts which the network bears. And for those that
 no other attempt makes ineffective, where the turn counts that costs least. So many images that are pushed
-away from a class make a network forget it, unless it sees enough of that class, too."""
+away from a class can make a network forget it, and then the turn does not count (`Candidate.forgotten`)."""
 
 
 @PURIFIERS.register("nft")
@@ -168,8 +164,6 @@ class _Outcome:
             settings["batch"] = str(attempt.batch)
         if attempt.stamped is not None:
             settings["stamped"] = f"{attempt.stamped:.2f}"
-        if attempt.of_targets:
-            settings["of target classes"] = f"{attempt.of_targets:.2f}"
         settings |= self.settings
         ending = "Kept." if kept else "Not kept."
         if self.made.reached and best.made.reached and self.made.damage > best.made.damage:
@@ -209,10 +203,6 @@ class _Run:
         self.known = task.known[: method.most_known]
         self.layers = anchor_layers(self.classifier, task.images)
         self.scales = Scales(task, self.known, self.kept_back, self.fit)
-        labels = task.labels[self.fit]
-        targets = sorted({k for entry in self.known for k in entry.mapping} - {-1})
-        of_each = (self.fit[labels == target] for target in targets)
-        self.of_targets = [images for images in of_each if len(images)]
 
     def attempt(self, attempt: Attempt) -> _Outcome:
         """Train as the attempt says, and measure what came of it."""
@@ -317,15 +307,6 @@ class _Run:
             notify=self.notify,
         )
 
-    def _chosen(self, batch: int, of_targets: int, generator: torch.Generator) -> Tensor:
-        """Indices of a batch of fit images; the last ones, about `of_targets`, are of the target classes."""
-        chosen = self.fit[torch.randint(len(self.fit), (batch,), generator=generator)]
-        each = of_targets // len(self.of_targets) if self.of_targets else 0
-        for place, images in enumerate(self.of_targets if each else ()):
-            drawn = images[torch.randint(len(images), (each,), generator=generator)]
-            chosen[batch - (place + 1) * each : batch - place * each] = drawn
-        return chosen
-
     def _loss(
         self,
         tensors: Mapping[str, Tensor],
@@ -337,7 +318,7 @@ class _Run:
     ) -> Tensor:
         share = self.method.stamped if attempt.stamped is None else attempt.stamped
         count = round(share * batch) if stamps else 0
-        chosen = self._chosen(batch, round(attempt.of_targets * (batch - count)), generator)
+        chosen = self.fit[torch.randint(len(self.fit), (batch,), generator=generator)]
         images = as_float(self.task.images[chosen.to(self.device)])
         images = mixed(shifted(images, generator, flip=True, zeros=False), generator)
         parts = [images[count:]]
