@@ -69,8 +69,9 @@ def check(
         yield Caveat(
             id=verdict.SATURATED,
             text="Of most of your images the scores are as far apart as they can be (a softmax in half "
-            "precision does that), so that no trigger can make the model surer, by which many backdoors are "
-            "told. Export the network without its softmax, or in 32 bits, and scan that.",
+            "precision does that, and a steep sigmoid), so that no trigger can make the model surer, by "
+            "which many backdoors are told. Export the network without its softmax or sigmoid, or in 32 "
+            "bits, and scan that.",
         )
     tolerated = alone.tolerance(classifier, half)
     if math.isinf(tolerated):
