@@ -316,9 +316,8 @@ class _Attack:
 
     def _recognised(self, classifier: Classifier) -> list[int]:
         """Rightly classified images a class."""
-        labels = self.judge.labels
-        right = labels[classifier.predict(self.judge.images) == labels]
-        return right.bincount(minlength=self.judge.classes).tolist()
+        judge = self.judge
+        return measure.recognised(judge.labels, classifier.predict(judge.images), judge.classes)
 
 
 class _Planting:

@@ -13,8 +13,8 @@ from torch import Tensor
 from auditor.errors import ModelError, UnsuitableModel
 from auditor.memory import is_out_of_memory
 from auditor.models.base import ModelHandle
-from auditor.results.facts import InputSpec, Output
-from auditor.scores import ONE_NUMBER, as_logits, scores_of
+from auditor.results.facts import ONE_NUMBER, InputSpec, Output
+from auditor.scores import as_logits, scores_of
 from auditor.text import clean_text
 
 BATCH_SIZES = (16, 32, 64, 128, 256, 512, 1024)
@@ -119,15 +119,13 @@ class Classifier:
 
     def _checked(self, scores: Tensor, images: Tensor) -> Tensor:
         """Scores, if there is a row an image, and one number where there always is."""
-        name = clean_text(self.model.file.path.name)
+        wrong = ""
         if len(scores) != len(images):
-            raise UnsuitableModel(
-                f"{name} returns {len(scores)} rows of scores for {len(images)} images."
-            )
-        if self.output is not None and (scores.shape[1] == 1) != (self.output in ONE_NUMBER):
-            raise UnsuitableModel(
-                f"{name} returns one number for some images and several scores for others."
-            )
+            wrong = f"{len(scores)} rows of scores for {len(images)} images"
+        elif self.output is not None and (scores.shape[1] == 1) != (self.output in ONE_NUMBER):
+            wrong = "one number for some images and several scores for others"
+        if wrong:
+            raise UnsuitableModel(f"{clean_text(self.model.file.path.name)} returns {wrong}.")
         return scores
 
     def prepared(self, images: Tensor) -> Tensor:

@@ -236,6 +236,11 @@ def cross_table(groups: Tensor, predicted: Tensor, classes: int) -> Tensor:
     return torch.bincount(cells, minlength=classes * classes).view(classes, classes)
 
 
+def recognised(labels: Tensor, predicted: Tensor, classes: int) -> list[int]:
+    """Rightly classified images a class; arguments as of `cross_table`."""
+    return torch.bincount(labels[predicted == labels], minlength=classes).tolist()
+
+
 def hypotheses(groups: Tensor, after: Tensor, classes: int, *, held_out: bool) -> list[Hypothesis]:
     """What a trigger may be doing, by the screening images, strongest first.
 

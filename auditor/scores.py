@@ -9,15 +9,13 @@ import torch
 from torch import Tensor
 
 from auditor.errors import UnsuitableModel
-from auditor.results.facts import Output
+from auditor.results.facts import ONE_NUMBER, Output
 from auditor.text import clean_text
 
 LOG_FLOOR = 1e-30
 NEAR_ONE = torch.finfo(torch.float32).eps / 2
 """What is left of one where a probability is as near to it as float32 tells. One near to nought is taken
 for no surer, since the two classes are held against each other."""
-
-ONE_NUMBER: tuple[Output, ...] = ("logit", "probability")
 
 
 def scores_of(raw: Any, name: str) -> Tensor:

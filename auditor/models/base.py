@@ -60,7 +60,7 @@ class ModelHandle(ABC):
                 `overrides` does not name are updated in copies that are thrown away.
 
         Returns:
-            Whatever the network returns; `classifier.logits_of` makes sense of it.
+            Whatever the network returns; `scores.scores_of` makes sense of it.
 
         Raises:
             KeyError: The network has no tensor of a name in `overrides`.

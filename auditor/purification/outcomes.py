@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
@@ -32,6 +33,8 @@ class Judging:
         self.task = task
         self._said: dict[str, Tensor] = {}
         """Trigger -> the suspect's predictions."""
+        self._plain: WeakKeyDictionary[Classifier, Tensor] = WeakKeyDictionary()
+        """Model -> its predictions of the unstamped images, as long as it is there."""
 
     def __len__(self) -> int:
         return len(self.task.images)
@@ -86,7 +89,7 @@ class Judging:
     def confusion(self, rival: Classifier) -> Confusion:
         """Images of each class by what they are predicted as, and those that the rival loses and gains."""
         labels = self.task.labels
-        before, after = self._unstamped, self._predicted(rival)
+        before, after = self._predicted(self.task.classifier), self._predicted(rival)
         was, stays = before == labels, after == labels
         return Confusion(
             before=self._table(before),
@@ -104,16 +107,11 @@ class Judging:
         """The record of the images."""
         return changing.split_facts(self.task.images, self.task.labels, self.task.classes)
 
-    @cached_property
-    def _unstamped(self) -> Tensor:
-        """The suspect's predictions of the unstamped images."""
-        return self.task.classifier.predict(self.task.images)
-
     def _predicted(self, rival: Classifier) -> Tensor:
-        """A model's predictions of the unstamped images; the suspect is asked once."""
-        if rival is self.task.classifier:
-            return self._unstamped
-        return rival.predict(self.task.images)
+        """A model's predictions of the unstamped images; each is asked once."""
+        if rival not in self._plain:
+            self._plain[rival] = rival.predict(self.task.images)
+        return self._plain[rival]
 
     def _answers(self, rival: Classifier, entries: Sequence[Known]) -> list[Tensor]:
         """What a model says of the images under each trigger; the suspect is asked once."""

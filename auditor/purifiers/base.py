@@ -24,8 +24,8 @@ from auditor.models.changed import ChangedHandle
 from auditor.progress import Notify
 from auditor.purifiers.augment import shifted
 from auditor.registry import Registry
+from auditor.results.facts import ONE_NUMBER
 from auditor.results.purify import Check, Stage, What
-from auditor.scores import ONE_NUMBER
 from auditor.text import clean_text
 
 NOTIFY_STEPS = 10

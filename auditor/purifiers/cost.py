@@ -145,8 +145,7 @@ class Scales:
         said = [answers.plain]
         if len(self._others):
             said.append(network.predict(self._others))
-        right = self._labels_of_all[torch.cat(said) == self._labels_of_all]
-        return right.bincount(minlength=self.task.classes).tolist()
+        return measure.recognised(self._labels_of_all, torch.cat(said), self.task.classes)
 
     def _accuracy(self, answers: _Answers) -> float:
         return float((answers.plain == self._labels).float().mean())

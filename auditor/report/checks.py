@@ -10,7 +10,7 @@ from itertools import chain
 
 from auditor.inspecting.record import MOST_NUMBERS, Inspection
 from auditor.report.pictures import read_image
-from auditor.results.facts import Counts, SplitFacts
+from auditor.results.facts import ONE_NUMBER, Counts, SplitFacts
 from auditor.results.purify import (
     CaseExhibit,
     Confusion,
@@ -286,7 +286,7 @@ def _named_classes(result: PurifyResult) -> Iterator[int]:
 
 def _of_outcomes(result: PurifyResult) -> Iterator[str]:
     classes = result.model.classes
-    if result.model.output in ("logit", "probability") and classes != 2:
+    if result.model.output in ONE_NUMBER and classes != 2:
         yield "one number an image for other than two classes"
     for outcome in result.outcomes:
         if outcome.eligible > result.judge.images or not _within(outcome.hits, outcome.eligible):
@@ -460,7 +460,9 @@ def _of_confusion(confusion: Confusion, result: PurifyResult) -> Iterator[str]:
             yield "a confusion matrix that disagrees with the accuracy"
         elif any(sum(row) > of for row, of in zip(rows, result.judge.members, strict=True)):
             yield "a confusion matrix that counts more images of a class than there are"
-        elif any(outcome.unstamped > _confused(outcome, rows) for outcome in result.outcomes):
+    for outcome in result.outcomes:
+        sent = confusion.sent(destinations(outcome, classes))
+        if outcome.unstamped > min(sent.before, sent.after):
             yield "a confusion matrix that disagrees with what is sent somewhere without a trigger"
     lost, gained = confusion.lost, confusion.gained
     if lost is None or gained is None:
@@ -470,12 +472,6 @@ def _of_confusion(confusion: Confusion, result: PurifyResult) -> Iterator[str]:
         yield "images lost and gained that disagree with the accuracy"
     elif result.accuracy.before + gained > result.judge.images:
         yield "more images gained than were wrong"
-
-
-def _confused(outcome: Outcome, rows: Sequence[Sequence[int]]) -> int:
-    """Images that go where a trigger sends them, without it."""
-    towards = enumerate(destinations(outcome, len(rows)))
-    return sum(rows[k][target] for k, target in towards if target >= 0)
 
 
 def _of_stress(stress: Stress) -> Iterator[str]:

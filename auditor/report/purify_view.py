@@ -256,11 +256,7 @@ def _unstamped(outcome: Outcome, confusion: Confusion | None) -> Rates | None:
     if confusion is None:
         return None
     wanted = destinations(outcome, len(confusion.before))
-    before, after = (
-        sum(row[target] for row, target in zip(table, wanted, strict=True) if target >= 0)
-        for table in (confusion.before, confusion.after)
-    )
-    return rates(Counts(before=before, after=after), outcome.eligible)
+    return rates(confusion.sent(wanted), outcome.eligible)
 
 
 def highest(seen: Sequence[SeenOutcome], which: Which) -> tuple[Rate, SeenOutcome] | None:

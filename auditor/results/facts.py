@@ -8,6 +8,7 @@ from typing import Literal
 
 Output = Literal["logits", "probabilities", "logit", "probability"]
 """What a network returns: one number a class, or one an image, which is that of class 1 against class 0."""
+ONE_NUMBER: tuple[Output, ...] = ("logit", "probability")
 
 
 class Verdict(StrEnum):

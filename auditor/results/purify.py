@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -241,6 +242,14 @@ class Confusion:
             tuple(row[k] for k, row in enumerate(table)) for table in (self.before, self.after)
         )
         return before, after
+
+    def sent(self, wanted: Sequence[int]) -> Counts:
+        """Images that go to these classes, one a source class, without a trigger; -1 leaves one out."""
+        before, after = (
+            sum(row[target] for row, target in zip(table, wanted, strict=True) if target >= 0)
+            for table in (self.before, self.after)
+        )
+        return Counts(before=before, after=after)
 
 
 @dataclass(frozen=True, kw_only=True)

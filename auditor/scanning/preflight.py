@@ -11,9 +11,8 @@ from auditor import verdict
 from auditor.classifier import UNDECIDED, Classifier, as_float
 from auditor.images.source import CleanSet
 from auditor.measure import Family, Half, usual_margin
-from auditor.results.facts import Caveat, ImageFacts, Output, Preprocessing, Verdict
+from auditor.results.facts import ONE_NUMBER, Caveat, ImageFacts, Output, Preprocessing, Verdict
 from auditor.scanning import alone
-from auditor.scores import ONE_NUMBER
 from auditor.statistics import upper_bound
 from auditor.text import clean_text, counted, listed
 
