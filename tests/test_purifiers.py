@@ -521,6 +521,26 @@ def test_what_costs_least_is_kept(
     assert [stage.kept for stage in stages] == [name.isupper() for name in made.split()]
 
 
+@pytest.mark.parametrize(
+    ("thorough", "made"),
+    [
+        pytest.param((1, 0, 2.5), "masks weights THOROUGH", id="no worse"),
+        pytest.param((2, 0, 0.03), "masks WEIGHTS thorough thorough", id="one hit more"),
+        pytest.param((1, 1, 0.03), "masks WEIGHTS thorough thorough", id="one image lost"),
+    ],
+)
+def test_of_relatives_the_thorough_turn_counts_that_is_borne(
+    thorough: tuple[int, int, float], made: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it reaches the aim of the ASR no more than others do, and changes the network more."""
+    gentle = {"masks": (3, 0, 0.4), "weights": (1, 0, 0.02)}
+    fake(monkeypatch, SPENT | gentle | {"thorough": thorough})
+    declared = task(classifier(), WHITE)
+    relatives = tuple(replace(known, searched=True) for known in declared.known)
+    stages = Informed(batch=16).purify(replace(declared, known=relatives), silent).stages
+    assert [stage.kept for stage in stages] == [name.isupper() for name in made.split()]
+
+
 def test_what_forgets_a_class_is_no_good() -> None:
     """Of few images for choosing the loss is small, and of a class that the user lets go it is none."""
     forgetful = {"7.bias": torch.zeros(CLASSES).index_fill(0, torch.tensor([6]), -1e4)}
@@ -841,7 +861,7 @@ def test_without_running_statistics_there_is_nothing_to_choose(tmp_path: Path) -
 @pytest.mark.usefixtures("hasty")
 def test_stages_of_networks_without_norms_do_not_speak_of_them() -> None:
     for stage in Informed(batch=16).purify(task(classifier(norms=False), WHITE), silent).stages:
-        assert set(stage.settings) <= {"lr", "steps", "batch", "stamped"}
+        assert set(stage.settings) <= {"lr", "steps", "batch", "stamped", "imprints"}
         assert "BatchNorm" not in stage.outcome
 
 

@@ -49,6 +49,8 @@ class Candidate:
     forgotten: tuple[int, ...]
     """Classes that it no longer recognises, see `verdict.forgotten`. On those that it was fitted on as well:
     of many classes, the others hold a few images each, and what is forgotten shows there, too."""
+    borne: bool
+    """The aim of ACC holds, and no class is forgotten."""
     reached: bool
     """The aims hold, of `moved` and of ACC, and no class is forgotten."""
     meets_goals: bool
@@ -127,6 +129,7 @@ class Scales:
             excess=self._excess(shares),
             loss=self._loss(answers),
             forgotten=tuple(forgotten),
+            borne=keeps and self._holds(accuracy, 0.0, acc_aim, ASR_AIM),
             reached=keeps and self._holds(accuracy, moved, acc_aim, ASR_AIM),
             meets_goals=keeps and self._holds(accuracy, moved, 1.0, 1.0),
         )

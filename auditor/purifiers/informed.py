@@ -4,16 +4,18 @@ Why it is as it is (numbers in bench/RESULTS.md): the suspect itself is the teac
 shall look to the purified model like the same images unstamped looked to the suspect, in its output
 and in its features; unstamped and mixed images shall look as they did. Anchoring features on the
 way keeps the accuracy: on images that the suspect was trained on, its outputs are saturated and
-say little. Masks and all weights are tried; of what makes the triggers ineffective, that counts which
-changes the network least otherwise, by its scores, since a few kept-back images count accuracy and
-ASR too coarsely (`Candidate.cost`). BatchNorm keeps its running statistics unless re-estimated ones
-do better. Every choice is made on fit images that are kept back from the fitting.
+say little. What the attacker's trigger leaves in the features that the last layer reads is much what a
+found one leaves there, so that the last layer learns to ignore that (`Imprints`). Masks and all weights
+are tried; of what makes the triggers ineffective, that counts which changes the network least otherwise,
+by its scores, since a few kept-back images count accuracy and ASR too coarsely (`Candidate.cost`).
+BatchNorm keeps its running statistics unless re-estimated ones do better. Every choice is made on fit
+images that are kept back from the fitting.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -40,6 +42,7 @@ from auditor.purifiers.base import (
 )
 from auditor.purifiers.cost import ACC_AIM, ASR_AIM, Candidate, Scales
 from auditor.purifiers.features import anchor_layers, distance
+from auditor.purifiers.imprints import SAMPLE, Imprints
 from auditor.purifiers.reestimate import reestimated
 from auditor.purifiers.strengthen import Strengthened
 from auditor.results.purify import Check, Stage
@@ -64,6 +67,8 @@ class Attempt:
     """Images a step, where it is not the method's."""
     stamped: float | None = None
     """Share of them that is stamped, where it is not the method's."""
+    imprints: float | None = None
+    """Weight of imprints, where it is not the method's."""
     acc_aim: float = ACC_AIM
     """Share of the user's goal for ACC that it may take."""
 
@@ -75,7 +80,9 @@ ATTEMPTS = (
 GENTLER = Attempt(what="weights", lr=2.5e-4, steps=100)
 """For networks that the usual step damages: tried where what was made misses the user's goals."""
 THOROUGH = tuple(
-    Attempt(what="weights", lr=1e-3, steps=100, batch=192, stamped=share, acc_aim=1 / 2)
+    Attempt(
+        what="weights", lr=1e-3, steps=100, batch=192, stamped=share, imprints=0.25, acc_aim=1 / 2
+    )
     for share in (2 / 3, 1 / 2)
 )
 """For triggers that a search found: what makes them ineffective need not be enough for the attacker's,
@@ -90,10 +97,11 @@ class Informed(Purifier):
     """Distil the suspect into itself, with the found triggers made ineffective on the way.
 
     Loss of a batch: ``KL(suspect(x), model(x')) + features * |f(x') - f_suspect(x)|² / |f_suspect|²``,
-    where x' is x, stamped for a share of the batch. Adam, with the suspect's running statistics in
-    BatchNorm; afterwards these are re-estimated where that is measurably better. The learning rate
-    falls along a cosine, and no stage ends before its last step: after half the steps, the triggers are
-    as ineffective, but the network differs by half as much again.
+    where x' is x, stamped for a share of the batch; and ``imprints * KL(suspect(x), model(x) + W d)`` for
+    the rest of it, where W is the last layer's weight and d a trigger's imprint on what it reads. Adam,
+    with the suspect's running statistics in BatchNorm; afterwards these are re-estimated where that is
+    measurably better. The learning rate falls along a cosine, and no stage ends before its last step:
+    after half the steps, the triggers are as ineffective, but the network differs by half as much again.
     """
 
     title: ClassVar[str] = "NFT informed by the scan"
@@ -106,6 +114,8 @@ class Informed(Purifier):
     """Share of a batch that is stamped."""
     features: float = 10.0
     """Weight of the feature anchor."""
+    imprints: float = 0.1
+    """Weight of the divergence of unstamped images with a trigger's imprint on their features."""
     strengthen: bool = True
     """Also unlearn stronger relatives of small triggers."""
 
@@ -120,17 +130,17 @@ class Informed(Purifier):
                 f"{clean_text(task.classifier.model.file.path.name)} has no weights that can be changed."
             )
         run = _Run(self, task, notify)
-        outcomes = [run.attempt(a) for a in ATTEMPTS if a.what == "weights" or run.sites]
+        outcomes = list(run.each(a for a in ATTEMPTS if a.what == "weights" or run.sites))
         best = min(outcomes, key=_cost)
         if not best.made.meets_goals:
-            outcomes.append(run.attempt(GENTLER))
+            outcomes += run.each([GENTLER])
             best = min(outcomes, key=_cost)
         missed = best.made.excess > 0
-        relatives = best.made.meets_goals and any(entry.searched for entry in run.known)
+        relatives = any(entry.searched for entry in run.known)
         for attempt in THOROUGH if missed or relatives else ():
             outcome = run.attempt(attempt)
             outcomes.append(outcome)
-            borne = outcome.made.reached and outcome.made.moved <= best.made.moved
+            borne = outcome.made.borne and outcome.made.moved <= best.made.moved
             if (relatives and borne) or (missed and _cost(outcome) < _cost(best)):
                 best = outcome
             if best is outcome and borne:
@@ -150,6 +160,7 @@ class _Outcome:
     attempt: Attempt
     made: Candidate
     masks: dict[str, Tensor]
+    imprints: float
     settings: dict[str, str]
     steps: int
     images: int
@@ -164,6 +175,8 @@ class _Outcome:
             settings["batch"] = str(attempt.batch)
         if attempt.stamped is not None:
             settings["stamped"] = f"{attempt.stamped:.2f}"
+        if attempt.what == "weights":
+            settings["imprints"] = f"{self.imprints:g}"
         settings |= self.settings
         ending = "Kept." if kept else "Not kept."
         if self.made.reached and best.made.reached and self.made.damage > best.made.damage:
@@ -202,7 +215,36 @@ class _Run:
         )
         self.known = task.known[: method.most_known]
         self.layers = anchor_layers(self.classifier, task.images)
+        self.imprints = self._imprints()
         self.scales = Scales(task, self.known, self.kept_back, self.fit)
+
+    def _imprints(self) -> Imprints | None:
+        """Of the triggers that are unlearnt, where the network lets one look at them."""
+        if not (self.known and self.layers and self.method.imprints):
+            return None
+        some = self.fit[:SAMPLE]
+        images, labels = self.task.images[some.to(self.device)], self.task.labels[some]
+        return Imprints.measured(self.classifier, self.known, images, labels, self.layers[-1])
+
+    def _share(self, attempt: Attempt, trained: Mapping[str, Tensor]) -> float:
+        """The weight of imprints in an attempt's loss; 0 where nothing is trained that could ignore them."""
+        if self.imprints is None or not self.imprints.reach(trained):
+            return 0.0
+        return self.method.imprints if attempt.imprints is None else attempt.imprints
+
+    def each(self, attempts: Iterable[Attempt]) -> Iterator[_Outcome]:
+        """What comes of attempts, one after the other.
+
+        Where a trigger's imprint is much what the last layer recognises the target by, the network forgets
+        that class. Then the attempt is made again without imprints, and no later one has any.
+        """
+        targets = {target for entry in self.known for target in entry.mapping}
+        for attempt in attempts:
+            outcome = self.attempt(attempt)
+            yield outcome
+            if outcome.imprints > 0 and targets.intersection(outcome.made.forgotten):
+                self.imprints = None
+                yield self.attempt(attempt)
 
     def attempt(self, attempt: Attempt) -> _Outcome:
         """Train as the attempt says, and measure what came of it."""
@@ -274,6 +316,7 @@ class _Run:
             attempt=attempt,
             made=made,
             masks=detached(trained) if attempt.what == "masks" else {},
+            imprints=self._share(attempt, trained),
             settings=settings,
             steps=steps,
             images=images,
@@ -331,11 +374,18 @@ class _Run:
                 wanted = self.classifier(images)
             anchors = features()
             logits = self.classifier(torch.cat(parts), tensors)
-        loss = F.kl_div(
-            logits.float().log_softmax(1),
-            wanted[order].float().log_softmax(1),
-            log_target=True,
-            reduction="batchmean",
-        )
+        logits, wanted = logits.float(), wanted[order].float().log_softmax(1)
+        loss = _divergence(logits, wanted)
+        share = self._share(attempt, tensors)
+        if self.imprints is not None and share > 0:
+            plain = batch - count
+            added = self.imprints.added(tensors, self.task.labels[chosen[count:]], generator)
+            loss = loss + share * _divergence(logits[:plain] + added, wanted[:plain])
         far = distance(features(), [anchor[order] for anchor in anchors])
+        loss = loss / batch
         return loss if far is None else loss + self.method.features * far
+
+
+def _divergence(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Sum over images of the KL divergence of logits ``(N, K)`` from wanted log-probabilities."""
+    return F.kl_div(logits.log_softmax(1), wanted, log_target=True, reduction="sum")
