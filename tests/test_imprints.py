@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from auditor.purifiers.informed import Attempt, Informed
 from auditor.results.facts import Output
 from auditor.triggers.patch import Block, Patch
 from tests.changeable import CLASSES, TARGET
-from tests.exported import exported
+from tests.exported import FORMATS, exported, reopened
 from tests.planted import drawings, handle
 
 IMAGES, LABELS = drawings(96, CLASSES)
@@ -74,12 +73,17 @@ def measure(classifier: Classifier, *entries: Known, labels: Tensor = LABELS) ->
     return Imprints.measured(classifier, entries or (known(),), IMAGES, labels, features)
 
 
-def test_it_is_how_far_the_trigger_pushes() -> None:
-    imprints = measure(suspect(network()))
+def found(classifier: Classifier, *entries: Known, labels: Tensor = LABELS) -> Imprints:
+    """The same, where there are some."""
+    imprints = measure(classifier, *entries, labels=labels)
     assert imprints is not None
-    pushed = torch.zeros(CLASSES + 1)
-    pushed[CLASSES] = 1.0  # as far as white is above the threshold
-    assert torch.allclose(imprints._pushes[1, CLASSES], pushed[CLASSES], atol=1e-4)
+    return imprints
+
+
+def test_it_is_how_far_the_trigger_pushes() -> None:
+    imprints = found(suspect(network()))
+    # as far as white is above the threshold
+    assert torch.allclose(imprints._pushes[1, CLASSES], torch.ones(()), atol=1e-4)
     # the square lies in the last class's cell, and brightens it a little
     assert imprints._pushes[1, : CLASSES - 1].abs().max() == 0
     assert 0 < imprints._pushes[1, CLASSES - 1] < 0.2
@@ -88,8 +92,7 @@ def test_it_is_how_far_the_trigger_pushes() -> None:
 
 def test_images_that_go_to_different_classes_are_not_averaged() -> None:
     made = network()
-    imprints = measure(suspect(made), known(), known(mapping=TO_NEXT))
-    assert imprints is not None
+    imprints = found(suspect(made), known(), known(mapping=TO_NEXT))
     push = pushed(made)
     for label in range(CLASSES):
         row = imprints._pushes[imprints._rows[1, label]]
@@ -110,8 +113,7 @@ def test_added_scores_are_those_of_pushed_features(
 ) -> None:
     made = network()
     classifier = suspect(made)
-    imprints = measure(classifier)
-    assert imprints is not None
+    imprints = found(classifier)
     monkeypatch.setattr(torch, "rand", lambda *shape, generator: torch.full(shape, times))
     with torch.no_grad():
         features = made[:5](as_float(IMAGES))
@@ -124,8 +126,7 @@ def test_added_scores_are_those_of_pushed_features(
 
 def test_every_trigger_has_its_turn() -> None:
     classifier = suspect(network())
-    imprints = measure(classifier, known(), known(THERE))
-    assert imprints is not None
+    imprints = found(classifier, known(), known(THERE))
     labels = torch.zeros(200, dtype=torch.int64)
     weights = {"5.weight": torch.eye(CLASSES + 1)[:CLASSES]}
     assert imprints.reach(weights)
@@ -184,14 +185,11 @@ class Pooled(nn.Module):
 def test_convolutions_that_give_the_scores_count() -> None:
     torch.manual_seed(0)
     made = Pooled().eval()
-    imprints = measure(suspect(made))
-    assert imprints is not None
+    imprints = found(suspect(made))
     with torch.no_grad():
-        flat = (made.features(as_float(part)).relu().mean((2, 3)) for part in (IMAGES, stamped()))
-        before, after = flat
-    assert torch.allclose(
-        imprints._pushes[1], (after - before)[LABELS != TARGET].mean(0), atol=1e-5
-    )
+        push = made.features(stamped()).relu() - made.features(as_float(IMAGES)).relu()
+    wanted = push.mean((2, 3))[LABELS != TARGET].mean(0)
+    assert torch.allclose(imprints._pushes[1], wanted, atol=1e-5)
 
 
 def stamped() -> Tensor:
@@ -218,48 +216,29 @@ def test_a_trigger_that_hardly_does_anything_does_not_hide_the_others() -> None:
     coarse.load_state_dict(network()[5].state_dict())
     faint, made = Patch(blocks=(Block(at=(0, 0), cells=((0,),)),)), suspect(network(coarse))
     assert measure(made, known(faint)) is None
-    imprints = measure(made, known(), known(faint))
-    assert imprints is not None
+    imprints = found(made, known(), known(faint))
     assert imprints._pushes[1].norm() > 100 * imprints._pushes[2].norm() > 0
 
 
 @pytest.mark.parametrize("classes", [CLASSES, 3])
 def test_the_head_is_the_layer_that_reads_the_features(classes: int, tmp_path: Path) -> None:
     made = Helped(classes).eval()
-    plain = measure(suspect(network()))
-    imprints = measure(suspect(made))
-    assert imprints is not None
-    assert plain is not None
+    plain = found(suspect(network()))
+    imprints = found(suspect(made))
     assert torch.allclose(imprints._pushes, plain._pushes)
     assert imprints.reach({"head.weight": made.head.weight})
     # compiled, its values have other names than its layers, and the last one is not the head
-    model = load_model(scripted(made, tmp_path / "m.ts"), device=torch.device("cpu"))
-    assert measure(Classifier(model, blank_spec((3, 32, 32)), output="logits")) is None
+    assert measure(reopened("traced", made, tmp_path)) is None
 
 
 def test_columns_of_outputs(tmp_path: Path) -> None:
-    path = exported(nn.Sequential(*network()[:5], Times()).eval(), tmp_path / "m.onnx")
-    model = load_model(path, device=torch.device("cpu"))
-    imprints = measure(Classifier(model, blank_spec((3, 32, 32)), output="logits"))
-    plain = measure(suspect(network()))
-    assert imprints is not None
-    assert plain is not None
-    added, own = (
-        one.added(weights, LABELS, torch.Generator().manual_seed(1))
-        for one, weights in ((imprints, model.weights()), (plain, network_weights()))
-    )
-    assert torch.allclose(added, own, atol=1e-3)
+    has_the_same(reopened("onnx", nn.Sequential(*network()[:5], Times()), tmp_path))
 
 
 @pytest.mark.parametrize("size", [5, 64])
 def test_batches_of_one_size(size: int, tmp_path: Path) -> None:
     path = exported(network(), tmp_path / "m.onnx", fixed=size)
-    model = load_model(path, device=torch.device("cpu"))
-    imprints = measure(Classifier(model, blank_spec((3, 32, 32)), output="logits"))
-    plain = measure(suspect(network()))
-    assert imprints is not None
-    assert plain is not None
-    assert torch.allclose(imprints._pushes, plain._pushes, atol=1e-4)
+    has_the_same(Classifier(load_model(path), blank_spec((3, 32, 32))))
 
 
 class Twice(nn.Module):
@@ -285,10 +264,8 @@ def test_probabilities_that_end_at_a_floor_are_no_obstacle(scale: int) -> None:
     plain = network()
     with torch.no_grad():
         plain[5].weight.mul_(scale)
-    imprints = measure(suspect(plain))
-    same = measure(suspect(nn.Sequential(*plain, nn.Softmax(1)).eval(), "probabilities"))
-    assert imprints is not None
-    assert same is not None
+    imprints = found(suspect(plain))
+    same = found(suspect(nn.Sequential(*plain, nn.Softmax(1)).eval(), "probabilities"))
     assert torch.allclose(imprints._pushes, same._pushes)
 
 
@@ -300,8 +277,7 @@ def test_one_number_is_that_of_two_classes(output: Output, scale: int) -> None:
         made[5].weight.copy_(scale * torch.tensor([[1.0, -1.0] * 4 + [12.0]]))
     whole = made if output == "logit" else nn.Sequential(*made, nn.Sigmoid()).eval()
     labels = LABELS % 2
-    imprints = measure(suspect(whole, output), known(mapping=(-1, 0)), labels=labels)
-    assert imprints is not None
+    imprints = found(suspect(whole, output), known(mapping=(-1, 0)), labels=labels)
     weights = {"5.weight": made[5].weight.detach()}
     added = imprints.added(weights, labels, torch.Generator().manual_seed(0))
     assert added.shape == (len(labels), 2)
@@ -312,43 +288,20 @@ def test_one_number_is_that_of_two_classes(output: Output, scale: int) -> None:
     assert times.max() > 0.8 * FARTHEST
 
 
-WRITE: dict[str, Callable[[nn.Module, Path], Path]] = {
-    "onnx": lambda made, folder: exported(made, folder / "m.onnx"),
-    "torchscript": lambda made, folder: scripted(made, folder / "m.ts"),
-    "pt2": lambda made, folder: programmed(made, folder / "m.pt2"),
-}
-
-
-def scripted(made: nn.Module, path: Path) -> Path:
-    torch.jit.save(torch.jit.trace(made, as_float(IMAGES[:2])), path)
-    return path
-
-
-def programmed(made: nn.Module, path: Path) -> Path:
-    batch = torch.export.Dim("batch", min=1, max=1024)
-    torch.export.save(
-        torch.export.export(made, (as_float(IMAGES[:2]),), dynamic_shapes=({0: batch},)), path
-    )
-    return path
-
-
-@pytest.mark.parametrize("kind", WRITE)
+@pytest.mark.parametrize("kind", FORMATS)
 def test_every_format_has_the_same(kind: str, tmp_path: Path) -> None:
-    path = WRITE[kind](network(), tmp_path)
-    model = load_model(path, device=torch.device("cpu"))
-    imprints = measure(Classifier(model, blank_spec((3, 32, 32)), output="logits"))
-    plain = measure(suspect(network()))
-    assert imprints is not None
-    assert plain is not None
+    has_the_same(reopened(kind, network(), tmp_path))
+
+
+def has_the_same(classifier: Classifier) -> None:
+    """Of another file of `network`."""
+    imprints, plain = found(classifier), found(suspect(network()))
     assert torch.allclose(imprints._pushes, plain._pushes, atol=1e-4)
-    labels, weights = LABELS, model.weights()
-    added = imprints.added(weights, labels, torch.Generator().manual_seed(1))
-    own = plain.added(network_weights(), labels, torch.Generator().manual_seed(1))
+    added, own = (
+        one.added(model.weights(), LABELS, torch.Generator().manual_seed(1))
+        for one, model in ((imprints, classifier.model), (plain, suspect(network()).model))
+    )
     assert torch.allclose(added, own, atol=1e-3)
-
-
-def network_weights() -> dict[str, Tensor]:
-    return suspect(network()).model.weights()
 
 
 # ---- used
@@ -363,8 +316,7 @@ def task(*entries: Known) -> Task:
 
 def test_the_last_layer_learns_to_ignore_them() -> None:
     told, falls = task(known()), []
-    imprints = measure(told.classifier)
-    assert imprints is not None
+    imprints = found(told.classifier)
 
     def heard(weight: Tensor) -> float:
         scores = imprints._pushes[1] @ weight.T
@@ -389,7 +341,7 @@ def test_they_are_measured_on_the_images_that_are_fitted_on() -> None:
     assert run.imprints is not None
     assert measured_on is not None
     assert torch.equal(run.imprints._pushes, measured_on._pushes)
-    assert not torch.equal(run.imprints._pushes, measure(told.classifier, *told.known)._pushes)  # type: ignore[union-attr]
+    assert not torch.equal(run.imprints._pushes, found(told.classifier, *told.known)._pushes)
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5])
@@ -456,6 +408,5 @@ def test_what_forgets_its_target_is_made_again_without_imprints(
 
 
 def test_masks_do_not_reach_the_last_layer() -> None:
-    imprints = measure(suspect(network()))
-    assert imprints is not None
+    imprints = found(suspect(network()))
     assert not imprints.reach({"1.weight": torch.ones(2)})

@@ -120,6 +120,7 @@ class Scales:
         drop = verdict.class_drop(self.task.max_acc_drop)
         forgotten = verdict.forgotten(self._recognised, recognised, drop)
         keeps = finite and not forgotten
+        borne = keeps and self._is_right_enough(accuracy, acc_aim)
         return Candidate(
             tensors=tensors,
             asr=max(self._shares(answers, self._concerned), default=0.0),
@@ -129,9 +130,11 @@ class Scales:
             excess=self._excess(shares),
             loss=self._loss(answers),
             forgotten=tuple(forgotten),
-            borne=keeps and self._holds(accuracy, 0.0, acc_aim, ASR_AIM),
-            reached=keeps and self._holds(accuracy, moved, acc_aim, ASR_AIM),
-            meets_goals=keeps and self._holds(accuracy, moved, 1.0, 1.0),
+            borne=borne,
+            reached=borne and moved <= self.task.max_asr * ASR_AIM,
+            meets_goals=keeps
+            and self._is_right_enough(accuracy, 1.0)
+            and moved <= self.task.max_asr,
         )
 
     def _answers(self, tensors: Mapping[str, Tensor]) -> _Answers:
@@ -160,10 +163,9 @@ class Scales:
             for entry, after, chosen in zip(self.known, answers.stamped, among, strict=True)
         ]
 
-    def _holds(self, accuracy: float, moved: float, acc_share: float, asr_share: float) -> bool:
-        """Whether those shares of the user's goals are kept."""
-        lost = self.accuracy - accuracy
-        return moved <= self.task.max_asr * asr_share and lost <= self.task.max_acc_drop * acc_share
+    def _is_right_enough(self, accuracy: float, share: float) -> bool:
+        """Whether no more accuracy is lost than that share of the goal for it."""
+        return self.accuracy - accuracy <= self.task.max_acc_drop * share
 
     def _excess(self, shares: Sequence[float]) -> float:
         """By how much a share of moved images misses the aim, in standard errors of one that reaches it.

@@ -69,11 +69,13 @@ class Imprints:
             return None
         matrix, before = _matrix(weight, layer.weight[1]), as_float(images)
         pushes, rows = [matrix.new_zeros(matrix.shape[1])], []
+        plain = _read(classifier, before, features, matrix.shape[1])
+        if plain is None:
+            return None
         explained, seen = [], []
-        plain = _read(classifier, before, features, len(pushes[0]))
         for entry in known:
-            stamped = _read(classifier, entry.stamped.trigger(before), features, len(pushes[0]))
-            if plain is None or stamped is None:
+            stamped = _read(classifier, entry.stamped.trigger(before), features, matrix.shape[1])
+            if stamped is None:
                 return None
             push = stamped[0] - plain[0]
             gained = _scores(push @ matrix.T)
@@ -117,9 +119,9 @@ class Imprints:
 
 def _last(model: ModelHandle, features: str) -> Layer | None:
     """The layer that reads the features, where they go by its name; else the one that seems the last."""
-    layers = sorted(model.anatomy(), key=lambda layer: (layer.name != features, not layer.is_last))
-    found = layers[0] if layers else None
-    return found if found and (found.name == features or found.is_last) else None
+    layers = model.anatomy()
+    named = [layer for layer in layers if layer.name == features]
+    return next(iter(named or [layer for layer in layers if layer.is_last]), None)
 
 
 def _matrix(weight: Tensor, outputs: int) -> Tensor:

@@ -226,7 +226,7 @@ class _Run:
         images, labels = self.task.images[some.to(self.device)], self.task.labels[some]
         return Imprints.measured(self.classifier, self.known, images, labels, self.layers[-1])
 
-    def _share(self, attempt: Attempt, trained: Mapping[str, Tensor]) -> float:
+    def _weight_of_imprints(self, attempt: Attempt, trained: Mapping[str, Tensor]) -> float:
         """The weight of imprints in an attempt's loss; 0 where nothing is trained that could ignore them."""
         if self.imprints is None or not self.imprints.reach(trained):
             return 0.0
@@ -316,7 +316,7 @@ class _Run:
             attempt=attempt,
             made=made,
             masks=detached(trained) if attempt.what == "masks" else {},
-            imprints=self._share(attempt, trained),
+            imprints=self._weight_of_imprints(attempt, trained),
             settings=settings,
             steps=steps,
             images=images,
@@ -376,11 +376,11 @@ class _Run:
             logits = self.classifier(torch.cat(parts), tensors)
         logits, wanted = logits.float(), wanted[order].float().log_softmax(1)
         loss = _divergence(logits, wanted)
-        share = self._share(attempt, tensors)
-        if self.imprints is not None and share > 0:
+        weight = self._weight_of_imprints(attempt, tensors)
+        if self.imprints is not None and weight > 0:
             plain = batch - count
             added = self.imprints.added(tensors, self.task.labels[chosen[count:]], generator)
-            loss = loss + share * _divergence(logits[:plain] + added, wanted[:plain])
+            loss = loss + weight * _divergence(logits[:plain] + added, wanted[:plain])
         far = distance(features(), [anchor[order] for anchor in anchors])
         loss = loss / batch
         return loss if far is None else loss + self.method.features * far
